@@ -111,13 +111,12 @@ def test_a_figure_that_fails_costs_nothing_but_itself(tmp_path: Path) -> None:
         "m", outputs(SCORES), outputs(SCORES)
     )
     assert [one.noun for one in found.figures] == ["AUROC"]
-    assert found.missing[0] == (
-        "KS: not computed: ks reads 'q'; the model gives p float32 [400, 2]"
-    )
+    assert found.missing[0] == ("KS: not computed: ks reads 'q'; the model gives p float32 (n, 2)")
     assert found.missing[1] == "broken: not computed: custom ended in KeyError: 'nothing'"
     missing = setting("auroc", labels=1 + LABELS).compare("m", outputs(SCORES), outputs(SCORES))
     assert missing.missing == (
-        "AUROC: not computed: auroc: label 2 is none of the 2 classes 0 to 1",
+        "AUROC: not computed: auroc: label 2 is none of the 2 classes 0 to 1; if the labels count from 1, "
+        "give labels - 1",
     )
 
 

@@ -1,13 +1,18 @@
 """Notes on masks that contradict their tokens."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import hasten
+from hasten.core.progress import Progress
 from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.ragged import RaggedDataset
 from hasten.optimization.masks import check_sizes, mask_notes
+from hasten.testing.models import write
 
 COUNT, LENGTH, WORDS = 20, 12, 100
 SIZES = np.random.default_rng(1).integers(4, LENGTH - 1, COUNT)
@@ -77,6 +82,52 @@ def test_a_mask_whose_ones_may_leave_tokens_out_gets_no_note() -> None:
     assert said(tokens(), 1 - right_mask(), "key_padding_mask") == []
     (line,) = said(tokens(), nothing, "attention_mask")
     assert "hides 20 samples wholly" in line
+
+
+def test_an_inverted_mask_is_told() -> None:
+    looked_at = "of the 20 samples that were looked at"
+    assert said(tokens(7), 1 - right_mask()) == [
+        f"attention_mask looks inverted: {looked_at}, it is 1 only over token 7, which looks like "
+        "padding, and 0 over all others of input_ids; give 1 for each token that counts"
+    ]
+    whole = np.arange(LENGTH) < np.where(np.arange(COUNT) < 3, LENGTH, SIZES)[:, None]
+    some_without_padding = np.where(whole, tokens() + 2, 1)
+    (line,) = said(some_without_padding, 1 - whole.astype(np.int64))
+    assert "looks inverted" in line
+    assert "looks inverted" not in "".join(said(tokens(), np.zeros((COUNT, LENGTH), np.int64)))
+    assert said(np.zeros((COUNT, LENGTH), np.int64), right_mask()) == [
+        f"attention_mask doesn't seem to fit input_ids: {looked_at}, it is 1 over padding (token 0) "
+        "in 20 samples; if that isn't meant, repair the data"
+    ]
+
+
+def test_what_a_mask_contradicts_is_told_before_the_search(tmp_path: Path) -> None:
+    text = f"""
+        shown (int64[n, {LENGTH}] input_ids, int64[n, {LENGTH}] attention_mask) => (float[n, {LENGTH}] y) {{
+            seen = Mul(input_ids, attention_mask)
+            numbers = Cast <to = 1> (seen)
+            y = Mul(numbers, scale)
+        }}"""
+    model = write(tmp_path / "shown.onnx", text, {"scale": (LENGTH,)})
+    data = {
+        "input_ids": np.tile(tokens(), (5, 1)),
+        "attention_mask": np.tile(1 - right_mask(), (5, 1)),
+    }
+
+    class StopError(Exception):
+        pass
+
+    told: list[str] = []
+
+    def stop(progress: Progress) -> None:
+        if progress.outline is not None:
+            told.extend(text for name, text in progress.outline.facts if name == "check")
+            raise StopError
+
+    with pytest.raises(StopError):
+        hasten.optimize(model, data, metric="embedding", out=tmp_path / "a.hasten", listen=stop)
+    (line,) = told
+    assert line.startswith("attention_mask looks inverted: ")
 
 
 def refused(samples: dict[str, list[Array]]) -> str:

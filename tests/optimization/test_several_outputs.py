@@ -133,8 +133,8 @@ def test_labels_of_several_outputs_come_by_name(mixed: Path) -> None:
 def test_labels_of_several_outputs_want_a_metric_each(mixed: Path) -> None:
     given = {**data(), "labels@scores": np.arange(COUNT) % 4}
     assert refused(mixed, given) == (
-        "the data has labels of several outputs, labels@scores: name the metric of each, as "
-        'metric="top1@scores"'
+        "no metric was named, and the data has labels of several outputs, labels@scores: name the "
+        'metric of each, as metric="top1@scores"; docs/reference/metrics.md lists all metrics'
     )
     assert refused(mixed, given, metric="auroc@scores") == (
         "auroc reads labels in one array, but the data has labels@scores: give labels"
@@ -156,7 +156,7 @@ def test_labels_of_another_kind_are_refused(mixed: Path) -> None:
     )
     given["labels"] = np.zeros((COUNT, 2, 2))
     assert refused(mixed, given, metric="top1@scores") == (
-        "top1 reads labels (60,) or one-hot (60, 4); got float64 [60, 2, 2]"
+        "top1 reads labels (n,) or one-hot (n, 4); got float64 (n, 2, 2)"
     )
 
 
@@ -170,12 +170,15 @@ def test_a_score_out_of_its_range_is_told_with_what_came(mixed: Path, tmp_path: 
     assert "\n" not in message
 
 
-def test_a_scalar_input_without_data_is_named(mixed: Path) -> None:
+def test_a_scalar_input_without_data_is_named(mixed: Path, bundle: Path) -> None:
     given = {name: array for name, array in data().items() if name != "rate"}
     assert refused(mixed, given) == (
         "the model takes the inputs x, ids, mask, kind, scale, rate; the data has x, ids, mask, kind, "
         'scale; rate takes a single number: add one for each sample to the data, as np.full(n, 1, "int64")'
     )
+    with pytest.raises(InputError) as error:
+        hasten.certify(bundle, given, max_drop=0.05)
+    assert str(error.value).endswith('each sample to the data, as np.full(n, 1, "int64")')
 
 
 def test_an_input_with_a_default_may_be_left_out_or_given(tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hasten.core.words import amount, type_in_words
 from hasten.errors import HastenError, InputError, told
 
 
@@ -43,6 +46,44 @@ def load_object(path: str) -> Any:
     if not hasattr(module, name):
         raise InputError(f"can't import {path!r}: {module_name} has no {name!r}")
     return getattr(module, name)
+
+
+def load_function(path: str, what: str, *forms: str) -> Callable[..., Any]:
+    """Import the user's function at a path, and check that it can be called.
+
+    Args:
+        path: Import path, as for `load_object`.
+        what: Noun for the function, for messages: "a metric".
+        forms: Arguments of the calls, of which one must be possible: "(outputs, labels)".
+
+    Raises:
+        InputError: it can't be imported, is no function, or takes other arguments.
+    """
+    function = load_object(path)
+    if not callable(function):
+        raise InputError(f"{path} is {type_in_words(function)}, not a function")
+    if not any(can_take(function, form.count(",") + 1) for form in forms):
+        required = [
+            p
+            for p in inspect.signature(function).parameters.values()
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        named = [p.name for p in required if p.kind is p.KEYWORD_ONLY]
+        takes = f"{amount(len(required) - len(named), 'argument')}{' and ' if named else ''}"
+        keywords = ", ".join(f"{name}=" for name in named)
+        raise InputError(f"{path} takes {takes}{keywords}; {what} takes {' or '.join(forms)}")
+    return function  # type: ignore[no-any-return]
+
+
+def can_take(function: Callable[..., Any], count: int) -> bool:
+    """Whether a function can be called with so many arguments; True where its signature can't be read."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def _run_file(file: Path) -> ModuleType:

@@ -32,6 +32,14 @@ def amount(count: int, noun: str, several: str = "") -> str:
     return f"{count:,} {noun if count == 1 else several or f'{noun}s'}"
 
 
+def type_in_words(value: object) -> str:
+    """Return a value's type with its article: "a list", "an int"; "None" for None."""
+    name = type(value).__name__
+    if value is None:
+        return "None"
+    return f"{'an' if name.startswith((*'aeioAEIO', 'nd')) else 'a'} {name}"
+
+
 def numbers_in_words(numbers: Sequence[int]) -> str:
     """Return whole numbers: "16000" for one, "[1, 0]" for several, of which the first eight are shown."""
     text = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")

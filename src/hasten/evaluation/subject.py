@@ -38,6 +38,7 @@ from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import in_pixels
 from hasten.measure.steps import scored_steps
 from hasten.measure.worker import request_of
+from hasten.optimization.hints import hint_of_scalars
 from hasten.optimization.labelling.wanted import with_labels
 
 _NO_LIMIT = 0.5
@@ -228,7 +229,7 @@ def open_material(subject: Subject, data: Any, scored: Metric | None) -> Materia
     metric, sequences = subject.metric, subject.manifest.sequences
     notes: tuple[str, ...] = ()
     if sequences is None:
-        opened = open_data(data, subject.exact.inputs, subject.pipeline)
+        opened = _opened(data, subject)
         numbering = opened.numbering if isinstance(opened, (ClassFiles, TextData)) else ""
         if numbering and metric.reads_classes:
             notes = (numbering,)
@@ -255,6 +256,20 @@ def open_material(subject: Subject, data: Any, scored: Metric | None) -> Materia
         sequences = Sequences(sequences.states, steps, whole.lengths)
     metric = for_labels(metric, dataset.labels).around(subject.pipeline)
     return Material(dataset, metric, sequences, notes)
+
+
+def _opened(data: Any, subject: Subject) -> Dataset:
+    """Open data for a bundle's models.
+
+    Raises:
+        InputError: the data can't be used; where it lacks single numbers, it says how to give them.
+    """
+    try:
+        return open_data(data, subject.exact.inputs, subject.pipeline)
+    except InputError as error:
+        if "the model takes the inputs" not in str(error):
+            raise
+        raise InputError(f"{error}{hint_of_scalars(subject.exact.inputs, str(error))}") from error
 
 
 def _check_device(folder: Path, manifest: Manifest) -> None:

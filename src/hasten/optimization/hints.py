@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hasten.core.model import Model
 from hasten.core.sequences import likely_states
+from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.models import onnx
@@ -21,19 +23,22 @@ def hint_of_inputs(model: Any, said: str) -> str:
         model: Model that `find_model` returned.
         said: Message that lists the inputs of the model, and then what the data has.
     """
-    return f"{hint_of_states(model)}{_hint_of_scalars(model, said)}"
-
-
-def _hint_of_scalars(model: Any, said: str) -> str:
-    """Return a sentence on inputs that take a single number and aren't in the data."""
-    if not isinstance(model, Path):
-        return ""
     try:
-        source = onnx.load(model)
+        inputs = onnx.load(model).inputs if isinstance(model, Path) else ()
     except InputError:
-        return ""
+        inputs = ()
+    return f"{hint_of_states(model)}{hint_of_scalars(inputs, said)}"
+
+
+def hint_of_scalars(inputs: Sequence[TensorSpec], said: str) -> str:
+    """Return a sentence on inputs that take a single number and aren't in the data; "" where there are none.
+
+    Args:
+        inputs: Inputs of the model.
+        said: Message that lists the inputs of the model, and then what the data has.
+    """
     given = said.partition(" has ")[2].replace(",", " ").split()
-    lacking = [s for s in source.inputs if s.shape == () and s.name not in given]
+    lacking = [s for s in inputs if s.shape == () and s.name not in given]
     if not lacking or not given:
         return ""
     one = lacking[0]

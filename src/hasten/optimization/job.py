@@ -30,6 +30,7 @@ class Job:
         journal: Journal of completed steps, in the work folder.
         listen: Callback that receives the progress.
         notes: Notes for the reader of the result.
+        doubts: Notes among these on data that looks wrong, which are told before the search too.
         deadline: End of the command, and what each stage may spend until then.
         ledger: Memory of which samples earlier runs searched and tested on.
     """
@@ -42,6 +43,7 @@ class Job:
     notes: list[str] = field(default_factory=list)
     deadline: Deadline = field(default_factory=Deadline)
     ledger: Ledger = field(default_factory=user_ledger)
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def late(self) -> bool:

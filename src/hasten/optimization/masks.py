@@ -72,7 +72,7 @@ def _check_length(name: str, given: Mapping[str, Array]) -> None:
 
 
 def mask_notes(specs: Sequence[TensorSpec], samples: Dataset) -> list[str]:
-    """Return a note for each mask that hides whole samples, has gaps, or doesn't hide padding.
+    """Return a note for each mask that is inverted, hides whole samples, has gaps, or doesn't hide padding.
 
     A mask has one number, 0 or 1, for each token; inputs of whole numbers of its size are tokens.
 
@@ -89,7 +89,13 @@ def mask_notes(specs: Sequence[TensorSpec], samples: Dataset) -> list[str]:
     notes = []
     for mask in masks:
         pairs = list(_pairs(samples, tokens, mask))
-        if said := _said(pairs, sure=mask.lower() in _SURE):
+        if mask.lower() in _SURE and (token := _inverted(pairs)) is not None:
+            notes.append(
+                f"{mask} looks inverted: of the {amount(len(pairs), 'sample')} that were looked at, it is 1 only "
+                f"over token {token}, which looks like padding, and 0 over all others of {tokens}; give 1 for each "
+                "token that counts"
+            )
+        elif said := _said(pairs, sure=mask.lower() in _SURE):
             notes.append(
                 f"{mask} doesn't seem to fit {tokens}: of the {amount(len(pairs), 'sample')} that were "
                 f"looked at, it {said}; if that isn't meant, repair the data"
@@ -128,6 +134,16 @@ def _said(pairs: Sequence[tuple[Array, Array]], *, sure: bool) -> str:
         f"has zeros between ones in {amount(gaps, 'sample')}" if gaps else "",
         f"is 1 over padding (token {padding}) in {amount(over, 'sample')}" if over else "",
     )
+
+
+def _inverted(pairs: Sequence[tuple[Array, Array]]) -> int | None:
+    """Return the token that alone is shown while several others are hidden; None where there is none."""
+    over = {int(token) for ids, shown in pairs for token in np.unique(ids[shown])}
+    if len(over) != 1:
+        return None
+    (token,) = over
+    hidden = {int(one) for ids, shown in pairs for one in np.unique(ids[~shown])} - over
+    return token if len(hidden) > 1 else None
 
 
 def _padding(pairs: Sequence[tuple[Array, Array]]) -> int | None:

@@ -46,6 +46,7 @@ def outline_of(
         ("tries", _tries(proposed, drafted)),
         ("promise", _promise(ready)),
         ("time", _time(order, proposed)),
+        *(("check", doubt) for doubt in job.doubts),
     )
     return Outline(
         facts,

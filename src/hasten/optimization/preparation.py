@@ -423,7 +423,8 @@ def _note(job: Job, ready: Ready) -> None:
         job.notes.append(data_for_a_certificate(order))
     else:
         check_sizes(ready.model.inputs, ready.parts.search)
-        job.notes += mask_notes(ready.model.inputs, ready.parts.search)
+        job.doubts += mask_notes(ready.model.inputs, ready.parts.search)
+        job.notes += job.doubts
         job.notes += warnings(ready.parts, ready.promise, calibrating(order, ready), ready.tested)
 
 

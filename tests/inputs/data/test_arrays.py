@@ -109,7 +109,12 @@ X = np.zeros((100, 2), np.float32)
         ({"x": np.array(["a"])}, None, None, "input 'x' is an array of <U1; give numbers"),
         ({"x": np.array([None])}, None, None, "input 'x' is an array of object; give numbers"),
         ({"x": np.zeros(3, "V2")}, None, None, "input 'x' is an array of |V2; give numbers"),
-        ({"x": np.array(3)}, None, None, "input 'x' is a single number; give an array of samples"),
+        (
+            {"x": np.array(3)},
+            None,
+            None,
+            "input 'x' is a single number; give an array of samples, as np.full(n, 3, \"int64\")",
+        ),
         ({"x": [1, 2]}, None, None, "input 'x' is a list, not a numpy array"),
     ],
 )

@@ -240,7 +240,12 @@ def test_what_is_no_array_of_numbers_is_refused_and_nothing_is_unpickled(tmp_pat
     np.savez(path, x=np.array(["a", "b"]))
     assert refused(path) == "input 'x' is an array of <U1; give numbers"
     np.savez(path, x=np.array(3.0))
-    assert refused(path) == "input 'x' is a single number; give an array of samples"
+    said = "input 'x' is a single number; give an array of samples, as np.full(n, {})"
+    assert refused(path) == said.format('3.0, "float64"')
+    np.savez(path, x=np.float32(2.0), y=X)
+    assert refused(path) == said.format('2.0, "float32"')
+    np.savez_compressed(path, x=np.array(16000, ">i4"))
+    assert refused(path) == said.format('16000, "int32"')
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", b"no array at all")
     assert refused(path) == "input 'x' is not an array: save it with np.savez"

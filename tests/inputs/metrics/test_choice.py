@@ -3,7 +3,8 @@ import pytest
 
 from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
-from hasten.inputs.metrics import default_metric, parse_metric
+from hasten.inputs.data.labels_by_output import joined
+from hasten.inputs.metrics import check_outputs, default_metric, parse_metric
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.brier import Brier
@@ -64,7 +65,25 @@ def test_a_metric_is_read_as_it_is_written(text: str, metric: Metric) -> None:
         ("regression:x", "metric 'regression:x': 'x' isn't a number"),
         (
             "regression",
-            "regression: tolerance 0 and relative 0; give one above 0, as in regression:0.01",
+            "metric 'regression': regression needs a tolerance, as in regression:0.02 or regression:2%",
+        ),
+        (
+            "regression@y",
+            "metric 'regression@y': regression needs a tolerance, as in regression:0.02 or regression:2%",
+        ),
+        (
+            "regression@Identity:0",
+            "metric 'regression@Identity:0': regression needs a tolerance, as in regression:0.02 or "
+            "regression:2%",
+        ),
+        (
+            "regression@537:0.02",
+            "metric 'regression@537:0.02': write METRIC:SETTING@OUTPUT, as in regression:0.02@537",
+        ),
+        (
+            "regression@Identity:0:2%",
+            "metric 'regression@Identity:0:2%': write METRIC:SETTING@OUTPUT, as in "
+            "regression:2%@Identity:0",
         ),
         ("top1@", "metric 'top1@' names no output after the @: write one, or leave out the @"),
         ("top1:a@b", "metric 'top1:a@b' names two outputs, a and b: name one"),
@@ -107,6 +126,32 @@ def test_what_is_no_metric_is_refused(text: str, message: str) -> None:
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "embedding@pooled:0.98",
+            "embedding reads the output 'pooled:0.98', but the model's outputs are pooled: "
+            "float32[n, 8]; settings stand before the @: write embedding:0.98@pooled",
+        ),
+        (
+            "ndcg@all:5",
+            "ndcg reads the output 'all:5', but the model's outputs are pooled: float32[n, 8]; "
+            "settings stand before the @: write ndcg:5@all",
+        ),
+        (
+            "top1@Identity:0",
+            "top1 reads the output 'Identity:0', but the model's outputs are pooled: float32[n, 8]",
+        ),
+    ],
+)
+def test_settings_behind_an_outputs_name_are_told_from_a_name(text: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        check_outputs(parse_metric(text), [TensorSpec("pooled", "float32", ("n", 8))])
+    assert str(error.value) == message
+    check_outputs(parse_metric(text), [TensorSpec(text.partition("@")[2], "float32", ("n", 8))])
+
+
 LOGITS = TensorSpec("logits", "float32", ("n", 10))
 FEATURES = TensorSpec("features", "float32", ("n", 7, 7))
 
@@ -118,23 +163,126 @@ def test_classes_with_labels_are_top1_and_without_agreement() -> None:
     assert default_metric(None, [FEATURES, LOGITS]) == Agreement("logits")
 
 
+def test_classes_may_be_floats_and_rows_of_floats() -> None:
+    assert default_metric(np.array([0.0, 9.0, 2.0], np.float32), [LOGITS]) == Top1()
+    assert default_metric(np.eye(10, dtype=np.float32), [LOGITS]) == Top1()
+    assert default_metric(np.array([0.0, np.nan]), [LOGITS]) == Top1()
+
+
+def test_classes_that_the_model_chooses_itself_are_top1_and_without_labels_agreement() -> None:
+    chosen = TensorSpec("y", "int64", ("n",))
+    assert default_metric(np.arange(3), [chosen]) == Top1()
+    assert default_metric(None, [chosen]) == Agreement()
+    assert default_metric(np.arange(3), [FEATURES, chosen]) == Top1("y")
+    assert default_metric(np.arange(3), [LOGITS, chosen]) == Top1("logits")
+
+
+ONE = TensorSpec("y", "float32", ("n", 1))
+TOKENS = TensorSpec("y", "float32", ("n", 5, 9))
+MASKS = TensorSpec("y", "float32", ("n", 3, 4, 4))
+HEADS = [TensorSpec("a", "float32", ("n", 3)), TensorSpec("b", "float32", ("n", 2))]
+ALL = "; docs/reference/metrics.md lists all metrics"
+TOLERANCE = 'give metric="regression:0.01" or metric="regression:2%"'
+
+
 @pytest.mark.parametrize(
-    "outputs", [[FEATURES], [LOGITS, LOGITS], [TensorSpec("y", "float32", ("n", 1))]]
+    ("labels", "outputs", "message"),
+    [
+        (
+            None,
+            [FEATURES],
+            "only you know how far the numbers of features: float32[n, 7, 7] may be off: give a tolerance, as "
+            'in metric="regression:0.01" or metric="regression:2%", or a cosine, metric="embedding:0.99"',
+        ),
+        (
+            None,
+            HEADS,
+            "the model has 2 outputs of class scores, a and b: name one, as in "
+            'metric="agreement@a", or all, as in metric="agreement@all"',
+        ),
+        (
+            np.arange(3),
+            HEADS,
+            "the model has 2 outputs of class scores, a and b, and one array of labels: name the "
+            'output that they are for, as in metric="top1@a"',
+        ),
+        (
+            np.array(["", "cat", "dog"]),
+            [LOGITS],
+            "the labels are words, such as 'cat', and nothing says which class each is: give the "
+            "classes' numbers in the model's order, as np.unique(labels, return_inverse=True)[1] "
+            'where that is alphabetical; for texts to compare name metric="cer:vocab.txt"',
+        ),
+        (
+            np.array([0.0, 0.5]),
+            [LOGITS],
+            "the labels are numbers such as 0.5, not classes of 'logits' [n, 10]: give whole numbers "
+            'from 0 for classes, labels of the output\'s shape for metric="regression:0.01", or a '
+            'function of your own, metric="my.py:function"',
+        ),
+        (
+            np.array([0, 1, 1]),
+            [ONE],
+            "the labels are 0 or 1, and 'y' gives one number a sample: give metric=\"auroc\" if it "
+            'ranks, metric="brier:sigmoid" if it is a logit, or metric="brier" if it is a '
+            "probability",
+        ),
+        (
+            np.array([[0.0], [1.0]], np.float32),
+            [TensorSpec("y", "float32", ("n",)), FEATURES],
+            "the labels are 0 or 1, and 'y' gives one number a sample: give metric=\"auroc@y\" if it "
+            'ranks, metric="brier:sigmoid@y" if it is a logit, or metric="brier@y" if it is a '
+            "probability",
+        ),
+        (
+            np.array([0.5, 7.0]),
+            [ONE],
+            f"only you know how far the numbers of 'y' may be off: {TOLERANCE}",
+        ),
+        (
+            np.full((2, 10), 0.5),
+            [LOGITS],
+            f"only you know how far the numbers of 'logits' may be off: {TOLERANCE}",
+        ),
+        (
+            np.ones((2, 10)),
+            [LOGITS],
+            "the labels (n, 10) give some samples several classes, or none: give "
+            'metric="recall:1", or a function of your own, metric="my.py:function"',
+        ),
+        (
+            np.zeros((2, 5), np.int64),
+            [TOKENS],
+            "the labels (n, 5) are classes of places in 'y' [n, 5, 9]: give "
+            'metric="token_accuracy"',
+        ),
+        (
+            np.zeros((2, 4, 4), np.int64),
+            [MASKS],
+            "the labels (n, 4, 4) are classes of places in 'y' [n, 3, 4, 4]: give metric=\"iou\"",
+        ),
+        (
+            np.zeros((2, 6, 5)),
+            [TensorSpec(n, "float32", ("n", 6)) for n in ("boxes", "scores", "labels")],
+            'the labels (n, 6, 5) look like boxes: give metric="detection_f1"',
+        ),
+        (
+            np.zeros((2, 7)),
+            [LOGITS],
+            "the labels (n, 7) fit no class and no number of logits: float32[n, 10]: give a function "
+            'of your own, metric="my.py:function", or metric="agreement", which reads no labels',
+        ),
+        (
+            joined({"a": np.arange(2), "b": np.arange(2)}),
+            HEADS,
+            "the data has labels of several outputs, labels@a, labels@b: name the metric of each, as "
+            'metric="top1@a"',
+        ),
+    ],
 )
-def test_a_tolerance_is_never_assumed(outputs: list[TensorSpec]) -> None:
+def test_where_no_metric_is_the_default_one_line_says_why_and_what_fits(
+    labels: Array | None, outputs: list[TensorSpec], message: str
+) -> None:
     with pytest.raises(InputError) as error:
-        default_metric(None, outputs)
-    assert str(error.value) == (
-        f"no metric fits the outputs {', '.join(map(str, outputs))} automatically: choose one with metric= ({FORMS})"
-    )
-
-
-@pytest.mark.parametrize("labels", [np.zeros(3), np.zeros((3, 4, 5), np.int64)])
-def test_labels_that_are_no_classes_need_a_metric(labels: Array) -> None:
-    with pytest.raises(InputError) as error:
-        default_metric(labels, [LOGITS])
-    assert str(error.value) == (
-        f"no metric fits the labels float64 [3] and the outputs {LOGITS} automatically: choose one with metric= ({FORMS})"
-        if labels.ndim == 1
-        else f"no metric fits the labels int64 [3, 4, 5] and the outputs {LOGITS} automatically: choose one with metric= ({FORMS})"
-    )
+        default_metric(labels, outputs)
+    assert str(error.value) == f"no metric was named, and {message}{ALL}"

@@ -74,17 +74,17 @@ def test_agreement_compares_with_the_exact_model_and_reads_no_labels() -> None:
 def test_outputs_that_are_no_class_scores_are_named() -> None:
     labels = np.array([0, 1, 2])
     assert message(Top1(), {"y": LOGITS[:, :1]}, labels) == (
-        "top1 reads class scores (n, classes); the model gives y [3, 1]"
+        "top1 reads class scores (n, classes); the model gives y (n, 1)"
     )
     assert message(Top1(), {"a": LOGITS, "b": LOGITS}, labels) == (
-        "top1 reads one output of class scores; the model gives a [3, 3], b [3, 3]: name one, "
+        "top1 reads one output of class scores; the model gives a (n, 3), b (n, 3): name one, "
         "as in top1@a"
     )
     assert message(Agreement("z"), {"a": LOGITS}, None) == (
         "agreement reads the output 'z'; the model has a"
     )
     assert message(Agreement("a"), {"a": LOGITS[0]}, None) == (
-        "agreement reads class scores (n, classes); output 'a' is [3]"
+        "agreement reads class scores (n, classes); output 'a' is (n,)"
     )
 
 
@@ -103,14 +103,42 @@ def test_labels_that_are_no_classes_are_named() -> None:
     assert message(Top1(), y, np.array([0, np.nan, 2])) == (
         "top1: label nan is none of the 3 classes 0 to 2"
     )
-    assert message(Top1(), y, np.zeros((3, 2))) == (
-        "top1 reads labels (3,) or one-hot (3, 3); got float64 [3, 2]"
+    assert message(Top1(), y, np.array([1, 3, 2])) == (
+        "top1: label 3 is none of the 3 classes 0 to 2; if the labels count from 1, give labels - 1"
     )
-    assert message(Top1(), y, np.array(["a", "b", "c"])) == (
-        "top1 reads labels (3,) or one-hot (3, 3); got <U1 [3]"
+    assert message(Top1(), y, np.zeros((3, 2))) == (
+        "top1 reads labels (n,) or one-hot (n, 3); got float64 (n, 2)"
+    )
+    assert message(Top1(), y, np.array(["cat", "dog", "cow"])) == (
+        "top1: the labels are words, such as 'cat', and nothing says which class each is: give the "
+        "classes' numbers in the model's order, as np.unique(labels, return_inverse=True)[1] where "
+        "that is alphabetical"
     )
     assert message(Top1(), y, np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1]])) == (
-        "top1: a one-hot label must have exactly one class"
+        "top1: a one-hot label must have exactly one class; for several use recall"
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.bool_])
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_a_class_that_the_model_chose_itself_is_compared_as_it_is(
+    dtype: type, shape: tuple[int, ...]
+) -> None:
+    chosen = {"y": np.array([1, 0, 1]).astype(dtype).reshape(shape), "loss": np.zeros(3)}
+    other = {"y": np.array([1, 1, 1]).astype(dtype).reshape(shape), "loss": np.zeros(3)}
+    for metric in (Top1(), Top1("y")):
+        assert metric.score(chosen, {}, np.array([1, 0, 0])).tolist() == [1, 1, 0]
+        assert metric.score(chosen, {}, np.array([[1.0], [0.0], [0.0]])).tolist() == [1, 1, 0]
+        assert metric.score(chosen, {}, np.eye(2)[[1, 0, 0]]).tolist() == [1, 1, 0]
+        assert metric.unchanged(chosen, other).tolist() == [True, False, True]
+    for same in (Agreement(), Agreement("y")):
+        assert same.score(chosen, other, None).tolist() == [1, 0, 1]
+    assert message(Top1(), chosen, np.array([0, 0.5, 7])) == (
+        "top1: label 0.5 is no class: classes are 0, 1, 2, ..."
+    )
+    assert message(Top1(), chosen, None) == "top1 needs labels; the data has none"
+    assert message(Top1(), chosen, np.zeros((3, 2, 2))) == (
+        "top1 reads labels (n,) or one-hot (n, classes); got float64 (n, 2, 2)"
     )
 
 

@@ -28,6 +28,11 @@ def counted(outputs, labels):
     calls.append(len(labels))
     return outputs["y"] == labels
 value = 3
+def nothing(outputs, labels): return None
+def mean(outputs, labels): return 0.5
+def none_at_all(): return [1, 1, 1]
+def any_number(*given): return [len(given) == 2] * 3
+def keyword(outputs, labels, *, strict): return [1, 1, 1]
 def yes(outputs, labels): return outputs["y"] > 1
 yes.binary = True
 def part(outputs, labels): return [0, 0.25, 1]
@@ -68,19 +73,37 @@ def test_a_third_argument_with_a_default_stays_the_functions_own(file: Path) -> 
     [
         (
             "one",
-            "takes 1 arguments; a metric takes (outputs, labels) or (outputs, labels, exact)",
+            "takes 1 argument; a metric takes (outputs, labels) or (outputs, labels, exact)",
         ),
         ("short", f"returned [2] for 3 samples; a metric returns (3,); {CAME}"),
         ("high", f"returned 1.5 for sample 1 of 3; a score lies in [0, 1]; {CAME}"),
         ("nan", f"returned nan for sample 2 of 3; a score lies in [0, 1]; {CAME}"),
         ("text", f"returned a str; a metric returns (3,) numbers; {CAME}"),
-        ("value", "is a int, not a function"),
+        ("value", "is an int, not a function"),
+        ("nothing", f"returned None; a metric returns (3,) numbers; {CAME}"),
+        ("mean", f"returned a float; a metric returns (3,) numbers; {CAME}"),
     ],
 )
 def test_a_function_that_gives_no_scores_is_refused(file: Path, name: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         Custom(f"{file}:{name}").score(Y, Y, None)
     assert str(error.value) == f"{file}:{name} {message}"
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("one", "1 argument"), ("none_at_all", "0 arguments"), ("keyword", "2 arguments and strict=")],
+)
+def test_a_function_of_other_arguments_is_refused_as_soon_as_it_is_imported(
+    file: Path, name: str, count: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        _ = Custom(f"{file}:{name}").source_sha256
+    assert str(error.value).startswith(f"{file}:{name} takes {count}; a metric takes ")
+
+
+def test_a_function_of_any_number_of_arguments_gets_two(file: Path) -> None:
+    assert Custom(f"{file}:any_number").score(Y, Y, None).tolist() == [1, 1, 1]
 
 
 def test_a_missing_function_is_named(file: Path) -> None:

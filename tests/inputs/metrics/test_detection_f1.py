@@ -197,7 +197,7 @@ def test_outputs_and_labels_that_do_not_fit_are_named() -> None:
         "[1, 1, 4], [1, 2] and [1, 1]"
     )
     assert message(good, np.ones((1, 3))) == (
-        "detection_f1 reads labels (1, k, 5): x0, y0, x1, y1, class; got [1, 3]"
+        "detection_f1 reads labels (n, k, 5): x0, y0, x1, y1, class; got (n, 3)"
     )
     with pytest.raises(InputError) as error:
         DetectionF1(iou=0)

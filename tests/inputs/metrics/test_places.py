@@ -153,14 +153,14 @@ def test_heatmaps_higher_than_wide_are_read_by_labels_that_count_their_points() 
             Iou(),
             np.zeros((2, 16, 16, 5)),
             None,
-            "iou: the output is [2, 16, 16, 5], so its classes seem to be on the last axis: write iou:last; "
+            "iou: the output is (n, 16, 16, 5), so its classes seem to be on the last axis: write iou:last; "
             "or give labels, if they are on the second",
         ),
         (
             Pck(),
             np.zeros((2, 64, 48, 17)),
             None,
-            "pck: the output is [2, 64, 48, 17], so the points of its heatmaps seem to be on the "
+            "pck: the output is (n, 64, 48, 17), so the points of its heatmaps seem to be on the "
             "last axis, but this metric reads them on the second: give labels if they are on the "
             "second, or else a function of your own, my.py:score",
         ),
@@ -169,34 +169,34 @@ def test_heatmaps_higher_than_wide_are_read_by_labels_that_count_their_points() 
             np.zeros((2, 6, 17, 3)),
             None,
             "oks reads the points of one object, (n, points, 2) or (n, 1, points, 2), or 3; the "
-            "output is [2, 6, 17, 3], which looks like 6 objects: use a function of your own, "
+            "output is (n, 6, 17, 3), which looks like 6 objects: use a function of your own, "
             "my.py:score",
         ),
         (
             Iou(),
             MASK.astype(np.float64)[0],
             None,
-            "iou reads scores (n, classes, h, w) or integers (n, h, w); the output is float64 [2, 4]",
+            "iou reads scores (n, classes, h, w) or integers (n, h, w); the output is float64 (n, 4)",
         ),
         (
             Iou(),
             MASK,
             np.zeros((1, 4, 4), int),
-            "iou reads labels that are classes: integers of shape [1, 2, 4], as in the output; "
+            "iou reads labels that are classes: integers (n, 2, 4), as in the output; "
             "got int64 "
-            "[1, 4, 4]",
+            "(n, 4, 4)",
         ),
         (
             Iou(),
             np.zeros((1, 8, 8, 1), np.float32),
             None,
-            "iou: the output is [1, 8, 8, 1], so its classes seem to be on the last axis: write iou:last",
+            "iou: the output is (n, 8, 8, 1), so its classes seem to be on the last axis: write iou:last",
         ),
         (
             Pck(),
             SQUARE,
             SQUARE[:, :3],
-            "pck reads labels (1, 4, 2), or (1, 4, 3) with whether each is visible; got float32 [1, 3, 2]",
+            "pck reads labels (n, 4, 2), or (n, 4, 3) with whether each is visible; got float32 (n, 3, 2)",
         ),
         (
             Oks(),
@@ -210,7 +210,7 @@ def test_heatmaps_higher_than_wide_are_read_by_labels_that_count_their_points() 
             np.zeros((1, 3)),
             None,
             "pck reads points (n, points, 2), (n, points, 3) or (n, 2 * points), or heatmaps (n, points, "
-            "h, w); the output is float64 [1, 3]",
+            "h, w); the output is float64 (n, 3)",
         ),
     ],
 )

@@ -99,7 +99,7 @@ def test_an_encoder_ranks_by_its_own_embedding_of_the_query() -> None:
         ),
         (
             np.zeros((6, 2)),
-            "group_ndcg reads labels (6,) that are grades; got float64 [6, 2]",
+            "group_ndcg reads labels (n,) that are grades; got float64 (n, 2)",
         ),
     ],
 )
@@ -122,7 +122,7 @@ def test_one_score_a_sample_is_no_ranking() -> None:
     with pytest.raises(InputError) as error:
         Ndcg().score({"y": np.zeros((3, 1))}, {}, None)
     assert str(error.value) == (
-        "ndcg reads scores (n, candidates) of at least 2; the output is float64 [3, 1]: if each "
+        "ndcg reads scores (n, candidates) of at least 2; the output is float64 (n, 1): if each "
         "sample is one candidate, use group_ndcg"
     )
 

@@ -88,10 +88,13 @@ def test_a_regression_against_other_shapes_is_refused() -> None:
     y = {"y": np.ones((2, 3))}
     with pytest.raises(InputError) as error:
         Regression(1.0).score(y, y, np.ones((2, 2)))
-    assert str(error.value) == "regression: the output is [2, 3], the truth [2, 2]"
+    assert str(error.value) == (
+        "regression compares number by number, but the output is (n, 3) and the truth (n, 2): give labels "
+        "of the output's shape; if they are classes, use top1"
+    )
     with pytest.raises(InputError) as error:
         Regression(1.0).score(y, y, np.array(["a", "b"]))
-    assert str(error.value) == "regression reads labels that are numbers; got <U1"
+    assert str(error.value) == "regression reads labels that are numbers; got <U1 (n,)"
 
 
 def test_of_several_outputs_one_is_named() -> None:

@@ -105,7 +105,7 @@ def test_a_pipelines_ctc_step_says_what_classes_are() -> None:
             Cer(("a", "b")),
             read("ab"),
             None,
-            "cer: the vocabulary has 2 pieces; the output is [1, 24, 5], so it takes 5, or 4 without the "
+            "cer: the vocabulary has 2 pieces; the output is (n, 24, 5), so it takes 5, or 4 without the "
             "blank",
         ),
         (
@@ -120,14 +120,14 @@ def test_a_pipelines_ctc_step_says_what_classes_are() -> None:
             Cer(),
             read("ab"),
             np.zeros((1, 2)),
-            "cer reads labels (1,) that are texts, or integers (1, length) padded with -1; got float64 "
-            "[1, 2]",
+            "cer reads labels (n,) that are texts, or integers (n, length) padded with -1; got float64 "
+            "(n, 2)",
         ),
         (
             Cer(),
             {"y": np.zeros((1, 4))},
             None,
-            "cer reads scores (n, times, classes) or integers (n, length); the output is float64 [1, 4]",
+            "cer reads scores (n, times, classes) or integers (n, length); the output is float64 (n, 4)",
         ),
         (
             Cer(blank=7),

@@ -215,19 +215,19 @@ def test_a_resampled_set_without_a_class_has_no_figure() -> None:
         (
             {"p": [0.1, 0.2]},
             [[[1]], [[0]]],
-            "auroc reads labels (2,) that are 0 or 1; got int64 [2, 1, 1]",
+            "auroc reads labels (n,) that are 0 or 1; got int64 (n, 1, 1)",
         ),
         (
             {"p": [[[0.1]], [[0.2]]]},
             [0, 1],
             "auroc reads one output of scores, (n,), (n, 1) or (n, classes); the model gives p "
-            "float64 [2, 1, 1]",
+            "float64 (n, 1, 1)",
         ),
         (
             {"p": [0.1, 0.2], "q": [0.1, 0.2]},
             [0, 1],
             "auroc reads one output of scores, (n,), (n, 1) or (n, classes); the model gives p "
-            "float64 [2], q float64 [2]",
+            "float64 (n,), q float64 (n,)",
         ),
         (
             {"p": [[0.2, 0.8], [0.2, 0.8]]},
@@ -308,6 +308,8 @@ def test_figures_can_be_asked_for_or_left_out() -> None:
     ):
         with pytest.raises(InputError, match=message):
             chosen(asked, labels, SCORE, None)
+    with pytest.raises(InputError, match=r"brier:sigmoid@p$"):
+        chosen(("brier@p:sigmoid",), labels, SCORE, None)
     with pytest.raises(InputError, match="ks reads 'q'; the model has label, p"):
         chosen(("ks:q",), labels, SCORE, None)
     with pytest.raises(InputError, match="the metric ks needs labels, but the data has none"):
@@ -319,6 +321,7 @@ def test_a_users_own_function_gets_the_whole_set(tmp_path: Path) -> None:
         "def rows(outputs, labels): return len(labels)\n"
         "rows.higher_is_better = False\n"
         "def each(outputs, labels): return outputs['p']\n"
+        "def three(outputs, labels, exact): return 1\n"
         "def lost(outputs, labels): return float('nan')\n"
     )
     outputs, labels = {"p": np.zeros(200)}, np.zeros(200)
@@ -326,8 +329,13 @@ def test_a_users_own_function_gets_the_whole_set(tmp_path: Path) -> None:
     assert isinstance(own, SetCustom)
     assert (own.value(outputs, labels), own.noun, own.higher_is_better) == (200, "rows", False)
     for name, message in (
-        ("each", "own.py:each returned a ndarray; a metric over a set returns one number"),
+        ("each", "own.py:each returned an ndarray; a metric over a set returns one number"),
         ("lost", "own.py:lost returned nan; a metric over a set returns one number"),
     ):
         with pytest.raises(InputError, match=message):
             parse_set_metric(f"{tmp_path}/own.py:{name}").value(outputs, labels)
+    with pytest.raises(InputError) as error:
+        _ = parse_set_metric(f"{tmp_path}/own.py:three").source_sha256
+    assert str(error.value) == (
+        f"{tmp_path}/own.py:three takes 3 arguments; a metric over a set takes (outputs, labels)"
+    )

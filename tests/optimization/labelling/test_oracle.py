@@ -46,7 +46,7 @@ def fails(samples: Sequence[Sample]) -> Any:
         (lambda _: [1, 2], "my.py:oracle returned 2 labels for 3 samples"),
         (
             lambda _: None,
-            "my.py:oracle returned a NoneType; return a list with a label for each sample",
+            "my.py:oracle returned None; return a list with a label for each sample",
         ),
         (
             lambda _: "abc",

@@ -17,13 +17,16 @@ from hasten.core.tensors import Array
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.metrics.auroc import Auroc
+from hasten.inputs.metrics.regression import Regression
+from hasten.inputs.metrics.top_k import Top1
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.config import image_pipeline
 from hasten.inputs.pipeline.rows import Row
 from hasten.inputs.pipeline.text import Tokenize
 from hasten.optimization.labelling.answers import Form
 from hasten.optimization.labelling.folder import LABELS, PAGE, write_folder
-from hasten.optimization.labelling.samples import Questions, shown
+from hasten.optimization.labelling.samples import Questions, form_of, shown
 
 
 def questions(
@@ -157,3 +160,14 @@ def test_a_folder_of_a_table_alone_has_no_page(tmp_path: Path) -> None:
         tmp_path / "new", questions(ArrayDataset({"x": np.zeros((2, 2))})), page=False, known={}
     )
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"labels.csv", "asked.json"}
+
+
+def test_labels_have_the_form_of_the_models_classes() -> None:
+    scores, chosen = {"y": np.zeros((2, 4))}, {"y": np.array([3, 9])}
+    names = ("calm", "glad", "odd", "sad")
+    assert form_of(Top1(), scores) == Form(4)
+    assert form_of(Top1(), scores, names) == Form(4, names)
+    assert form_of(Top1(), chosen, names) == Form(4, names)
+    assert form_of(Top1(), chosen).read("9") == 9
+    assert form_of(Auroc(), {"y": np.zeros(2)}, names) == Form(2)
+    assert form_of(Regression(1.0), scores) == Form()

@@ -24,6 +24,7 @@ from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.embedding import Embedding
+from hasten.inputs.models.onnx import load
 from hasten.measure.candidate import Single, Trial
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
@@ -213,3 +214,26 @@ def test_a_small_model_is_backed_by_the_original_beside_a_quantized_one(search: 
         ranked
     )
     assert {candidate.passes for candidate in proposed} == {COARSE.passes, beside.passes}
+
+
+def test_a_model_that_chooses_the_class_itself_gets_no_cascade(tmp_path: Path) -> None:
+    x = np.random.default_rng(1).standard_normal((SAMPLES, 16), dtype=np.float32)
+    samples = write_spool(ArrayDataset({"x": x}), tmp_path / "search")
+    with Desk(tmp_path) as desk, nominal_times(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        proto = read_onnx(desk.model)
+        (scores,) = proto.graph.output
+        proto.graph.node.append(
+            onnx.helper.make_node("ArgMax", [scores.name], ["class"], axis=1, keepdims=0)
+        )
+        proto.graph.output[0].CopyFrom(
+            onnx.helper.make_tensor_value_info("class", onnx.TensorProto.INT64, [1])
+        )
+        onnx.save(proto, tmp_path / "deciding.onnx")
+        desk.model = load(tmp_path / "deciding.onnx").settled_by({"x": x[0]})
+        search = Search(desk, tmp_path, Agreement(), samples)
+        try:
+            assert search.run() == []
+            assert search.notes == ["no cascade was tried: the model gives no class scores"]
+        finally:
+            search.trials.close()

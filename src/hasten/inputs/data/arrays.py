@@ -7,10 +7,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.core.words import type_in_words
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.missing import filled
-from hasten.inputs.data.samples import check_counts, check_finite, holds_numbers, tensors_hash
+from hasten.inputs.data.samples import (
+    check_counts,
+    check_finite,
+    holds_numbers,
+    single_number,
+    tensors_hash,
+)
 
 
 class ArrayDataset(Dataset):
@@ -38,11 +45,11 @@ class ArrayDataset(Dataset):
         """
         for name, array in inputs.items():
             if not isinstance(array, np.ndarray):
-                raise InputError(f"input {name!r} is a {type(array).__name__}, not a numpy array")
+                raise InputError(f"input {name!r} is {type_in_words(array)}, not a numpy array")
             if not holds_numbers(array.dtype):
                 raise InputError(f"input {name!r} is an array of {array.dtype}; give numbers")
             if array.ndim == 0:
-                raise InputError(f"input {name!r} is a single number; give an array of samples")
+                raise InputError(single_number(name, array))
         self._arrays = dict(inputs)
         self.names = tuple(inputs)
         self.missing = missing

@@ -27,6 +27,7 @@ from hasten.inputs.data.samples import (
     check_counts,
     check_finite,
     holds_numbers,
+    single_number,
     tensors_hash,
 )
 
@@ -308,9 +309,10 @@ def _member(
         header_bytes = file.tell()
         if not holds_numbers(dtype):
             raise InputError(f"input {name!r} is an array of {dtype}; give numbers")
-        if not shape:
-            raise InputError(f"input {name!r} is a single number; give an array of samples")
         size_bytes = _size_bytes(file, info, f"input {name!r}", shape, dtype)
+        if not shape:
+            held = file.read(size_bytes).ljust(size_bytes, b"\0")
+            raise InputError(single_number(name, np.frombuffer(held, dtype)))
         if info.compress_type == zipfile.ZIP_STORED and not fortran:
             offset = _data_offset(path, info) + header_bytes
             if offset + size_bytes > path.stat().st_size:

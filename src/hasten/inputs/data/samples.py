@@ -95,6 +95,20 @@ def check_finite(
         )
 
 
+def single_number(name: str, array: Array) -> str:
+    """Say in words that an input is one number for all samples, and how to give one for each.
+
+    Args:
+        name: Name of the input.
+        array: The number, of shape `()` or `(1,)`.
+    """
+    (number,) = array.reshape(-1).tolist()
+    return (
+        f"input {name!r} is a single number; give an array of samples, as "
+        f'np.full(n, {number}, "{array.dtype.name}")'
+    )
+
+
 def holds_numbers(dtype: np.dtype[Any]) -> bool:
     """Whether a dtype is one of numbers; bfloat16 and similar types, of kind V, count as such."""
     return dtype.kind in "biufcV" and dtype.type is not np.void

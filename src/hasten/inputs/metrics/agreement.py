@@ -10,7 +10,14 @@ import numpy as np
 
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.inputs.metrics.classes import ClassMetric
-from hasten.inputs.metrics.outputs import class_output, class_scores, equal_numbers, one_output
+from hasten.inputs.metrics.outputs import (
+    class_output,
+    class_scores,
+    decided_classes,
+    decided_output,
+    equal_numbers,
+    one_output,
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,8 @@ class Agreement(ClassMetric):
     """Score 1 where the model's highest class is the exact model's highest class, else 0.
 
     An output that is named and holds integers or truth values has been decided by the model
-    itself: there all numbers of a sample must be the exact model's.
+    itself: there all numbers of a sample must be the exact model's. Without a name that is an output
+    with one such number for each sample, where no output has class scores.
     """
 
     needs_labels: ClassVar[bool] = False
@@ -28,8 +36,8 @@ class Agreement(ClassMetric):
 
     @classmethod
     def default_for(cls, labels: Array | None, outputs: Sequence[TensorSpec]) -> Self | None:
-        """Return the metric if there are no labels and only one output has class scores."""
-        scores = class_output(outputs)
+        """Return the metric if there are no labels, and one output has class scores or classes."""
+        scores = class_output(outputs) or decided_output(outputs)
         if scores is None or labels is not None:
             return None
         return cls(None if len(outputs) == 1 else scores.name)
@@ -39,6 +47,9 @@ class Agreement(ClassMetric):
             decided, others = (one_output(a, self.output, "agreement") for a in (outputs, exact))
             if decided.dtype.kind in "biu":
                 return equal_numbers(decided, others).astype(np.float64)
+        chosen = [decided_classes(a, self.output) for a in (outputs, exact)]
+        if chosen[0] is not None and chosen[1] is not None:
+            return equal_numbers(chosen[0], chosen[1]).astype(np.float64)
         mine = class_scores(outputs, self.output, "agreement").argmax(axis=1)
         theirs = class_scores(exact, self.output, "agreement").argmax(axis=1)
         return np.asarray(mine == theirs, np.float64)

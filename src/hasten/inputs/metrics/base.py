@@ -11,7 +11,7 @@ import numpy as np
 from hasten.core.records import Value, type_name
 from hasten.core.registry import Registry
 from hasten.core.tensors import Array, Tensors, TensorSpec
-from hasten.core.words import amount
+from hasten.core.words import amount, type_in_words
 from hasten.errors import InputError
 from hasten.inputs.metrics.outputs import equal_bits
 from hasten.inputs.pipeline.base import Pipeline
@@ -161,8 +161,12 @@ class Metric(Value, ABC):
             found = np.asarray(scores, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"{who} returned a {type(scores).__name__}; a metric returns ({count},) numbers"
+                f"{who} returned {type_in_words(scores)}; a metric returns ({count},) numbers"
             ) from error
+        if not found.ndim:
+            raise InputError(
+                f"{who} returned {type_in_words(scores)}; a metric returns ({count},) numbers"
+            )
         if found.shape != (count,):
             raise InputError(
                 f"{who} returned {list(found.shape)} for {amount(count, 'sample')}; a metric returns ({count},)"

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from hasten.core.records import type_name
 from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
-from hasten.inputs.data.labels_by_output import listed as named_labels
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.combined import AllOf, Combined, EachOutput
 from hasten.inputs.metrics.custom import Custom
-from hasten.inputs.metrics.outputs import class_output
+from hasten.inputs.metrics.outputs import swapped
+from hasten.inputs.metrics.suggestions import why_no_default
 
 EVERY_OUTPUT = "all"
 """Word after the @ for every output of the model."""
@@ -114,7 +114,7 @@ def check_outputs(metric: Metric, outputs: Sequence[TensorSpec]) -> None:
             listed = ", ".join(map(str, outputs))
             raise InputError(
                 f"{type_name(part)} reads the output {part.output!r}, but the model's outputs "
-                f"are {listed}"
+                f"are {listed}{swapped(type_name(part), part.output, names)}"
             )
 
 
@@ -128,22 +128,10 @@ def default_metric(labels: Array | None, outputs: Sequence[TensorSpec]) -> Metri
         outputs: Specs of the model's outputs.
 
     Raises:
-        InputError: no metric suits; the message lists those that can be named.
+        InputError: no metric suits; the message says why, and names some that could.
     """
     for kind in Metric.members().values():
         chosen = kind.default_for(labels, outputs)
         if chosen is not None:
             return chosen
-    listed = ", ".join(map(str, outputs))
-    if labels is not None and labels.dtype.names is not None:
-        raise InputError(
-            f"the data has labels of several outputs, {named_labels(labels)}: name the metric of each, as "
-            f'metric="top1@{labels.dtype.names[0]}"'
-        )
-    if labels is None or class_output(outputs) is None:
-        raise InputError(
-            f"no metric fits the outputs {listed} automatically: choose one with metric= ({forms()})"
-        )
-    raise InputError(
-        f"no metric fits the labels {labels.dtype} {list(labels.shape)} and the outputs {listed} automatically: choose one with metric= ({forms()})"
-    )
+    raise InputError(why_no_default(labels, outputs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import traceback
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from hasten.core.objects import load_object
+from hasten.core.objects import can_take, load_function
 from hasten.core.records import source_digest
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import HastenError, InputError
@@ -78,16 +77,16 @@ class Custom(Metric):
 
     @cached_property
     def _function(self) -> Callable[..., Any]:
-        function = load_object(self.path)
-        if not callable(function):
-            raise InputError(f"{self.path} is a {type(function).__name__}, not a function")
+        function = load_function(
+            self.path, "a metric", "(outputs, labels)", "(outputs, labels, exact)"
+        )
         if getattr(function, "over_set", False):
             raise InputError(
                 f"{self.path} needs the whole set, as its over_set states, but a certificate "
                 f"needs a score of each sample: use it as a figure, report={self.path!r}, "
                 "together with another metric"
             )
-        return function  # type: ignore[no-any-return]
+        return function
 
     @property
     def source_sha256(self) -> str | None:
@@ -96,15 +95,7 @@ class Custom(Metric):
 
     @cached_property
     def _takes_exact(self) -> bool:
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        parameters = inspect.signature(self._function).parameters.values()
-        count = sum(p.kind in kinds and p.default is p.empty for p in parameters)
-        if count not in (2, 3):
-            raise InputError(
-                f"{self.path} takes {count} arguments; a metric takes (outputs, labels) or "
-                "(outputs, labels, exact)"
-            )
-        return count == 3
+        return not can_take(self._function, 2)
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         scores = self._scored(outputs, exact, labels)

@@ -11,7 +11,7 @@ from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.detections import detections, steps_to_boxes
-from hasten.inputs.metrics.outputs import number
+from hasten.inputs.metrics.outputs import number, of_samples
 from hasten.inputs.pipeline.base import Pipeline, PostStep
 
 _PAIRS = 1 << 14
@@ -104,7 +104,7 @@ def _labelled(labels: Array, count: int) -> list[Found]:
     """Return the true boxes in each image, from the data's labels."""
     if labels.ndim != 3 or labels.shape[0] != count or labels.shape[2] != 5:
         raise InputError(
-            f"detection_f1 reads labels ({count}, k, 5): x0, y0, x1, y1, class; got {list(labels.shape)}"
+            f"detection_f1 reads labels (n, k, 5): x0, y0, x1, y1, class; got {of_samples(labels, count)}"
         )
     kept = [rows[rows[:, 4] >= 0] for rows in labels]
     return [Found(rows[:, :4].astype(np.float64), rows[:, 4]) for rows in kept]

@@ -10,7 +10,7 @@ import numpy as np
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.outputs import last_is_least, number, one_output
+from hasten.inputs.metrics.outputs import last_is_least, number, of_samples, one_output
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Iou(Metric):
         """Refuse scores whose classes seem to be on the last axis."""
         if not self.last and last_is_least(output):
             raise InputError(
-                f"iou: the output is {list(output.shape)}, so its classes seem to be on the last axis: write "
+                f"iou: the output is {of_samples(output)}, so its classes seem to be on the last axis: write "
                 "iou:last; or give labels, if they are on the second"
             )
 
@@ -89,13 +89,13 @@ class Iou(Metric):
         if scores.ndim != 4 or output.dtype.kind != "f":
             raise InputError(
                 "iou reads scores (n, classes, h, w) or integers (n, h, w); the output is "
-                f"{output.dtype} {list(output.shape)}"
+                f"{output.dtype} {of_samples(output)}"
             )
         if scores.shape[1] == 1:
             return np.asarray(scores[:, 0] >= self.threshold)
         if scores.shape[3] == 1 and not self.last:
             raise InputError(
-                f"iou: the output is {list(output.shape)}, so its classes seem to be on the last axis: write "
+                f"iou: the output is {of_samples(output)}, so its classes seem to be on the last axis: write "
                 "iou:last"
             )
         return np.asarray(scores.argmax(axis=1))
@@ -104,10 +104,10 @@ class Iou(Metric):
         """Return the true class of each place, `(n, h, w)`."""
         truth = labels[:, 0] if labels.ndim == 4 and labels.shape[1] == 1 else labels
         if truth.shape != found.shape or labels.dtype.kind not in "iub":
-            count, *sides = found.shape
+            sides = found.shape[1:]
             raise InputError(
-                f"iou reads labels that are classes: integers of shape {[count, *sides]}, as in "
-                f"the output; got {labels.dtype} {list(labels.shape)}"
+                f"iou reads labels that are classes: integers (n, {', '.join(map(str, sides))}), as in "
+                f"the output; got {labels.dtype} {of_samples(labels, len(found))}"
             )
         return truth
 

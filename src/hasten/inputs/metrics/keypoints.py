@@ -12,7 +12,13 @@ from hasten.core.records import type_name
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.outputs import equal_numbers, last_is_least, number, one_output
+from hasten.inputs.metrics.outputs import (
+    equal_numbers,
+    last_is_least,
+    number,
+    of_samples,
+    one_output,
+)
 
 _COCO_TENTHS = (
     *(0.26, 0.25, 0.25, 0.35, 0.35, 0.79, 0.79, 0.72, 0.72),
@@ -72,7 +78,7 @@ class Keypoints(Metric):
         """Refuse heatmaps whose points seem to be on the last axis."""
         if last_is_least(output):
             raise InputError(
-                f"{type_name(self)}: the output is {list(output.shape)}, so the points of its "
+                f"{type_name(self)}: the output is {of_samples(output)}, so the points of its "
                 "heatmaps seem to be on the last axis, but this metric reads them on the second: "
                 "give labels if they are on the second, or else a function of your own, my.py:score"
             )
@@ -99,14 +105,14 @@ class Keypoints(Metric):
                     return array[:, 0, :, :2].astype(np.float64)
                 raise InputError(
                     f"{type_name(self)} reads the points of one object, (n, points, 2) or (n, 1, "
-                    f"points, 2), or 3; the output is {list(array.shape)}, which looks like "
+                    f"points, 2), or 3; the output is {of_samples(array)}, which looks like "
                     f"{array.shape[1]} objects: use a function of your own, my.py:score"
                 )
             if array.ndim == 4:
                 return _highest(array)
         raise InputError(
             f"{type_name(self)} reads points (n, points, 2), (n, points, 3) or (n, 2 * points), or "
-            f"heatmaps (n, points, h, w); the output is {array.dtype} {list(array.shape)}"
+            f"heatmaps (n, points, h, w); the output is {array.dtype} {of_samples(array)}"
         )
 
     def _labelled(self, labels: Array, points: int, count: int) -> tuple[Array, Array]:
@@ -118,8 +124,8 @@ class Keypoints(Metric):
             or wide not in (2, 3)
         ):
             raise InputError(
-                f"{type_name(self)} reads labels ({count}, {points}, 2), or ({count}, {points}, 3) with "
-                f"whether each is visible; got {labels.dtype} {list(labels.shape)}"
+                f"{type_name(self)} reads labels (n, {points}, 2), or (n, {points}, 3) with "
+                f"whether each is visible; got {labels.dtype} {of_samples(labels, count)}"
             )
         visible = labels[:, :, 2] > 0 if wide == 3 else np.ones(labels.shape[:2], bool)
         return labels[:, :, :2].astype(np.float64), visible

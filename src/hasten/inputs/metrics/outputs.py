@@ -30,6 +30,45 @@ def one_output(outputs: Tensors, name: str | None, metric: str) -> Array:
     return next(iter(outputs.values()))
 
 
+def swapped(metric: str, output: str, names: Sequence[str]) -> str:
+    """Return the words on a setting that stands behind an output's name, or nothing where none does.
+
+    Args:
+        metric: Name of the metric.
+        output: Text behind the @, which is no output.
+        names: Names of the model's outputs.
+    """
+    name, _, setting = output.rpartition(":")
+    if name not in (*names, "all"):
+        return ""
+    return f"; settings stand before the @: write {metric}:{setting}@{name}"
+
+
+def decided_classes(outputs: Tensors, name: str | None) -> Array | None:
+    """Return the classes `(n,)` that a model has chosen itself; None where it gives class scores.
+
+    They are the output of this name, else the only output that fits, if it holds one integer or truth
+    value for each sample. An output of class scores goes first.
+
+    Args:
+        outputs: Outputs by name, each of shape `(n, ...)`.
+        name: Name of the output; None for the only one that fits.
+    """
+    if name is not None:
+        fitting = [outputs[name]] if name in outputs else []
+    elif any(array.ndim == 2 and array.shape[1] > 1 for array in outputs.values()):
+        return None
+    else:
+        fitting = list(outputs.values())
+    fitting = [a for a in fitting if a.dtype.kind in "biu" and _one_each(a)]
+    return fitting[0].reshape(-1) if len(fitting) == 1 else None
+
+
+def _one_each(array: Array) -> bool:
+    """Whether an array has one value for each sample: `(n,)` or `(n, 1)`."""
+    return array.shape in ((len(array),), (len(array), 1)) if array.ndim else False
+
+
 def class_scores(outputs: Tensors, name: str | None, metric: str) -> Array:
     """Return class scores `(n, classes)`: the output of this name, else the only 2-D output.
 
@@ -40,13 +79,13 @@ def class_scores(outputs: Tensors, name: str | None, metric: str) -> Array:
         scores = one_output(outputs, name, metric)
         if scores.ndim != 2 or scores.shape[1] < 2:
             raise InputError(
-                f"{metric} reads class scores (n, classes); output {name!r} is {list(scores.shape)}"
+                f"{metric} reads class scores (n, classes); output {name!r} is {of_samples(scores)}"
             )
         return scores
     fitting = [key for key, array in outputs.items() if array.ndim == 2 and array.shape[1] > 1]
     if len(fitting) == 1:
         return outputs[fitting[0]]
-    shapes = ", ".join(f"{key} {list(array.shape)}" for key, array in outputs.items())
+    shapes = ", ".join(f"{key} {of_samples(array)}" for key, array in outputs.items())
     if not fitting:
         raise InputError(f"{metric} reads class scores (n, classes); the model gives {shapes}")
     raise InputError(
@@ -55,14 +94,59 @@ def class_scores(outputs: Tensors, name: str | None, metric: str) -> Array:
     )
 
 
-def class_output(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
-    """Return the only output that may hold class scores; None if there are several or none."""
-    fitting = [
+def class_specs(outputs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """Return the outputs that may hold class scores."""
+    return [
         spec
         for spec in outputs
         if len(spec.shape) == 2 and spec.shape[1] != 1 and "float" in spec.dtype
     ]
+
+
+def class_output(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
+    """Return the only output that may hold class scores; None if there are several or none."""
+    fitting = class_specs(outputs)
     return fitting[0] if len(fitting) == 1 else None
+
+
+def decided_output(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
+    """Return the only output of classes that the model has chosen; None if there are several or none.
+
+    There is none either where an output may hold class scores.
+    """
+    fitting = [
+        spec
+        for spec in outputs
+        if spec.shape[1:] in ((), (1,)) and spec.shape and spec.dtype.startswith(("int", "uint"))
+    ]
+    return fitting[0] if len(fitting) == 1 and not class_specs(outputs) else None
+
+
+def of_samples(array: Array, count: int | None = None) -> str:
+    """Return an array's shape in words, with n for the number of samples: "(n,)" or "(n, 3)".
+
+    Args:
+        array: Array of shape `(n, ...)`.
+        count: Number of samples, where an array of another length shows its own.
+    """
+    if not array.ndim:
+        return "()"
+    first = "n" if count in (None, len(array)) else str(len(array))
+    return f"({first}, {', '.join(map(str, array.shape[1:]))})" if array.ndim > 1 else f"({first},)"
+
+
+def whole(numbers: Array) -> bool:
+    """Whether all numbers are whole; NaN stands for a missing one."""
+    return bool(((numbers == np.floor(numbers)) | (numbers != numbers)).all())
+
+
+def words_said(labels: Array) -> str:
+    """Say in words that labels are words, and how to make numbers of them."""
+    word = next((str(one) for one in labels.reshape(-1) if str(one)), "")
+    return (
+        f"the labels are words, such as {word!r:.60}, and nothing says which class each is: give the classes' "
+        "numbers in the model's order, as np.unique(labels, return_inverse=True)[1] where that is alphabetical"
+    )
 
 
 def last_is_least(output: Array) -> bool:
@@ -156,17 +240,63 @@ def class_labels(labels: Array | None, scores: Array, metric: str) -> Array:
     count, classes = scores.shape
     if labels.shape == (count, classes) and ((labels == 0) | (labels == 1)).all():
         if not (labels.sum(axis=1) == 1).all():
-            raise InputError(f"{metric}: a one-hot label must have exactly one class")
+            raise InputError(
+                f"{metric}: a one-hot label must have exactly one class; for several use recall"
+            )
         return np.asarray(labels.argmax(axis=1))
+    return _numbers(labels, count, classes, metric)
+
+
+def decided_labels(labels: Array | None, count: int, metric: str) -> Array:
+    """Return labels as class numbers `(n,)` for a model that chooses classes itself, of any number.
+
+    Args:
+        labels: Integers, or floats with integer values, `(n,)` or `(n, 1)`; or one-hot rows.
+        count: Number of samples.
+        metric: Name of the metric, for messages.
+
+    Raises:
+        InputError: there are no labels, or they aren't classes.
+    """
+    if labels is not None and labels.ndim == 2 and labels.shape[1] > 1:
+        return class_labels(labels, np.empty((count, labels.shape[1])), metric)
+    if labels is None:
+        raise InputError(f"{metric} needs labels; the data has none")
+    return _numbers(labels, count, None, metric)
+
+
+def _numbers(labels: Array, count: int, classes: int | None, metric: str) -> Array:
+    """Return labels `(n,)` or `(n, 1)` as class numbers `(n,)`.
+
+    Args:
+        labels: Integers, or floats with integer values.
+        count: Number of samples.
+        classes: Number of classes; None where it isn't known.
+        metric: Name of the metric, for messages.
+
+    Raises:
+        InputError: they aren't classes.
+    """
+    if labels.dtype.kind in "USO":
+        raise InputError(f"{metric}: {words_said(labels)}")
     if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "biuf":
         raise InputError(
-            f"{metric} reads labels ({count},) or one-hot ({count}, {classes}); "
-            f"got {labels.dtype} {list(labels.shape)}"
+            f"{metric} reads labels (n,) or one-hot (n, {classes or 'classes'}); "
+            f"got {labels.dtype} {of_samples(labels, count)}"
         )
     numbers = labels.reshape(-1)
-    wrong = np.flatnonzero((numbers < 0) | (numbers >= classes) | (numbers != np.floor(numbers)))
+    outside = (numbers < 0) | (numbers != np.floor(numbers))
+    if classes is None:
+        if outside.any():
+            raise InputError(
+                f"{metric}: label {numbers[outside][0]} is no class: classes are 0, 1, 2, ..."
+            )
+        return np.asarray(numbers, np.int64)
+    wrong = np.flatnonzero(outside | (numbers >= classes))
     if len(wrong):
+        from_one = not outside.any() and numbers.min() >= 1 and numbers.max() == classes
         raise InputError(
             f"{metric}: label {numbers[wrong[0]]} is none of the {classes} classes 0 to {classes - 1}"
+            + ("; if the labels count from 1, give labels - 1" if from_one else "")
         )
     return np.asarray(numbers, np.int64)

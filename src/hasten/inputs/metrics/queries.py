@@ -12,7 +12,7 @@ from hasten.core.records import type_name
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.outputs import equal_numbers, one_output
+from hasten.inputs.metrics.outputs import equal_numbers, of_samples, one_output
 from hasten.inputs.metrics.ranking import check_places, grades_like, ndcg, places_of, recall
 
 QUERY = -1
@@ -131,7 +131,7 @@ class Query(Metric):
         if given.ndim not in (1, 2) or given.dtype.kind not in "iuf" or not given.size:
             raise InputError(
                 f"{who} reads scores (n,), (n, 1) or (n, 2), or embeddings (n, d); the output is "
-                f"{given.dtype} {list(given.shape)}"
+                f"{given.dtype} {of_samples(given)}"
             )
         rows = given.reshape(len(given), -1).astype(np.float64)
         wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
@@ -143,8 +143,8 @@ class Query(Metric):
         """Return the grade of each sample, float64 `(n,)`."""
         if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "biuf":
             raise InputError(
-                f"{type_name(self)} reads labels ({count},) that are grades; got {labels.dtype} "
-                f"{list(labels.shape)}"
+                f"{type_name(self)} reads labels (n,) that are grades; got {labels.dtype} "
+                f"{of_samples(labels, count)}"
             )
         return labels.reshape(-1).astype(np.float64)
 

@@ -12,7 +12,7 @@ from hasten.core.records import type_name
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.outputs import equal_numbers, one_output
+from hasten.inputs.metrics.outputs import equal_numbers, of_samples, one_output
 
 
 def places_of(text: str, setting: str) -> int:
@@ -162,7 +162,7 @@ class Ranking(Metric):
         if scores.ndim != 2 or scores.shape[1] < 2 or scores.dtype.kind not in "iuf":
             raise InputError(
                 f"{who} reads scores (n, candidates) of at least 2; the output is {scores.dtype} "
-                f"{list(scores.shape)}: if each sample is one candidate, use group_{who}"
+                f"{of_samples(scores)}: if each sample is one candidate, use group_{who}"
             )
         return scores.astype(np.float64)
 
@@ -170,8 +170,8 @@ class Ranking(Metric):
         """Return the candidates' grades, float64 `(n, candidates)`."""
         if labels.shape != scores.shape or labels.dtype.kind not in "biuf":
             raise InputError(
-                f"{type_name(self)} reads labels that are grades {list(scores.shape)}, one for each "
-                f"candidate; got {labels.dtype} {list(labels.shape)}"
+                f"{type_name(self)} reads labels that are grades {of_samples(scores)}, one for each "
+                f"candidate; got {labels.dtype} {of_samples(labels, len(scores))}"
             )
         return labels.astype(np.float64)
 

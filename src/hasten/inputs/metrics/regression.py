@@ -10,7 +10,7 @@ import numpy as np
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.outputs import equal_numbers, number, one_output
+from hasten.inputs.metrics.outputs import equal_numbers, number, of_samples, one_output
 
 
 @dataclass(frozen=True)
@@ -56,22 +56,32 @@ class Regression(Metric):
     @classmethod
     def parse(cls, setting: str, text: str) -> Self:
         """Read "regression:0.01", an absolute tolerance, or "regression:2%", a relative one."""
+        if not setting:
+            output, colon, behind = text.partition("@")[2].rpartition(":")
+            raise InputError(
+                f"metric {text!r}: write METRIC:SETTING@OUTPUT, as in regression:{behind}@{output}"
+                if colon and behind.strip("0")  # "Identity:0" is a name
+                else f"metric {text!r}: regression needs a tolerance, as in regression:0.02 or regression:2%"
+            )
         if setting.endswith("%"):
             return cls(relative=number(text, setting[:-1]) / 100)
-        return cls(number(text, setting) if setting else 0.0)
+        return cls(number(text, setting))
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         mine = one_output(outputs, self.output, "regression").astype(np.float64)
         if labels is None:
             truth = one_output(exact, self.output, "regression").astype(np.float64)
         elif labels.dtype.kind not in "biuf":
-            raise InputError(f"regression reads labels that are numbers; got {labels.dtype}")
+            raise InputError(
+                f"regression reads labels that are numbers; got {labels.dtype} {of_samples(labels)}"
+            )
         else:
             truth = labels.astype(np.float64)
         count = len(mine)
         if mine.size != truth.size or len(truth) != count:
             raise InputError(
-                f"regression: the output is {list(mine.shape)}, the truth {list(truth.shape)}"
+                f"regression compares number by number, but the output is {of_samples(mine)} and the truth "
+                f"{of_samples(truth, count)}: give labels of the output's shape; if they are classes, use top1"
             )
         mine, truth = mine.reshape(count, -1), truth.reshape(count, -1)
         with np.errstate(invalid="ignore"):

@@ -11,7 +11,7 @@ from hasten.core.records import type_name
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.outputs import one_output
+from hasten.inputs.metrics.outputs import of_samples, one_output
 from hasten.inputs.metrics.vocabulary import read_lines
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.entities import Entities
@@ -132,7 +132,7 @@ def _classes(metric: Metric, outputs: Tensors) -> Array:
     if output.ndim != 3 or output.dtype.kind != "f" or not output.shape[2]:
         raise InputError(
             f"{who} reads scores (n, tokens, classes) or integers (n, tokens); the output is "
-            f"{output.dtype} {list(output.shape)}"
+            f"{output.dtype} {of_samples(output)}"
         )
     return np.asarray(output.argmax(axis=2))
 
@@ -149,8 +149,8 @@ def _pair(
     fits = labels.ndim == 2 and labels.dtype.kind in "iu" and len(labels) == count
     if not fits or labels.shape[1] < tokens or (labels[:, tokens:] >= 0).any():
         raise InputError(
-            f"{type_name(metric)} reads labels that are classes: integers of shape {[count, tokens]}, below 0 "
-            f"for tokens that don't count; got {labels.dtype} {list(labels.shape)}"
+            f"{type_name(metric)} reads labels that are classes: integers (n, {tokens}), below 0 "
+            f"for tokens that don't count; got {labels.dtype} {of_samples(labels, count)}"
         )
     truth = labels[:, :tokens]
     return found, truth, truth >= 0

@@ -11,7 +11,17 @@ import numpy as np
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.metrics.classes import ClassMetric
-from hasten.inputs.metrics.outputs import class_labels, class_output, class_scores, equal_highest
+from hasten.inputs.metrics.outputs import (
+    class_labels,
+    class_output,
+    class_scores,
+    decided_classes,
+    decided_labels,
+    decided_output,
+    equal_highest,
+    equal_numbers,
+    whole,
+)
 
 
 def _among_highest(scores: Array, labels: Array, k: int) -> Array:
@@ -26,9 +36,24 @@ def _among_highest(scores: Array, labels: Array, k: int) -> Array:
     return np.asarray(before.sum(axis=1) < k, np.float64)
 
 
+def _fit_scores(labels: Array, classes: int | str) -> bool:
+    """Whether labels may be classes of scores `(n, classes)`; floats must be whole, or one-hot rows."""
+    if labels.ndim == 2 and labels.shape[1] != 1:
+        if labels.shape[1] != classes:
+            return False
+        one_hot = ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all()
+        return labels.dtype.kind != "f" or bool(one_hot)
+    if labels.ndim not in (1, 2) or labels.dtype.kind != "f":
+        return labels.ndim in (1, 2)
+    return whole(labels) and not (isinstance(classes, int) and (labels > classes).any())
+
+
 @dataclass(frozen=True)
 class Top1(ClassMetric):
-    """Score 1 where the labelled class has the highest score, else 0."""
+    """Score 1 where the labelled class has the highest score, else 0.
+
+    An output with one integer or truth value for each sample holds the class that the model has chosen.
+    """
 
     needs_labels: ClassVar[bool] = True
     noun: ClassVar[str] = "accuracy"
@@ -37,22 +62,35 @@ class Top1(ClassMetric):
 
     @classmethod
     def default_for(cls, labels: Array | None, outputs: Sequence[TensorSpec]) -> Self | None:
-        """Return the metric for labels that are classes and a single output of class scores."""
-        scores = class_output(outputs)
-        if scores is None or labels is None or labels.dtype.kind not in "biu":
+        """Return the metric for labels that are classes and a single output of class scores.
+
+        Without such an output a single one of integers, one for each sample, holds the classes.
+        """
+        if labels is None or labels.dtype.kind not in "biuf":
             return None
-        one_hot = labels.ndim == 2 and labels.shape[1] in (1, scores.shape[1])
-        if not (labels.ndim == 1 or one_hot):
+        found = class_output(outputs)
+        if found is not None:
+            fits = _fit_scores(labels, found.shape[1])
+        elif (found := decided_output(outputs)) is not None:
+            fits = (labels.ndim == 1 or labels.shape[1:] == (1,)) and whole(labels)
+        if found is None or not fits:
             return None
-        return cls(None if len(outputs) == 1 else scores.name)
+        return cls(None if len(outputs) == 1 else found.name)
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         """Score samples; labels are class numbers `(n,)` or one-hot `(n, classes)`."""
+        decided = decided_classes(outputs, self.output)
+        if decided is not None:
+            told = decided_labels(labels, len(decided), "top1")
+            return np.asarray(decided == told, np.float64)
         scores = class_scores(outputs, self.output, "top1")
         return _among_highest(scores, class_labels(labels, scores, "top1"), 1)
 
     def unchanged(self, outputs: Tensors, others: Tensors) -> Array:
         """Return where both models have the same highest class."""
+        decided = [decided_classes(given, self.output) for given in (outputs, others)]
+        if decided[0] is not None and decided[1] is not None:
+            return equal_numbers(decided[0], decided[1])
         mine, theirs = (class_scores(given, self.output, "top1") for given in (outputs, others))
         return equal_highest(mine, theirs, 1)
 

@@ -14,7 +14,7 @@ from hasten.core.records import type_name
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.outputs import one_output
+from hasten.inputs.metrics.outputs import of_samples, one_output
 from hasten.inputs.metrics.vocabulary import classes_read, read_vocabulary, spelled
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.ctc import Ctc
@@ -104,7 +104,7 @@ class ErrorRate(Metric):
             width = output.shape[2]
             if pieces not in (width - 1, width):
                 raise InputError(
-                    f"{who}: the vocabulary has {pieces} pieces; the output is {list(output.shape)}, so it "
+                    f"{who}: the vocabulary has {pieces} pieces; the output is {of_samples(output)}, so it "
                     f"takes {width}, or {width - 1} without the blank"
                 )
             left_out = self.blank % width if pieces < width else None
@@ -125,8 +125,8 @@ class ErrorRate(Metric):
             return [self._units(" ".join(str(text).split())) for text in labels.reshape(-1)]
         if labels.dtype.kind not in "iu" or labels.ndim != 2:
             raise InputError(
-                f"{who} reads labels ({count},) that are texts, or integers ({count}, length) padded with "
-                f"-1; got {labels.dtype} {list(labels.shape)}"
+                f"{who} reads labels (n,) that are texts, or integers (n, length) padded with "
+                f"-1; got {labels.dtype} {of_samples(labels, count)}"
             )
         # The text of a CTC has no blank, so that in labels it can only be padding.
         blank = self.blank % output.shape[2] if output.ndim == 3 else None

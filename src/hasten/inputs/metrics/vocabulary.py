@@ -11,6 +11,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
+from hasten.inputs.metrics.outputs import of_samples
 
 _SPECIAL = re.compile(r"<[^<>]+>|\[[A-Z]+\]")
 """Pieces that are no text: <pad>, <s>, [UNK], ..."""
@@ -102,7 +103,7 @@ def classes_read(output: Array, blank: int, who: str) -> list[list[int]]:
     if output.ndim != 3 or output.dtype.kind != "f":
         raise InputError(
             f"{who} reads scores (n, times, classes) or integers (n, length); the output is "
-            f"{output.dtype} {list(output.shape)}"
+            f"{output.dtype} {of_samples(output)}"
         )
     classes = output.shape[2]
     if not -1 <= blank < classes:

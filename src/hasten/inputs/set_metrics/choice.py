@@ -10,6 +10,7 @@ import numpy as np
 from hasten.core.records import type_name
 from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
+from hasten.inputs.metrics.outputs import swapped
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.threshold import Threshold
 from hasten.inputs.set_metrics.base import SetMetric
@@ -143,5 +144,6 @@ def chosen(
         if one.output is not None and one.output not in names:
             raise InputError(
                 f"{type_name(one)} reads {one.output!r}; the model has {', '.join(names)}"
+                + swapped(type_name(one), one.output, names)
             )
     return tuple(one.around(pipeline) for one in found)

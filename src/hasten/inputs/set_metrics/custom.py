@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from hasten.core.objects import load_object
+from hasten.core.objects import load_function
 from hasten.core.records import source_digest
 from hasten.core.tensors import Array, Tensors
+from hasten.core.words import type_in_words
 from hasten.errors import InputError
 from hasten.inputs.set_metrics.base import SetMetric
 
@@ -37,10 +38,7 @@ class SetCustom(SetMetric):
 
     @cached_property
     def _function(self) -> Callable[..., Any]:
-        function = load_object(self.path)
-        if not callable(function):
-            raise InputError(f"{self.path} is a {type(function).__name__}, not a function")
-        return function  # type: ignore[no-any-return]
+        return load_function(self.path, "a metric over a set", "(outputs, labels)")
 
     @property
     def noun(self) -> str:  # type: ignore[override]
@@ -63,7 +61,7 @@ class SetCustom(SetMetric):
             found = float(returned)
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"{self.path} returned a {type(returned).__name__}; a metric over a set returns one number"
+                f"{self.path} returned {type_in_words(returned)}; a metric over a set returns one number"
             ) from error
         if not np.isfinite(found):
             raise InputError(

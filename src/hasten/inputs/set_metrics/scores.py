@@ -11,7 +11,7 @@ import numpy as np
 
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
-from hasten.inputs.metrics.outputs import class_labels
+from hasten.inputs.metrics.outputs import class_labels, of_samples
 from hasten.inputs.set_metrics.base import SetMetric
 
 Activation: TypeAlias = Literal["auto", "none", "sigmoid", "softmax"]
@@ -51,7 +51,7 @@ def named_output(outputs: Tensors, name: str | None, who: str) -> str:
         specs = [TensorSpec(key, str(a.dtype), a.shape) for key, a in outputs.items()]
         name = score_output(specs)
     if name is None or name not in outputs:
-        shapes = ", ".join(f"{key} {a.dtype} {list(a.shape)}" for key, a in outputs.items())
+        shapes = ", ".join(f"{key} {a.dtype} {of_samples(a)}" for key, a in outputs.items())
         wanted = (
             "one output of scores, (n,), (n, 1) or (n, classes)" if name is None else repr(name)
         )
@@ -75,7 +75,7 @@ def score_columns(outputs: Tensors, name: str | None, who: str) -> Array:
     if given.ndim not in (1, 2) or given.dtype.kind not in "biuf" or 0 in given.shape:
         raise InputError(
             f"{who} reads scores (n,), (n, 1) or (n, classes); output {name!r} is {given.dtype} "
-            f"{list(given.shape)}"
+            f"{of_samples(given)}"
         )
     scores = given.astype(np.float64).reshape(len(given), -1)
     wrong = np.flatnonzero(~np.isfinite(scores).all(axis=1))
@@ -103,7 +103,7 @@ def classes_of(labels: Array | None, columns: int, count: int, who: str) -> Arra
         raise InputError(f"{who} needs labels; the data has none")
     if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "biuf":
         raise InputError(
-            f"{who} reads labels ({count},) that are 0 or 1; got {labels.dtype} {list(labels.shape)}"
+            f"{who} reads labels (n,) that are 0 or 1; got {labels.dtype} {of_samples(labels, count)}"
         )
     numbers = labels.reshape(-1)
     wrong = np.flatnonzero((numbers != 0) & (numbers != 1))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.core.words import amount
+from hasten.core.words import amount, type_in_words
 from hasten.errors import HastenError, InputError, told
 from hasten.inputs.data.missing import unlabelled
 from hasten.optimization.labelling.answers import Form
@@ -44,7 +44,7 @@ def labels_of(
     given = _called(function, name, samples, limit_s)
     if isinstance(given, (str, bytes)) or not hasattr(given, "__len__"):
         raise InputError(
-            f"{name} returned a {type(given).__name__}; return a list with a label for each sample"
+            f"{name} returned {type_in_words(given)}; return a list with a label for each sample"
         )
     if len(given) != len(samples):
         raise InputError(

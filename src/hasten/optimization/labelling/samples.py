@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from hasten.core.tensors import Array
+from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.data.class_files import ClassFiles
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.table import reads_rows
-from hasten.inputs.metrics.outputs import class_scores
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.outputs import class_scores, decided_classes
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.text import Tokenize
 from hasten.optimization.labelling.answers import Form
@@ -93,7 +94,9 @@ class Questions:
         dataset = _unwrapped(parts.sealed)
         return cls(
             places={ids[i]: tuple(places[ids[i]]) for i in shuffled},
-            form=_form(ready, reading, dataset),
+            form=form_of(
+                ready.promise.metric, reading.answers[""], _names_of_classes(ready, dataset)
+            ),
             dataset=dataset,
             rows=parts.sealed.indices[reading.rows],
             pipeline=ready.pipeline,
@@ -157,21 +160,30 @@ def _value(number: float, words: tuple[str | float, ...] | None) -> Any:
     return number
 
 
-def _form(ready: Ready, reading: Reading, dataset: Dataset) -> Form:
-    """Return the form of a label, from the metric, the model's answers, and names of classes."""
-    metric = ready.promise.metric
+def _names_of_classes(ready: Ready, dataset: Dataset) -> tuple[str, ...]:
+    """Return the names of classes that the data or the pipeline states; empty where neither does."""
+    if isinstance(dataset, ClassFiles) and dataset.classes:
+        return dataset.classes
+    every = () if ready.pipeline is None else (step.labels for step in ready.pipeline.after)
+    return next((tuple(map(str, own)) for own in every if own), ())
+
+
+def form_of(metric: Metric, answers: Tensors, names: tuple[str, ...] = ()) -> Form:
+    """Return the form of a label, from the metric and the model's answers.
+
+    Args:
+        metric: Metric that reads the labels.
+        answers: Outputs of the model by name, each of shape `(n, ...)`.
+        names: Names of classes, in order, if they are known.
+    """
     if not metric.reads_classes:
         return Form()
+    if metric.answers == "classes" and decided_classes(answers, metric.output) is not None:
+        return Form(len(names), names)  # the model chooses the class, and nothing else counts them
     try:
-        count = class_scores(reading.answers[""], metric.output, "the labels").shape[1]
+        count = class_scores(answers, metric.output, "the labels").shape[1]
     except InputError:
         count = 2  # one score of the class 1
-    names: tuple[str, ...] = ()
-    if isinstance(dataset, ClassFiles) and dataset.classes:
-        names = dataset.classes
-    elif ready.pipeline is not None:
-        every = (step.labels for step in ready.pipeline.after)
-        names = next((tuple(map(str, own)) for own in every if own), ())
     return Form(count, names if len(names) == count else ())
 
 

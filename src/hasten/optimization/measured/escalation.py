@@ -11,7 +11,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.engines.base import Engine
 from hasten.engines.cascade import Cascade, margins
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, InputError
 from hasten.inputs.metrics.outputs import class_scores
 from hasten.measure.accuracy import beside
 from hasten.measure.candidate import Single, Trial
@@ -114,7 +114,10 @@ class Escalation:
         opened = bench.open_built(base.candidate.engine, base.artifact)
         try:
             for outputs, own, labels in beside(bench, opened, self._trials.exact_answers):
-                chosen = class_scores(outputs, metric.output, metric.noun)
+                try:
+                    chosen = class_scores(outputs, metric.output, metric.noun)
+                except InputError as error:  # the model chooses the class itself
+                    raise CandidateError("the model gives no class scores") from error
                 output = next(name for name, array in outputs.items() if array is chosen)
                 if chosen.shape[1] <= rank:
                     raise CandidateError(f"its {chosen.shape[1]} classes have no margin")
