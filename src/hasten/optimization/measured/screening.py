@@ -14,14 +14,13 @@ from hasten.core.tensors import Array, Tensors
 from hasten.core.words import amount, lost_in_words
 from hasten.errors import CandidateError, InputError, NotCovered, OutOfTime
 from hasten.inputs.data.spool import Spool
+from hasten.inputs.metrics.same_answers import EXACT_TOLERANCE, differences
 from hasten.measure.accuracy import beside, unanswered
 from hasten.measure.candidate import Candidate, Measurement, Single, Trial
 from hasten.measure.deadline import Deadline
 from hasten.measure.exactness import (
-    EXACT_TOLERANCE,
     FAULT_TOLERANCE,
     changed_in_words,
-    differences,
     unchanged_in_words,
 )
 from hasten.measure.intervals import Ratio, Rounds, Statistic, paired_ratio
