@@ -318,7 +318,7 @@ OUTPUTS = {
         (("y", "other"), "agreement@all"),
         (("logit",), "regression:0.01@all"),
         (("y", "other", "logit"), ["agreement@y", "agreement@other", "regression:0.01@logit"]),
-        (("top",), "agreement@all"),
+        (("top",), None),
         (("high", "top"), "agreement@all"),
         (("logit", "high"), ["regression:0.01@logit", "agreement@high"]),
         (("all", "high"), "same_answers"),

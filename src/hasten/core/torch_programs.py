@@ -50,6 +50,8 @@ _OPERATOR = re.compile(
     r"_operator\.(abs|add|and_|eq|floordiv|ge|getitem|gt|le|lt|mod|mul|ne|neg|not_|or_|pow|sub|truediv)",
     re.ASCII,
 )
+_DECOMPOSED = "_native_batch_norm_legit"
+"""Begin of the operators that normalizations of batches are made of, which read behind weights that are too short."""
 _EXPRESSION = re.compile(r"[\w'(), =+-]{1,1000}", re.ASCII)
 _SYMBOL = re.compile(r"[a-z]+\d+", re.ASCII)
 _ARITHMETIC = re.compile(
@@ -167,9 +169,11 @@ def _no_program(path: Path) -> CandidateError:
 def _may_run_code(path: Path, key: str, value: Any) -> CandidateError:
     shown = repr(value)
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    decomposed = _DECOMPOSED in str(value)
+    step = "save it before run_decompositions()" if decomposed else "build it again from the model"
     return CandidateError(
         f"a program may only call known operators of torch, but {path.name} has the {key} {shown}, "
-        "which could run other code or reach other memory: build it again from the model"
+        f"which could run other code or reach other memory: {step}"
     )
 
 

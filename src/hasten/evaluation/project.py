@@ -19,7 +19,7 @@ from hasten.errors import InputError
 from hasten.inputs.data.made_up import PICTURE, SEQUENCE, axes_of
 from hasten.inputs.data.text_files import reads_texts
 from hasten.inputs.metrics.choice import EVERY_OUTPUT
-from hasten.inputs.metrics.outputs import class_output
+from hasten.inputs.metrics.outputs import class_output, decided_output
 from hasten.inputs.models.hugging_face import Folder
 from hasten.inputs.models.onnx import UNKNOWN_RANK
 from hasten.inputs.models.source import find_model
@@ -149,7 +149,7 @@ def _label(outputs: Sequence[TensorSpec]) -> str:
 
 def _metric(outputs: Sequence[TensorSpec]) -> str:
     """Return lines of TOML with a metric, where the outputs suggest none; empty elsewhere."""
-    if not outputs or class_output(outputs) is not None:
+    if not outputs or class_output(outputs) or decided_output(outputs):
         return ""
     kinds = {spec.name: _judged_by(spec) for spec in outputs}
     value: str | list[str] = [f"{kind}@{name}" for name, kind in kinds.items()]

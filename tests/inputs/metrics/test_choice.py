@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -173,8 +175,15 @@ def test_classes_that_the_model_chooses_itself_are_top1_and_without_labels_agree
     chosen = TensorSpec("y", "int64", ("n",))
     assert default_metric(np.arange(3), [chosen]) == Top1()
     assert default_metric(None, [chosen]) == Agreement()
-    assert default_metric(np.arange(3), [FEATURES, chosen]) == Top1("y")
     assert default_metric(np.arange(3), [LOGITS, chosen]) == Top1("logits")
+
+
+@pytest.mark.parametrize("labels", [None, np.arange(3), np.arange(1.0, 4.0)])
+def test_a_whole_number_beside_other_outputs_is_no_class_unless_it_is_named(labels: Any) -> None:
+    """It may be the length of an encoding, which no fault of its numbers changes."""
+    for shape in (("n",), ("n", 1)):
+        with pytest.raises(InputError, match=r"^no metric was named, and "):
+            default_metric(labels, [FEATURES, TensorSpec("lengths", "int64", shape)])
 
 
 ONE = TensorSpec("y", "float32", ("n", 1))

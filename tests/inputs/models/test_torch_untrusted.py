@@ -146,6 +146,18 @@ def test_an_operator_that_could_reach_any_memory_is_refused(path: Path, operator
     )
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own
+def test_a_program_whose_batch_normalization_was_decomposed_says_when_to_save_it(
+    tmp_path: Path,
+) -> None:
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()
+    program = torch.export.export(module, (torch.zeros(1, 3, 8, 8),))
+    torch.export.save(program, tmp_path / "plain.pt2")
+    torch.export.save(program.run_decompositions(), tmp_path / "decomposed.pt2")
+    assert load(tmp_path / "plain.pt2") == ""
+    assert "memory: save it before run_decompositions(); if" in load(tmp_path / "decomposed.pt2")
+
+
 def test_a_program_that_is_trusted_is_read_as_torch_reads_it(path: Path, tmp_path: Path) -> None:
     with_harm_in_a_sample(path, tmp_path / "witness")
     load(path, trust_code=True)

@@ -25,8 +25,8 @@ class Agreement(ClassMetric):
     """Score 1 where the model's highest class is the exact model's highest class, else 0.
 
     An output that is named and holds integers or truth values has been decided by the model
-    itself: there all numbers of a sample must be the exact model's. Without a name that is an output
-    with one such number for each sample, where no output has class scores.
+    itself: there all numbers of a sample must be the exact model's. Without a name that is the model's only
+    output, if it has one such number for each sample.
     """
 
     needs_labels: ClassVar[bool] = False

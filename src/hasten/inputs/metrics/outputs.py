@@ -110,16 +110,15 @@ def class_output(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
 
 
 def decided_output(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
-    """Return the only output of classes that the model has chosen; None if there are several or none.
+    """Return the model's only output, if it is the class of each sample; None where it is another or one of several.
 
-    There is none either where an output may hold class scores.
+    Beside others, a whole number for each sample may be a length or a count.
     """
-    fitting = [
-        spec
-        for spec in outputs
-        if spec.shape[1:] in ((), (1,)) and spec.shape and spec.dtype.startswith(("int", "uint"))
-    ]
-    return fitting[0] if len(fitting) == 1 and not class_specs(outputs) else None
+    if len(outputs) != 1:
+        return None
+    (spec,) = outputs
+    one_each = bool(spec.shape) and spec.shape[1:] in ((), (1,))
+    return spec if one_each and spec.dtype.startswith(("int", "uint")) else None
 
 
 def of_samples(array: Array, count: int | None = None) -> str:

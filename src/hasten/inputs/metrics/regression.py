@@ -60,7 +60,7 @@ class Regression(Metric):
             output, colon, behind = text.partition("@")[2].rpartition(":")
             raise InputError(
                 f"metric {text!r}: write METRIC:SETTING@OUTPUT, as in regression:{behind}@{output}"
-                if colon and behind.strip("0")  # "Identity:0" is a name
+                if colon and not behind.isdecimal()  # "Identity:1" is a name
                 else f"metric {text!r}: regression needs a tolerance, as in regression:0.02 or regression:2%"
             )
         if setting.endswith("%"):

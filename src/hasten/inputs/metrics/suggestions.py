@@ -42,7 +42,8 @@ def _without_labels(outputs: Sequence[TensorSpec]) -> tuple[str, str]:
         return _several(scores), (
             f'name one, as in metric="agreement@{scores[0].name}", or all, as in metric="agreement@all"'
         )
-    at = "" if len(outputs) == 1 else f"@{outputs[0].name}"
+    floats = [spec for spec in outputs if spec.dtype.startswith("float")] or outputs
+    at = "" if len(outputs) == 1 else f"@{floats[0].name}"
     return (
         f"only you know how far the numbers of {_listed(outputs)} may be off",
         f'give a tolerance, as in metric="regression:0.01{at}" or metric="regression:2%{at}", or a cosine, '

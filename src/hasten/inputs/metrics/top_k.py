@@ -64,7 +64,7 @@ class Top1(ClassMetric):
     def default_for(cls, labels: Array | None, outputs: Sequence[TensorSpec]) -> Self | None:
         """Return the metric for labels that are classes and a single output of class scores.
 
-        Without such an output a single one of integers, one for each sample, holds the classes.
+        The model's only output may also be the class of each sample, as an integer.
         """
         if labels is None or labels.dtype.kind not in "biuf":
             return None
