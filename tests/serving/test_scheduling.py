@@ -429,6 +429,25 @@ def test_a_long_queue_of_a_named_client_is_put_in_order_after_a_pause() -> None:
     assert order == [early, late, usual[0], urgent]
 
 
+def test_who_was_in_a_failed_batch_keeps_its_place_before_later_ones() -> None:
+    queue = scheduler(flat())
+    for _ in range(100):
+        queue.offer(item(0), 0)
+    while isinstance(run := queue.next(0), BatchRun) and queue.queued_rows:
+        queue.ended(queue.begun(run, 0), MS, 0)
+    assert isinstance(run, BatchRun)
+    assert len(run.items) > 1
+    later = [item(0) for _ in range(50)]
+    for one in later:
+        one.client = "later"
+        queue.offer(one, 0)
+    queue.put_back(run.items)
+    for one in run.items:
+        again = queue.next(0)
+        assert isinstance(again, BatchRun)
+        assert again.items == [one]
+
+
 def test_priorities_beyond_the_lowest_are_the_lowest() -> None:
     queue = scheduler(steep())
     items = [item(0, priority=priority) for priority in (10**9, 65, 64, 63)]

@@ -136,6 +136,8 @@ class Scheduler(Generic[P]):
     """Named clients with requests that are queued behind their own of a lower priority."""
     _turns: dict[int, Turns] = field(default_factory=dict)
     """Level of which rows are queued -> turns of the clients."""
+    _latest: int = 0
+    """Latest turn that ran: new turns come after it, and so after those of a batch that may yet be put back."""
     _heap: list[tuple[tuple[int, int, int], P]] = field(default_factory=list)
     """Order and request: two requests never have the same order, so they aren't compared."""
     _running: dict[int, _Busy] = field(default_factory=dict)
@@ -368,6 +370,7 @@ class Scheduler(Generic[P]):
         self._turns[level].begun(turn)
         for item in items:
             item.state = "running"
+            self._latest = max(self._latest, item.order[1])
         self._remove(items)
         return BatchRun(items, rows)
 
@@ -556,7 +559,7 @@ class Scheduler(Generic[P]):
     def _turns_of(self, level: int) -> Turns:
         found = self._turns.get(level)
         if found is None:
-            found = self._turns[level] = Turns()
+            found = self._turns[level] = Turns(self._latest)
         return found
 
     def _count(self, item: P, rows: int) -> None:
