@@ -377,20 +377,23 @@ class Seen(Pending):
         self._state = state
 
 
-@pytest.mark.parametrize("named", [False, True], ids=["unnamed", "named"])
+@pytest.mark.parametrize(
+    ("named", "clients"), [(False, 3), (True, 3), (True, 1)], ids=["unnamed", "named", "one named"]
+)
 @pytest.mark.parametrize("promoted", [False, True], ids=["asked", "promoted"])
 @pytest.mark.parametrize("curve", [flat, steep])
 def test_a_look_at_a_long_queue_goes_through_few_of_its_requests(
-    curve: Callable[[float], Latencies], promoted: bool, named: bool
+    curve: Callable[[float], Latencies], promoted: bool, named: bool, clients: int
 ) -> None:
     """Whatever priorities they have, and however many of them wait."""
     queue = scheduler(curve(MS / 100), 1000 * MS)
 
     def asked(now_ns: int) -> Seen:
         priority = now_ns * 7919 % 100_003 + 1
-        return Seen(1, "x", priority, math.inf, now_ns, client=f"{now_ns % 3}", named=named)
+        client = f"{now_ns % clients}"
+        return Seen(1, "x", priority, math.inf, now_ns, client=client, named=named)
 
-    waiting = [asked(number) for number in range(4000)]
+    waiting = [asked(number) for number in range(16_000)]
     for one in waiting:
         queue.offer(one, 0)
     queue.hopeless(0)
@@ -408,25 +411,211 @@ def test_a_look_at_a_long_queue_goes_through_few_of_its_requests(
     assert Seen.looks < 200 * 200
 
 
-def test_a_long_queue_of_a_named_client_is_put_in_order_after_a_pause() -> None:
-    queue = scheduler(steep(MS / 100))
+def named(
+    client: str, priority: int, at_ns: int = 0, left_ns: float = math.inf, rows: int = 1
+) -> Pending:
+    """A request of a client that is known by name."""
+    return Pending(rows, "x", priority, at_ns + left_ns, at_ns, client=client, named=True)
 
-    def asked(priority: int) -> Pending:
-        one = Pending(1, "x", priority, math.inf, 0, client="one", named=True)
+
+@pytest.mark.parametrize("count", [1000, 5000])
+@pytest.mark.parametrize("others", [0, 5000])
+def test_no_urgent_request_of_a_named_client_is_late_behind_a_long_queue(
+    count: int, others: int
+) -> None:
+    """Neither its own, nor another's, of many priorities."""
+    bulk = [named("one", 3) for _ in range(count)]
+    flood = [named("two", number * 7 % 64 + 1) for number in range(others)]
+    urgent = [named("one", 1, number * 10 * MS, 20 * MS) for number in range(1, 41)]
+    simulation = Simulation(scheduler(Latencies({1: MS})))
+    simulation.run([*bulk, *flood, *urgent])
+    ends = {id(one): end_ns for one, end_ns in simulation.done}
+    assert len(ends) == count + others + 40
+    assert all(ends[id(one)] <= one.deadline_ns for one in urgent)
+
+
+def test_an_urgent_request_goes_first_as_soon_as_a_long_queue_is_gone() -> None:
+    queue = scheduler(steep())
+    for number in range(1000):
+        queue.offer(named("one", number % 5 + 1), 0)
+    assert isinstance(queue.next(0), BatchRun)
+    queue.drain()
+    usual, urgent = named("one", 2), named("one", 1)
+    queue.offer(usual, 0)
+    queue.offer(urgent, 0)
+    run = queue.next(0)
+    assert isinstance(run, BatchRun)
+    assert run.items == [urgent]
+
+
+def test_whatever_rows_a_named_clients_requests_have_others_get_as_many() -> None:
+    """Its most urgent ones are the largest, and take turns that were meant for one row."""
+    queue = scheduler(steep())
+    for _ in range(40):
+        queue.offer(named("one", 3), 0)
+        queue.offer(named("two", 2), 0)
+    for _ in range(5):
+        queue.offer(named("one", 1, rows=8), 0)
+    for _ in range(40):
+        queue.offer(named("two", 2), 0)
+    rows, order = {"one": 0, "two": 0}, []
+    while isinstance(run := queue.next(0), BatchRun):
+        queue.ended(queue.begun(run, 0), MS, 0)
+        for one in run.items:
+            rows[one.client] += one.rows
+            order.append(one.priority)
+            assert abs(rows["one"] - rows["two"]) <= 5 * 8
+    assert rows == {"one": 80, "two": 80}
+    assert [one for one in order if one != 2] == [1] * 5 + [3] * 40
+
+
+def test_who_was_in_a_failed_batch_keeps_its_place_before_later_ones() -> None:
+    queue = scheduler(flat())
+    for _ in range(100):
+        queue.offer(item(0), 0)
+    while isinstance(run := queue.next(0), BatchRun) and queue.queued_rows:
+        queue.ended(queue.begun(run, 0), MS, 0)
+    assert isinstance(run, BatchRun)
+    assert len(run.items) > 1
+    later = [item(0) for _ in range(50)]
+    for one in later:
+        one.client = "later"
         queue.offer(one, 0)
-        return one
+    queue.put_back(run.items)
+    for one in run.items:
+        again = queue.next(0)
+        assert isinstance(again, BatchRun)
+        assert again.items == [one]
 
-    usual = [asked(3) for _ in range(1000)]
-    early, late = asked(2), asked(2)
-    order = []
-    for now_ns in (0, 1, 2, 100 * MS):
-        if now_ns == 1:
-            urgent = asked(1)
-        run = queue.next(now_ns)
+
+def by_definition(waiting: list[Pending]) -> list[tuple[tuple[int, int], Pending]]:
+    """Sort queued requests, each with its level and turn: a named client's take its turns by priority, then arrival."""
+    order = [(one.order, one) for one in waiting if not one.named]
+    for client in {one.client for one in waiting if one.named}:
+        own = [one for one in waiting if one.named and one.client == client]
+        turns = sorted(one.order[:2] for one in own)
+        own.sort(key=lambda one: (one.priority, one.order[2]))
+        order += [((*turn, one.order[2]), one) for turn, one in zip(turns, own, strict=True)]
+    return [(rank[:2], one) for rank, one in sorted(order, key=lambda entry: entry[0])]
+
+
+def check_entries(queue: Scheduler[Pending], waiting: list[Pending]) -> None:
+    """Each queued request has one entry of its own, and one in its named client's; the others are counted."""
+    valid = [one for order, one in queue._heap if one.state == "queued" and one.order is order]
+    assert sorted(map(id, valid)) == sorted(map(id, waiting))
+    assert queue._left == len(queue._heap) - len(valid)
+    assert queue.queued_rows == sum(one.rows for one in waiting)
+    clients = {one.client for one in waiting if one.named}
+    assert set(queue._urgent) == set(queue._own) == clients
+    for client in clients:
+        own = [one for one in waiting if one.named and one.client == client]
+        entries = {(one.priority, one.order[2], id(one)) for one in own}
+        found = [(priority, rank, id(one)) for priority, rank, one in queue._urgent[client]]
+        assert entries <= set(found)
+        assert len(found) <= 2 * sum(one.rows for one in own)
+
+
+def any_steps(random: np.random.Generator) -> list[tuple[str, int, str, int]]:
+    """What happens, to which of the queued requests, by which client, at which priority."""
+    kinds = ["offer", "look", "drop", "promote", "fail"]
+    shares = [1.0, *random.random(4)]
+    return [
+        (
+            str(random.choice(kinds, p=np.array(shares) / sum(shares))),
+            int(random.integers(100)),
+            str(random.choice(["one", "two", "three", "", "a"])),
+            int(random.integers(1, 6)),
+        )
+        for _ in range(random.integers(1, 100))
+    ]
+
+
+@pytest.mark.parametrize("curve", [flat, steep, usual])
+@pytest.mark.parametrize("seed", range(100))
+def test_whatever_happens_to_requests_they_go_in_order(
+    seed: int, curve: Callable[[], Latencies]
+) -> None:
+    """Against a sort of all at each look; of two clients' equal turns, either may be first."""
+    queue = scheduler(curve())
+    waiting: list[Pending] = []
+
+    def look() -> BatchRun[Pending] | None:
+        expected, now_ns = by_definition(waiting), 0
+        run = queue.next(0)
+        if isinstance(run, Wait):
+            run = queue.next(now_ns := 10**12)
+        if run is None:
+            assert not waiting
+            return None
         assert isinstance(run, BatchRun)
-        order += run.items
-        queue.ended(queue.begun(run, now_ns), MS / 100, now_ns)
-    assert order == [early, late, usual[0], urgent]
+        turns = [(turn, one) for turn, one in expected if one.key == run.items[0].key]
+        assert run.items[0].order[:2] == expected[0][0]
+        assert [one.order[:2] for one in run.items] == [turn for turn, _ in turns[: len(run.items)]]
+        for client in {one.client for one in run.items}:
+            own = [one for one in run.items if one.client == client]
+            assert own == [one for _, one in turns if one.client == client][: len(own)]
+        for one in run.items:
+            waiting.remove(one)
+        queue.ended(queue.begun(run, now_ns), MS, now_ns)
+        return run
+
+    for kind, number, client, priority in any_steps(np.random.default_rng(seed)):
+        one = Pending(1, "x", priority, math.inf, 0, client=client, named=len(client) > 1)
+        other = waiting[number % len(waiting)] if waiting else None
+        if kind == "offer":
+            queue.offer(one, 0)
+            waiting.append(one)
+        elif kind == "drop" and other:
+            assert queue.drop(other)
+            waiting.remove(other)
+        elif kind == "promote" and other:
+            queue.promote(other, one)
+        elif kind == "look":
+            look()
+        elif kind == "fail" and (run := look()) is not None:
+            queue.offer(one, 0)
+            queue.put_back(run.items)
+            waiting += [one, *run.items]
+        check_entries(queue, waiting)
+    while look() is not None:
+        check_entries(queue, waiting)
+    assert queue.idle
+    assert not queue._heap
+    assert not queue._urgent
+    assert queue._left == 0
+
+
+def test_a_queue_that_is_emptied_is_returned_in_order() -> None:
+    queue = scheduler(steep())
+    items = [named("one", priority) for priority in (3, 1, 2, 1)]
+    for one in items:
+        queue.offer(one, 0)
+    assert queue.drain() == [items[1], items[3], items[2], items[0]]
+    assert not queue._heap
+    assert not queue._urgent
+    assert queue._left == 0
+
+
+def test_dropped_requests_of_a_named_client_leave_little_behind_an_urgent_one() -> None:
+    queue = scheduler(steep())
+    urgent = named("one", 1)
+    queue.offer(urgent, 0)
+    for _ in range(1000):
+        queue.offer(one := named("one", 2), 0)
+        queue.drop(one)
+    assert len(queue._urgent["one"]) < 10
+    run = queue.next(0)
+    assert isinstance(run, BatchRun)
+    assert run.items == [urgent]
+
+
+def test_answered_requests_of_a_named_client_arent_kept_while_others_wait() -> None:
+    queue = scheduler(steep())
+    for _ in range(1000):
+        queue.offer(named("one", 2), 0)
+    while queue.queued_rows > 400:
+        queue.next(0)
+    assert len(queue._urgent["one"]) <= 401
 
 
 def test_priorities_beyond_the_lowest_are_the_lowest() -> None:

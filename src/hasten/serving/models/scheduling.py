@@ -23,9 +23,6 @@ LOWEST_PRIORITY = 64
 """Lowest priority: further ones count as this, so that no client makes levels without end."""
 _LOOKS = 16
 """Looks for overtaken requests within the longest allowed wait; each goes through the whole queue."""
-_FEW, _PAUSE_NS = 64, 40_000
-"""Requests that are put in order at each look, and the pause before it is done again for each further one: about
-25 times what it takes."""
 _RATE_WEIGHT = 1 / 16
 _FULL = 0.9
 """Share of the capacity; from this load on, batches are expected to be full."""
@@ -116,6 +113,11 @@ class Scheduler(Generic[P]):
     Requests of a lower level go first. Those of named clients are all at the usual one, where clients take
     turns, so that none gets ahead of the others by its priorities. Other requests' level is their priority.
 
+    A named client's turns are fixed when its requests are queued. Its most urgent request takes the first of
+    them, in exchange for its own, once that turn comes. Of requests with different rows, one may so take a turn
+    that was meant for fewer rows. The client's turns stay the same in total, so others lose nothing in the long
+    run.
+
     Args:
         latencies: Expected times of the model's batches.
         most_wait_ns: Longest wait in the queue; a request that would wait longer is refused, whatever
@@ -132,10 +134,12 @@ class Scheduler(Generic[P]):
     """Client -> number of its queued rows."""
     _own: dict[str, dict[int, int]] = field(default_factory=dict)
     """Named client -> priority -> number of its queued rows."""
-    _astray: set[str] = field(default_factory=set)
-    """Named clients with requests that are queued behind their own of a lower priority."""
+    _urgent: dict[str, list[tuple[int, int, P]]] = field(default_factory=dict)
+    """Named client -> heap of the priority, the rank in the order of arrival, and the request."""
     _turns: dict[int, Turns] = field(default_factory=dict)
     """Level of which rows are queued -> turns of the clients."""
+    _latest: int = 0
+    """Latest turn that ran: new turns come after it, and so after those of a batch that may yet be put back."""
     _heap: list[tuple[tuple[int, int, int], P]] = field(default_factory=list)
     """Order and request: two requests never have the same order, so they aren't compared."""
     _running: dict[int, _Busy] = field(default_factory=dict)
@@ -153,8 +157,6 @@ class Scheduler(Generic[P]):
     """Number of entries in the heap whose requests are no longer queued, or have another order."""
     _looked_ns: float = -math.inf
     """Time of the latest look for overtaken requests."""
-    _ordered_ns: float = -math.inf
-    """Time before which named clients' requests aren't put in order again."""
 
     # -- arrivals
 
@@ -176,10 +178,8 @@ class Scheduler(Generic[P]):
         level = _level(item)
         turn = self._turns_of(level).next(item.client, item.rows)
         item.order, item.state, item.queued_ns = (level, turn, self._orders), "queued", now_ns
-        heapq.heappush(self._heap, (item.order, item))
         self._count(item, item.rows)
-        if item.named:
-            self._look_for_order(item)
+        self._push(item)
 
     def take_alone(self, item: P, now_ns: int) -> BatchRun[P] | None:
         """Accept a request that can run at once: the model is idle, and no batch mate is expected.
@@ -356,7 +356,7 @@ class Scheduler(Generic[P]):
 
         Call `hopeless` first: it removes the requests that can no longer meet their deadlines.
         """
-        if len(self._running) >= self.sessions or not self._first(now_ns):
+        if len(self._running) >= self.sessions or not self._first():
             self._waiting_since_ns = None
             return None
         rows, items = self._choose(now_ns)
@@ -368,59 +368,84 @@ class Scheduler(Generic[P]):
         self._turns[level].begun(turn)
         for item in items:
             item.state = "running"
+            self._latest = max(self._latest, item.order[1])
         self._remove(items)
         return BatchRun(items, rows)
 
-    def _first(self, now_ns: int) -> P | None:
-        """Return the head of the queue; None if it is empty."""
-        if self._astray and now_ns >= self._ordered_ns:
-            self._put_in_order()
-            self._ordered_ns = now_ns + _PAUSE_NS * max(0, len(self._heap) - _FEW)
-        heap = self._heap
-        while heap and not _waits(heap[0]):
-            heapq.heappop(heap)
-            self._left -= 1
-        return heap[0][1] if heap else None
+    def _first(self) -> P | None:
+        """Bring the request that goes first to the top of the heap, and return it; None if the queue is empty."""
+        while self._heap:
+            entry = self._heap[0]
+            first = entry[1]
+            if not _waits(entry):
+                heapq.heappop(self._heap)
+                self._left -= 1
+                continue
+            urgent = self._most_urgent(first.client) if first.named else first
+            if urgent is first:
+                return first
+            self._exchange(first, urgent)
+        return None
 
-    def _look_for_order(self, item: P) -> None:
-        """Note whether a named client's new request goes before requests that the client sent earlier."""
-        own = self._own[item.client]
-        if len(own) > 1 and item.priority < max(own):
-            self._astray.add(item.client)
+    def _most_urgent(self, client: str) -> P:
+        """Return the request that goes first of a named client's in the heap; there must be one."""
+        self._tidy(client)
+        return self._urgent[client][0][2]
 
-    def _put_in_order(self) -> None:
-        """Give the turns that a named client has to its requests by priority; other clients' stay."""
-        self._forget_left()
-        theirs: dict[str, list[P]] = {client: [] for client in self._astray}
-        for _, item in self._heap:
-            if item.named and item.client in theirs:
-                theirs[item.client].append(item)
-        for items in theirs.values():
-            turn = min(item.order[1] - item.rows for item in items)
-            for item in sorted(items, key=lambda one: (one.priority, one.order[2])):
-                turn += item.rows
-                item.order = item.order[0], turn, item.order[2]
-        self._astray.clear()
-        self._heap = [(item.order, item) for _, item in self._heap]
-        heapq.heapify(self._heap)
+    def _exchange(self, first: P, urgent: P) -> None:
+        """Exchange the turns of the request at the top of the heap and of its client's most urgent one."""
+        level, turn, rank = first.order
+        _, later, urgent_rank = urgent.order
+        # A client's turns all differ; were two equal, this would still come to an end.
+        urgent.order = level, min(turn, later - 1), urgent_rank
+        first.order = level, later, rank
+        heapq.heapreplace(self._heap, (first.order, first))
+        heapq.heappush(self._heap, (urgent.order, urgent))
+        self._leave(1)
+
+    def _push(self, item: P) -> None:
+        """Put a queued request into the heap, and into its client's own if that is named."""
+        heapq.heappush(self._heap, (item.order, item))
+        if item.named:
+            self._push_urgent(item)
+
+    def _push_urgent(self, item: P) -> None:
+        """Put a queued request into its named client's own heap."""
+        urgent = self._urgent.setdefault(item.client, [])
+        heapq.heappush(urgent, (item.priority, item.order[2], item))
+        self._tidy(item.client)
+
+    def _take_out(self, first: P) -> None:
+        """Remove the request that `_first` returned from the heap, and from its client's own."""
+        heapq.heappop(self._heap)
+        if first.named:
+            urgent = self._urgent[first.client]
+            # It is there twice if it was put back, or promoted to another client and back.
+            while urgent and urgent[0][2] is first:
+                heapq.heappop(urgent)
+
+    def _tidy(self, client: str) -> None:
+        """Remove outdated entries from a named client's own heap if they are at its top, or too many."""
+        urgent = self._urgent[client]
+        if len(urgent) > 2 * self._of[client]:
+            urgent = self._urgent[client] = sorted({one for one in urgent if _is_of(one, client)})
+        while urgent and not _is_of(urgent[0], client):
+            heapq.heappop(urgent)
 
     def _able(self, head: P) -> list[P]:
         """Return the head and those behind it that may join its batch, of no more than a batch needs."""
-        heap, most = self._heap, self.latencies.most
-        taken: list[tuple[tuple[int, int, int], P]] = []
+        most = self.latencies.most
+        taken: list[P] = []
         able: list[P] = []
         rows = 0
-        while heap and rows < most and len(taken) < 4 * most:
-            entry = heapq.heappop(heap)
-            if not _waits(entry):
-                self._left -= 1
-                continue
-            taken.append(entry)
-            if entry[1].key == head.key:
-                able.append(entry[1])
-                rows += entry[1].rows
-        for entry in taken:
-            heapq.heappush(heap, entry)
+        while rows < most and len(taken) < 4 * most and (first := self._first()) is not None:
+            self._take_out(first)
+            taken.append(first)
+            if first.key == head.key:
+                able.append(first)
+                rows += first.rows
+        for item in taken:
+            self._push(item)
         return able
 
     def _choose(self, now_ns: int) -> tuple[int, list[P]]:
@@ -522,8 +547,8 @@ class Scheduler(Generic[P]):
         for item in items:
             item.state, item.key = "queued", object()
             self._turns_of(item.order[0])
-            heapq.heappush(self._heap, (item.order, item))
             self._count(item, item.rows)
+            self._push(item)
 
     def promote(self, item: P, waiting: Pending) -> None:
         """Let a queued request go as early as another would that waits for its answer, at that one's expense."""
@@ -534,7 +559,7 @@ class Scheduler(Generic[P]):
                 self._count_own(item.client, item.priority, -item.rows)
                 item.priority = waiting.priority
                 self._count_own(item.client, item.priority, item.rows)
-                self._look_for_order(item)
+                self._push_urgent(item)
             return
         level, priority = _level(waiting), min(waiting.priority, LOWEST_PRIORITY)
         if level == item.order[0]:
@@ -548,15 +573,13 @@ class Scheduler(Generic[P]):
         turn = self._turns_of(level).next(item.client, item.rows)
         item.order = level, turn, item.order[2]
         self._count(item, item.rows)
-        if item.named:
-            self._look_for_order(item)
-        heapq.heappush(self._heap, (item.order, item))
+        self._push(item)
         self._leave(1)
 
     def _turns_of(self, level: int) -> Turns:
         found = self._turns.get(level)
         if found is None:
-            found = self._turns[level] = Turns()
+            found = self._turns[level] = Turns(self._latest)
         return found
 
     def _count(self, item: P, rows: int) -> None:
@@ -581,7 +604,9 @@ class Scheduler(Generic[P]):
             del own[priority]
         if not own:
             del self._own[client]
-            self._astray.discard(client)
+            self._urgent.pop(client, None)
+        elif rows < 0:
+            self._tidy(client)
 
     # -- requests that leave without an answer from the model
 
@@ -605,7 +630,7 @@ class Scheduler(Generic[P]):
             return found
         if len(self._rows) > 1 or any(len(own) > 1 for own in self._own.values()):
             found += self._overtaken(now_ns)
-        while (head := self._first(now_ns)) is not None and not head.tried:
+        while (head := self._first()) is not None and not head.tried:
             if head.deadline_ns == math.inf:
                 break
             late = now_ns + self.latencies.expected_ns(head.rows) > head.deadline_ns
@@ -647,17 +672,17 @@ class Scheduler(Generic[P]):
 
     def drain(self) -> list[P]:
         """Remove all queued requests, and return them in order."""
-        items = [entry[1] for entry in sorted(self._heap) if _waits(entry)]
-        for item in items:
+        items: list[P] = []
+        while (item := self._first()) is not None:
             self.drop(item)
-        self._heap, self._left = [], 0
+            items.append(item)
         return items
 
     def _remove(self, items: list[P]) -> None:
         """Uncount requests that are no longer queued; they stay in the heap until they reach its top."""
         if len(items) == len(self._heap):  # the queue is empty now
             self._heap.clear()
-            for counted in (self._rows, self._of, self._own, self._astray, self._turns):
+            for counted in (self._rows, self._of, self._own, self._urgent, self._turns):
                 counted.clear()
             self._left = 0
             return
@@ -696,6 +721,13 @@ def _waits(entry: tuple[tuple[int, int, int], Pending]) -> bool:
     """Whether the request of an entry is queued, in the entry's order."""
     order, item = entry
     return item.state == "queued" and item.order is order
+
+
+def _is_of(entry: tuple[int, int, Pending], client: str) -> bool:
+    """Whether the request of an entry in a named client's own heap is queued, at that priority."""
+    priority, _, item = entry
+    queued = item.state == "queued" and item.named and item.client == client
+    return queued and item.priority == priority
 
 
 def _filled(size: int, coming: float) -> float:

@@ -10,10 +10,13 @@ class Turns:
     """Turns of clients' requests: a client's follow each other by their rows, whatever others have queued.
 
     Source: Goyal, Vin and Cheng, Start-time fair queueing, 1996; without weights.
+
+    Args:
+        now: Turn after which all others come.
     """
 
-    def __init__(self) -> None:
-        self._now = 0
+    def __init__(self, now: int = 0) -> None:
+        self._now = now
         self._last: dict[str, int] = {}
 
     def next(self, client: str, rows: int) -> int:
