@@ -112,9 +112,10 @@ class Scene:
         with _limited(resource.RLIMIT_FSIZE, dict.fromkeys(pids, 0)):
             status, _ = self.unit.ask("POST", "/v2/repository/models/chaos/load", BACK_S)
             time.sleep(rng.uniform(0, _LONGEST_S))
-        # Whoever was started meanwhile has the limit, too.
-        with _limited(resource.RLIMIT_FSIZE, dict.fromkeys(filter(None, [self.unit.worker()]), 0)):
-            pass
+        for pid in _children(
+            self.unit.supervisor
+        ):  # whoever was started meanwhile has the limit, too
+            _limit(pid, resource.RLIMIT_FSIZE, -1)
         event.said = f"load: {status}"
 
     def limit_memory(self, rng: random.Random, event: Event) -> None:
@@ -212,22 +213,33 @@ def _until(condition: Callable[[], bool], patience_s: float) -> bool:
     return True
 
 
+def _limit(pid: int, what: int, most: int) -> None:
+    """Set a limit of a running process; lift it where it is below 0."""
+    with contextlib.suppress(ProcessLookupError):
+        _, hard = resource.prlimit(pid, what)
+        resource.prlimit(pid, what, (hard if most < 0 else most, hard))
+
+
 @contextlib.contextmanager
 def _limited(what: int, most: Mapping[int, int]) -> Iterator[None]:
     """Set a limit of running processes, by their ids, and lift it again."""
-
-    def limit(pid: int, size: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            _, hard = resource.prlimit(pid, what)
-            resource.prlimit(pid, what, (hard if size < 0 else size, hard))
-
     try:
         for pid, size in most.items():
-            limit(pid, size)
+            _limit(pid, what, size)
         yield
     finally:
         for pid in most:
-            limit(pid, -1)
+            _limit(pid, what, -1)
+
+
+def _children(pid: int) -> list[int]:
+    """Return the process ids of a process's children, and of theirs, as far as they are still there."""
+    found = []
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (thread / "children").read_text().split()):
+                found += [child, *_children(child)]
+    return found
 
 
 LOSING = ("kill the worker", "kill the supervisor", "kill the proxy", "little memory")
