@@ -72,6 +72,6 @@ def test_answers_that_no_metric_reads_since_time_comes_first_are_explained(tmp_p
             engines=["onnxruntime"],
         )
     assert str(error.value).startswith(
-        "agreement reads class scores (n, classes); the model gives y ["
+        "agreement reads class scores (n, classes); the model gives y (n, 5, 3)"
     )
     assert str(error.value).endswith(f"; {NOTE}")
