@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,11 +33,24 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let turns be short, and end what hangs when the test ends."""
     monkeypatch.setattr(repository, "_TURN_S", 0.1)
     monkeypatch.setattr(repository, "_OVERDUE_S", 0.5)
+    loading: list[threading.Event] = []
+
+    def started(work: Callable[..., None], args: tuple[Any, ...]) -> None:
+        ended = threading.Event()
+        loading.append(ended)
+
+        def run() -> None:
+            work(*args)
+            ended.set()
+
+        _thread.start_new_thread(run, ())
+
+    monkeypatch.setattr(repository, "_thread", SimpleNamespace(start_new_thread=started))
     pausing.RELEASE.clear()
     with pausing_installed(tmp_path / "plug-in"):
         yield
         pausing.RELEASE.set()
-        until(lambda: not any(one.name == "hasten-loading" for one in threading.enumerate()))
+        until(lambda: all(one.is_set() for one in loading))
     pausing.RELEASE.clear()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import functools
@@ -624,7 +625,8 @@ def _on_a_thread(work: Callable[[], T]) -> asyncio.Future[T]:
         finally:
             del work, ended  # an error keeps this frame, and all that opening had
 
-    threading.Thread(target=run, args=(work, ended), name="hasten-loading", daemon=True).start()
+    # Not threading.Thread, whose start waits for ever for a thread that dies of too little memory as it begins.
+    _thread.start_new_thread(run, (work, ended))
     return asyncio.wrap_future(ended)
 
 
