@@ -99,8 +99,12 @@ class Shadow:
         if self._jobs.qsize() >= _MOST_WAITING or waiting + size > _MOST_BYTES:
             self._watch.skip(b"")
             return
-        inputs = {key: array.copy() for key, array in inputs.items()}
-        outputs = {key: array.copy() for key, array in outputs.items()}
+        try:
+            inputs = {key: array.copy() for key, array in inputs.items()}
+            outputs = {key: array.copy() for key, array in outputs.items()}
+        except MemoryError:  # the other requests of the batch wait for their answers
+            self._watch.skip(b"")
+            return
         # Only now: to drop what is expected may score others' labels, for which the loop must not wait.
         labels, key = self._watch.labels, b""
         if labels is not None and name:
