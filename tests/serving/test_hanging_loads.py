@@ -221,3 +221,18 @@ async def reached(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(120):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def test_a_loop_doesnt_wait_for_threads_that_die_as_they_begin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As with too little memory; `threading.Thread.start` would wait for ever."""
+
+    def dies(thread: threading.Thread) -> None:
+        raise MemoryError
+
+    async def asked() -> int:
+        return await repository._on_a_thread(lambda: 7)
+
+    monkeypatch.setattr(threading.Thread, "_bootstrap_inner", dies)
+    assert asyncio.run(asked()) == 7

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import threading
 from collections.abc import Callable, Iterator, Set
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
@@ -625,9 +624,16 @@ def _on_a_thread(work: Callable[[], T]) -> asyncio.Future[T]:
         finally:
             del work, ended  # an error keeps this frame, and all that opening had
 
-    # Not threading.Thread, whose start waits for ever for a thread that dies of too little memory as it begins.
-    _thread.start_new_thread(run, (work, ended))
+    _begin_thread(run, work, ended)
     return asyncio.wrap_future(ended)
+
+
+def _begin_thread(work: Callable[..., object], *args: object) -> None:
+    """Begin work on a thread of its own, without waiting until it has begun.
+
+    `threading.Thread.start` waits for ever for a thread that dies of too little memory as it begins.
+    """
+    _thread.start_new_thread(work, args)
 
 
 async def _first_of(
@@ -640,7 +646,7 @@ async def _first_of(
 def _close_unasked(opening: asyncio.Future[OpenBundle]) -> None:
     """Close a bundle that was opened though nobody wants it any more."""
     if not opening.cancelled() and opening.exception() is None:
-        threading.Thread(target=opening.result().close, daemon=True).start()
+        _begin_thread(opening.result().close)
 
 
 def changed(served: ServedModel) -> bool:
