@@ -219,6 +219,25 @@ def test_a_shadow_finds_where_the_exact_model_disagrees(tmp_path: Path) -> None:
         assert statistics.disagreed == 10
 
 
+class Uncopied(np.ndarray):
+    """Array for whose copy there is no memory."""
+
+    def copy(self, order: Any = "C") -> Any:
+        raise MemoryError
+
+
+def test_an_answer_that_memory_lacks_to_copy_is_left_out_of_the_comparison(tmp_path: Path) -> None:
+    solid, other = own_models.solid(tmp_path), own_models.mirrored(tmp_path)
+    path = bundle_of(tmp_path, other, "strange", exact=solid)
+    with ServerThread(place_of(path, shadow=1.0)) as server:
+        model = served(server, "strange")
+        shadow: Any = model._shadow
+        row = np.ones((1, 4), np.float32)
+        server.call(lambda: shadow.look({"x": row.view(Uncopied)}, {"y": row}, "", 0, 0))
+        answer(server, "strange", [1, 2, 3, 4])
+        until(functools.partial(_shadowed, model.statistics, 1))
+
+
 def _shadowed(statistics: Statistics, count: int) -> bool:
     return statistics.shadowed == count
 
