@@ -16,7 +16,7 @@ from hasten.engines.onnxruntime.settled import OnnxRuntimeSettled
 from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import InputError
 from hasten.measure.candidate import Single
-from hasten.optimization.grid import grid, neighbours, variations
+from hasten.optimization.grid import grid, hurried, neighbours, variations
 from hasten.passes.base import Pass, Selective
 from hasten.passes.fix_shapes import FixShapes
 from hasten.passes.litert_quantization import LitertQuantization
@@ -39,6 +39,23 @@ def test_the_untouched_model_on_every_engine_comes_first(desk: Desk, host: Targe
     assert kinds == ["OnnxRuntime", "OpenVino"]
     assert untouched[0] == Single((), OnnxRuntime())
     assert untouched[0].exact
+
+
+def test_a_short_time_reaches_each_kind_of_candidate(desk: Desk, host: Target) -> None:
+    proposals = grid(desk.model, host)
+    order = hurried(proposals)
+    assert sorted(c.key for c in order) == sorted(c.key for c in proposals)
+    ready = [c for c in order if not c.passes]
+    assert order[: len(ready)] == ready
+    assert [c.exact for c in ready] == sorted((c.exact for c in ready), reverse=True)
+    made = order[len(ready) :]
+    assert {c.exact for c in ready} == {c.exact for c in made} == {True, False}
+    exact = sum(c.exact for c in made)
+    assert [c.exact for c in made[: 2 * exact]] == [False, True] * exact
+    for kind in (True, False):
+        assert [c for c in made if c.exact == kind] == [
+            c for c in proposals if c.passes and c.exact == kind
+        ]
 
 
 def test_no_proposal_comes_twice_and_each_engine_takes_its_model(desk: Desk, host: Target) -> None:

@@ -119,6 +119,21 @@ def grid(
     return list(dict.fromkeys([*untouched, *converted, *exact, *lossy]))
 
 
+def hurried(candidates: Sequence[Single]) -> list[Single]:
+    """Return the candidates of a grid in an order in which a short time reaches each kind.
+
+    Those that need no transformation come first, exact ones before others. The rest alternates between inexact
+    and exact ones, since inexact ones gain most.
+
+    Args:
+        candidates: The candidates, as `grid` returns them.
+    """
+    ready = [one for one in candidates if all(step.stage == "conversion" for step in one.passes)]
+    made = [one for one in candidates if one not in ready]
+    inexact, exact = ([one for one in made if one.exact == kind] for kind in (False, True))
+    return [*sorted(ready, key=lambda one: not one.exact), *_by_turns([inexact, exact])]
+
+
 def _with_first(step: Pass, engine: Engine, batched: bool) -> Single:
     """Return a pass on an engine; one that settles shapes is left to the engine where that keeps batches.
 

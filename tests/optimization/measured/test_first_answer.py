@@ -17,12 +17,14 @@ from hasten.engines.openvino.engine import OpenVino
 from hasten.inputs.data.spool import Spool
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.measure.candidate import Candidate, Measurement, Single, Trial
+from hasten.measure.deadline import Deadline
 from hasten.measure.effort import EFFORTS
 from hasten.measure.latency import Pace
 from hasten.measure.workbench import Workbench
 from hasten.optimization.measured.exploration import Exploration
 from hasten.optimization.measured.screening import Screening
 from hasten.passes.nncf_quantization import NncfQuantization
+from hasten.passes.simplify import Simplify
 
 BASELINE = Single((), OnnxRuntime())
 EXACT, SLOWER = Single((), OpenVino()), Single((), LiteRt())
@@ -46,12 +48,18 @@ def trial(candidate: Candidate, *ratios: float) -> Trial:
 
 
 def told(
-    desk: Desk, spool: Spool, folder: Path, *trials: Trial, late_after: int | None = None
+    desk: Desk,
+    spool: Spool,
+    folder: Path,
+    *trials: Trial,
+    late_after: int | None = None,
+    limit_s: float | None = None,
 ) -> list[Progress | str]:
     """What a search with these trials tells and makes, in order.
 
     Args:
         late_after: Number of trials after which the time is up; None for no limit.
+        limit_s: Time limit of the run, in seconds, of which nothing was spent yet; None for none.
     """
     bench = Workbench(
         folder,
@@ -61,6 +69,7 @@ def told(
         calibration_hash="0",
     )
     job = dataclasses.replace(job_in(folder), order=job_in(folder, effort="quick").order)
+    job.deadline = Deadline(limit_s)
     found: list[Progress | str] = []
     job.listen = found.append
     screening = Screening(
@@ -117,6 +126,21 @@ def test_the_fastest_exact_form_is_told_once_before_anything_inexact_is_made(
         (EXACT.label, "exact"),
         (INT8.label, "wrong"),
     ]
+
+
+def test_with_a_time_limit_inexact_forms_come_before_exact_ones_that_must_be_made(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    simplified = trial(Single((Simplify(),), OpenVino()), *[0.4, 0.42] * 3)
+    given = (trial(EXACT, *[0.5] * 6), simplified, trial(INT8, *[0.2] * 6))
+    found = told(desk, spool, tmp_path, *given, limit_s=1000.0)
+    tried = [one.tried.label for one in found if isinstance(one, Progress) and one.tried]
+    assert tried == [EXACT.label, INT8.label, simplified.candidate.label]
+    assert news(found).startswith("simplified, OpenVINO is exact and 2.4")
+    stages = [one.stage for one in found if isinstance(one, Progress)]
+    assert stages == sorted(stages), "the search goes back to exact forms"
+    late = told(desk, spool, tmp_path / "late", *given, limit_s=1000.0, late_after=2)
+    assert news(late).endswith("; the time limit left other exact forms untried")
 
 
 def test_a_form_that_isnt_surely_faster_is_said_not_to_be(

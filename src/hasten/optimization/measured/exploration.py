@@ -13,7 +13,7 @@ from hasten.core.progress import StageName, Tried, Verdict
 from hasten.core.tensors import Array
 from hasten.errors import CandidateError, OutOfTime
 from hasten.measure.candidate import Candidate, Single, Trial
-from hasten.optimization.grid import neighbours, variations
+from hasten.optimization.grid import hurried, neighbours, variations
 from hasten.optimization.job import Job
 from hasten.optimization.measured.bucketing import Bucketing
 from hasten.optimization.measured.escalation import Escalation
@@ -61,6 +61,7 @@ class Exploration:
         self._best_ratio = 1.0
         self._at_limit = False
         self._told_exact = False
+        self._stage: StageName = "exact"
         self._frozen = job.journal.last("ladder") is not None
         self._ended = False
         self._met: set[str] = set()
@@ -74,18 +75,20 @@ class Exploration:
 
         Exact candidates come first: they are soon made, and a person has an answer that needs no test.
         Where samples differ in shape, buckets of exact models are among them, since they gain most there.
+        A time limit may leave too little for others after them; so with one, the kinds alternate.
         """
         model, target = self.trials.bench.model, self.trials.bench.target
         ordered = sorted(grid, key=lambda one: not one.exact)
         depth, bucketing = self._order.effort.depth, self._bucketing()
         if bucketing is None:
-            whole = self._try(ordered)
+            whole = self._try(hurried(grid) if self._job.deadline.limited else ordered)
         else:
             whole = self._try([one for one in ordered if one.exact])
             if whole:
                 bucketing.propose_exact(few=depth == "first")
             whole = self._try([one for one in ordered if not one.exact]) and whole
         self._tell_exact(whole=whole or self._ended)
+        self._stage = "try"
         if not whole or depth != "all":
             return
         if not self._over() and self._fastest_could_be_safer():
@@ -191,12 +194,16 @@ class Exploration:
         outcome: str | None = None
         tried: Tried | None = None
         made = 0
+        inexact = 1 + max((n for n, one in enumerate(candidates) if one.exact), default=-1)
         self._proposed.update(candidate.key for candidate in candidates)
         for number, candidate in enumerate(candidates):
-            if not candidate.exact and not self._told_exact:
+            if number == inexact and not self._told_exact:
                 self._tell_exact(len(candidates), outcome, tried)
                 outcome, tried = None, None
-                self._tell("making the other forms", number, len(candidates), None, None)
+            if not candidate.exact and self._stage == "exact":
+                self._stage = "try"
+                self._tell("making the other forms", number, len(candidates), outcome, tried)
+                outcome, tried = None, None
             if not self._frozen and number == made:
                 coming = self._coming(candidates[number:])
                 made += len(coming)
@@ -223,18 +230,21 @@ class Exploration:
         return True
 
     def _coming(self, candidates: Sequence[Single]) -> Sequence[Single]:
-        """Return the next candidates whose models are made together, inexact ones never with exact ones."""
-        most = _TRANSFORMS_AT_ONCE if self._job.deadline.limited else _MADE_AT_ONCE
+        """Return the next candidates whose models are made together.
+
+        Without a time limit, inexact ones aren't made with exact ones, whose results are told first.
+        """
+        if self._job.deadline.limited:
+            return candidates[:_TRANSFORMS_AT_ONCE]
         kind = candidates[0].exact
-        return list(itertools.takewhile(lambda one: one.exact == kind, candidates[:most]))
+        return list(itertools.takewhile(lambda one: one.exact == kind, candidates[:_MADE_AT_ONCE]))
 
     def _tell(
         self, doing: str, done: int, total: int, outcome: str | None, tried: Tried | None
     ) -> None:
         """Report progress; `done` and `total` count the candidates of the list that is being tried."""
-        stage: StageName = "try" if self._told_exact else "exact"
         done, total = self._earlier + done, self._earlier + total
-        self._job.tell(stage, doing, done, total, outcome, self.best, tried=tried)
+        self._job.tell(self._stage, doing, done, total, outcome, self.best, tried=tried)
 
     def _tell_exact(
         self,
@@ -244,7 +254,7 @@ class Exploration:
         *,
         whole: bool = True,
     ) -> None:
-        """Tell the fastest exact candidate, once all of the grid were tried.
+        """Tell the fastest exact candidate, once all exact ones of the grid were tried.
 
         Args:
             total: Number of candidates of the grid, if some are still to be tried.
@@ -271,7 +281,7 @@ class Exploration:
         doing = "all exact forms tried" if whole else "the time is up"
         done = len(self._met)
         total = max(done, total)
-        self._job.tell("exact", doing, done, total, outcome, self.best, tried=tried, news=news)
+        self._job.tell(self._stage, doing, done, total, outcome, self.best, tried=tried, news=news)
         self._told_exact = True
 
     def _tried(self, trial: Trial) -> Tried:
