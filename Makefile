@@ -21,16 +21,16 @@ demo-digits: $(VENV)/.demo
 test: $(VENV)/.test
 	$(MAKE) --jobs=2 --keep-going suite check
 
-# The tests that take minutes each, too.
+# The tests that take seconds or minutes each, too.
 test-all: test
 	$(MAKE) suite-slow
 
 suite: $(VENV)/.test
-	scripts/test -m 'not slow'
+	scripts/test -m 'not slow and not seconds'
 
 # They take longer yet on a busy host, which fails none of them.
 suite-slow: $(VENV)/.test
-	scripts/test -m slow -o timeout=1800 -o faulthandler_timeout=1860
+	scripts/test -m 'slow or seconds' -o timeout=1800 -o faulthandler_timeout=1860
 
 check: $(VENV)/.test
 	@said=$$(scripts/check 2>&1); code=$$?; printf '\n%s\n' "$$said"; exit $$code

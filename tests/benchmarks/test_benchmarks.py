@@ -49,6 +49,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
     return importlib.import_module
 
 
+@pytest.mark.seconds
 def test_the_overhead_of_a_loaded_bundle_is_printed(
     exact_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ceilings.py"
 TOOLS = ("numpy (OpenBLAS), product", "torch (oneDNN), bf16 product", "the same around the caches")
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("tools", "turns"),
     [

@@ -219,6 +219,7 @@ def asked(clock: Any, tmp_path: Path) -> Iterator[Asked]:
             yield made
 
 
+@pytest.mark.seconds
 def test_a_jump_while_a_request_is_answered_makes_it_neither_late_nor_wrong(
     clock: Any, asked: Asked
 ) -> None:

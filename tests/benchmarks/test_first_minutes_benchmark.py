@@ -7,6 +7,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
+pytestmark = pytest.mark.seconds
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.seconds
+
 ROOT = Path(__file__).parents[2]
 
 for _needed in ("grpc", "httptools", "uvloop"):

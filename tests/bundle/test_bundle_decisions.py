@@ -24,6 +24,8 @@ from hasten.inputs.pipeline.image import Decode, Normalize, Resize, ToLayout
 from hasten.inputs.pipeline.nms import Nms
 from hasten.testing import models
 
+pytestmark = pytest.mark.seconds
+
 SIDE = 416
 
 

@@ -263,6 +263,7 @@ def test_further_sessions_read_what_the_first_one_kept(tmp_path: Path) -> None:
     assert (compiled.kept, compiled.found) == (1, 1)
 
 
+@pytest.mark.seconds
 def test_many_processes_open_one_bundle_at_once(tmp_path: Path) -> None:
     bundle, cache = bundle_of(tmp_path, OpenVino(threads=1)), tmp_path / "cache"
     code = (

@@ -21,6 +21,7 @@ def run(*words: object) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
+@pytest.mark.seconds
 def test_each_kind_of_start_is_timed_by_stage(
     exact_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,6 +47,7 @@ def compiled(tmp_path: Path) -> Path:
     return bundle_of(tmp_path, models.linear_classifier(tmp_path), engine=CompiledC())
 
 
+@pytest.mark.seconds
 def test_a_start_without_a_cache_compiles_each_time(
     compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,8 @@ from hasten.measure.intervals import Ratio
 from hasten.optimization.choose import Standing, ladder
 from hasten.optimization.trials import risk
 
+pytestmark = pytest.mark.seconds
+
 ALPHA = 0.05
 MAX_DROP = 0.02
 CANDIDATES, SEARCH, SEALED = 200, 216, 506

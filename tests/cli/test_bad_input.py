@@ -163,6 +163,7 @@ def test_data_that_do_not_fit(
     assert got == line.replace("{npz}", str(npz))
 
 
+@pytest.mark.seconds
 def test_an_original_that_answers_nan(tmp_path: Path) -> None:
     npz = saved(tmp_path, x=good())
     engine = ("--engine", "tests.support.rivals:BadAnswers", "--out", tmp_path / "b.hasten")
@@ -216,6 +217,7 @@ def heavy(folder: Path) -> Path:
     return folder / "heavy.onnx"
 
 
+@pytest.mark.seconds
 def test_an_original_that_does_not_fit_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +336,7 @@ def test_a_place_that_is_taken_by_something_else(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.seconds
 def test_a_full_disk(tmp_path: Path) -> None:
     npz = saved(tmp_path, x=good(6000))
     small = (

@@ -58,6 +58,7 @@ def test_the_version_is_the_packages() -> None:
     assert run("--version").output == f"hasten, version {__version__}\n"
 
 
+@pytest.mark.seconds
 def test_optimize_prints_a_plan_a_card_and_on_request_the_details(
     tmp_path: Path, quick: None
 ) -> None:
@@ -267,6 +268,7 @@ def test_a_folder_of_images_is_prepared_as_told_and_the_pipeline_is_kept(
     assert f"note: {numbered}" in again.output
 
 
+@pytest.mark.seconds
 def test_a_torch_module_in_a_file_is_optimized(tmp_path: Path, quick: None) -> None:
     pytest.importorskip("torch")
     (tmp_path / "net.py").write_text(

@@ -11,6 +11,8 @@ import pytest
 
 from hasten.testing import models
 
+pytestmark = pytest.mark.seconds
+
 MOUNT = 'mount -t tmpfs -o size="$SIZE" tmpfs "$DISK"'
 RUN = '"$@" --out "$DISK/b.hasten"; code=$?; ls -A "$DISK"; [ $code = 0 ] || echo "exit code $code"'
 GROWN = 'mount -o remount,size=64m "$DISK"'

@@ -9,6 +9,8 @@ import pytest
 
 from hasten.testing import models
 
+pytestmark = pytest.mark.seconds
+
 WITHOUT = """
 import sys
 for module in {missing}:

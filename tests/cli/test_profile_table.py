@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import onnx
+import pytest
 from click.testing import CliRunner, Result
 from tests.support import models
 
@@ -12,6 +13,8 @@ from hasten.cli.profile_table import profile_table
 from hasten.core.records import from_record
 from hasten.engines.layers import Kind, LayerTime
 from hasten.evaluation.profiling import Profile
+
+pytestmark = pytest.mark.seconds
 
 
 def run(*arguments: object) -> Result:

@@ -13,6 +13,8 @@ from tests.support.quick import ROUNDS, quick_runs
 from hasten.cli import main
 from hasten.testing import models
 
+pytestmark = pytest.mark.seconds
+
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])

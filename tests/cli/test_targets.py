@@ -103,6 +103,7 @@ def test_doctor_lists_every_target_in_one_line_each() -> None:
         assert any(word in lines[name] for word in ("present", "compile-only", "absent")), name
 
 
+@pytest.mark.seconds
 def test_a_small_network_for_an_interpreter_elsewhere_is_made_by_one_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ def summing(folder: Path) -> Path:
     return folder / "summing.onnx"
 
 
+@pytest.mark.seconds
 def test_where_nothing_for_the_device_ships_the_command_says_why_and_the_bundle_is_this_hosts(
     tmp_path: Path, quick: None
 ) -> None:

@@ -20,6 +20,8 @@ from hasten.cli import main
 from hasten.cli.watch import in_words, line
 from hasten.serving.streams.tally import Watched
 
+pytestmark = pytest.mark.seconds
+
 pytest.importorskip("av")
 COMMAND = (sys.executable, "-c", "from hasten.cli import main; main()", "watch")
 

@@ -4,9 +4,12 @@ import importlib
 import subprocess
 import sys
 
+import pytest
+
 import hasten
 
 
+@pytest.mark.seconds
 def test_no_room_replaces_a_function() -> None:
     code = (
         "import importlib, pkgutil, hasten\n"

@@ -71,6 +71,7 @@ def ran(folder: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.seconds
 def test_its_lines_pass_and_fail_as_the_limit_does(exact_bundle: Path, tmp_path: Path) -> None:
     x = np.random.default_rng(9).standard_normal((200, 16), dtype=np.float32)
     np.savez(tmp_path / "new.npz", x=x)

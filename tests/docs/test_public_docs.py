@@ -167,6 +167,7 @@ def statements(tree: ast.AST) -> Iterator[ast.AST]:
             yield from statements(one)
 
 
+@pytest.mark.seconds
 def test_no_function_inside_takes_more() -> None:
     counts = [
         (f"{path.relative_to(SOURCES)}: {node.name}", len(arguments(node)))
@@ -190,6 +191,7 @@ QUESTION = re.compile(r"(?:\*{0,2}\w+: )?(?:What|Who|Whom|Whose|How)\b")
 """Words with which a line doesn't say by itself what a thing is; see design/style.md."""
 
 
+@pytest.mark.seconds
 def test_no_docstring_and_no_line_on_an_attribute_begins_like_a_question() -> None:
     found = [
         f"{path.relative_to(SOURCES)}: {line}"

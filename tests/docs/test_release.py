@@ -35,6 +35,7 @@ def release() -> ModuleType:
     return module
 
 
+@pytest.mark.seconds
 def test_the_wheel_holds_each_file_of_the_package_and_no_other(tmp_path: Path) -> None:
     sources = tracked("src")
     wheel = built_wheel(tmp_path)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from tests.support.quick import quick_runs
 
+pytestmark = pytest.mark.seconds
+
 PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "tabular.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 

@@ -5,6 +5,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 from hasten.certificate.verdict import Verdict
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +43,7 @@ def test_every_verdict_has_its_line() -> None:
     assert [one.value for one in Verdict if f"\n| {one.value} |" not in PAGE] == []
 
 
+@pytest.mark.seconds
 def test_what_the_page_quotes_is_said_by_the_code() -> None:
     said = "\n".join(
         node.value

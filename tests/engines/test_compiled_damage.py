@@ -658,6 +658,7 @@ def run_checked(written: Source, folder: Path) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("which", ["sound", "sound_bytes"])
 def test_a_damaged_plan_is_refused_or_stays_within_its_memory(
     which: str, request: pytest.FixtureRequest, tmp_path: Path

@@ -85,6 +85,7 @@ def test_large_pictures_are_computed_strip_by_strip(name: str) -> None:
     made.check(isa=target.isa, spelled=spelled)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_pads_larger_than_picture_and_kernel_equal_those_of_integers(name: str) -> None:
     made = Made(12)

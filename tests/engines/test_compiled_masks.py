@@ -87,6 +87,7 @@ def test_an_encoder_with_a_mask_answers_as_openvino(build: Build, tmp_path: Path
     assert apart(as_ir(build(ENCODER, "encoder"), tmp_path)) < 1e-5
 
 
+@pytest.mark.seconds
 def test_an_encoder_that_nncf_quantized_is_near_openvino(build: Build, tmp_path: Path) -> None:
     model = run(NncfQuantization("mixed", transformer=True), build(ENCODER, "encoder"), tmp_path)
     assert apart(model) < 0.05

@@ -25,6 +25,8 @@ from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.static_quantization import StaticQuantization
 from hasten.testing.pass_tests import NARROW, answers, error_between
 
+pytestmark = pytest.mark.seconds
+
 ONES = np.ones((1, 16), np.float32)
 
 

@@ -124,6 +124,7 @@ def test_names_in_a_model_are_shown_with_their_control_characters_written_out(
     assert str(error.value) == said
 
 
+@pytest.mark.seconds
 def test_commands_write_no_control_characters_of_a_model_to_the_terminal(tmp_path: Path) -> None:
     program = "from hasten.cli import main; main()"
     command = [sys.executable, "-c", program, "profile", str(hostile(tmp_path))]

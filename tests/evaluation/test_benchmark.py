@@ -117,6 +117,7 @@ def test_a_request_that_takes_too_much_memory_is_not_made_up(
     )
 
 
+@pytest.mark.seconds
 def test_large_random_requests_are_fewer() -> None:
     assert len(random_requests((TensorSpec("x", "float32", (1, 16)),), seed=0)) == 64
     large = random_requests((TensorSpec("x", "uint8", (1, 5, 2**23)),), seed=0)

@@ -94,6 +94,7 @@ def test_what_no_data_could_show_is_refused(asked: dict[str, Any], said: str) ->
     assert str(error.value) == said
 
 
+@pytest.mark.seconds
 def test_one_of_a_thing_is_singular() -> None:
     said = in_words(plan_for(max_drop=0.01, expect_flips=0.02))[0]
     assert said.startswith(

@@ -34,6 +34,7 @@ def covered(profile: Profile) -> list[str]:
     return [node for layer in arithmetic for node in layer.sources if node in PRODUCTS]
 
 
+@pytest.mark.seconds
 def test_a_model_is_profiled_on_each_engine_with_random_numbers(tmp_path: Path) -> None:
     profiles = hasten.profile(depthwise_cnn(tmp_path), requests=3)
     assert [(one.role, one.label, one.failed) for one in profiles] == [
@@ -70,6 +71,7 @@ def test_a_folder_of_hugging_face_is_a_model_and_no_bundle(tmp_path: Path) -> No
     assert (only.role, covered(only)) == ("model", PRODUCTS)
 
 
+@pytest.mark.seconds
 def test_a_module_in_a_file_is_exported_with_a_sample(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     (tmp_path / "net.py").write_text(
@@ -156,6 +158,7 @@ def test_no_request_at_all_is_refused(tmp_path: Path) -> None:
     assert str(caught.value) == "a profile takes at least one request; got requests=0"
 
 
+@pytest.mark.seconds
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))

@@ -70,6 +70,7 @@ def without_release(manifest: Any) -> Any:
     return [without_release(each) for each in manifest] if isinstance(manifest, list) else manifest
 
 
+@pytest.mark.seconds
 def test_the_chart_makes_by_default_what_kustomize_makes(programs: Path) -> None:
     plain = resources(run(programs / "kubectl", "kustomize", str(EXAMPLES / "kubernetes")))
     made = without_release(template(programs))

@@ -94,6 +94,7 @@ def test_it_makes_a_newer_bundle_of_an_older_one(reader: ModuleType, tmp_path: P
     assert found == {"model.bin": b"".join(new for _, new in cuts)}
 
 
+@pytest.mark.seconds
 def test_it_refuses_and_reads_the_same_files_as_hasten(reader: ModuleType, data: bytes) -> None:
     rng = random.Random(2)
     refused = 0

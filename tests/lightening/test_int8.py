@@ -29,6 +29,8 @@ from hasten.lightening.ways import train_way
 from hasten.passes.onnx_files import op_counts
 from hasten.passes.static_quantization import StaticQuantization
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:

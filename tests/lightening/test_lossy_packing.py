@@ -130,6 +130,7 @@ def weight(bundle: Path) -> Array:
     return numpy_helper.to_array(tensors["w1"])
 
 
+@pytest.mark.seconds
 def test_a_killed_run_goes_on_and_ends_with_a_small_certified_bundle(
     original: tuple[nn.Sequential, Path], tmp_path: Path
 ) -> None:
@@ -202,6 +203,7 @@ def command(*arguments: object) -> Any:
     return CliRunner().invoke(main, ["pack", *map(str, arguments)])
 
 
+@pytest.mark.seconds
 def test_the_command_packs_the_model_as_it_is_where_no_form_is_certified(
     original: tuple[nn.Sequential, Path], tmp_path: Path
 ) -> None:

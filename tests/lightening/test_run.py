@@ -171,6 +171,7 @@ def refused(tmp_path: Path, **options: object) -> str:
     return str(error.value)
 
 
+@pytest.mark.seconds
 def test_a_budget_that_nothing_meets_is_refused_with_the_fastest_that_there_is(
     tmp_path: Path,
 ) -> None:

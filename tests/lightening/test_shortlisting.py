@@ -67,6 +67,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.seconds
 def test_only_what_fits_is_on_the_list_and_the_most_promising_of_a_family(cache: Path) -> None:
     result = found(cache)
     (one,) = result.entries

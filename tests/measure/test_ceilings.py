@@ -48,6 +48,7 @@ def made(tmp_path: Path) -> dict[tuple[str, str], Kernel]:
     return {(one.name, one.precision): one for one in kernels.kernels(tmp_path, 1)}
 
 
+@pytest.mark.seconds
 def test_ceilings_are_those_of_installed_engines_on_so_many_threads(tmp_path: Path) -> None:
     found = measure(ONE, tmp_path)
     assert found.threads == 1
@@ -169,6 +170,7 @@ def test_a_kernels_answers_are_finite_and_the_empty_call_hands_its_input_on(
         assert answer.std() > 0 or np.array_equal(answer, request["x"])
 
 
+@pytest.mark.seconds
 def test_the_doctor_says_what_the_machine_can_do_at_all() -> None:
     result = CliRunner().invoke(main, ["doctor", "--ceilings"])
     assert result.exit_code == 0, result.output

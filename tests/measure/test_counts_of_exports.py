@@ -11,7 +11,10 @@ from hasten.inputs.models.torch_operators import operators_read_once
 from hasten.measure.work import work
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.filterwarnings("ignore")  # the exporters' own
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # the exporters' own
+    pytest.mark.seconds,
+]
 
 EXPORTERS = pytest.mark.parametrize("dynamo", [False, True], ids=["older", "dynamo"])
 

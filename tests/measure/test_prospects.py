@@ -111,6 +111,7 @@ def test_the_faster_of_two_engines_is_named_and_the_other_one_remembered(
     assert [ns > BUSY_NS for ns in one.others.values()] == [True]
 
 
+@pytest.mark.seconds
 def test_int8_is_tried_and_told_with_its_usual_settings(tmp_path: Path, target: Target) -> None:
     model = settled(models.small_cnn, tmp_path, 3, 32, 32)
     proposed = ways(model, target, ORT)

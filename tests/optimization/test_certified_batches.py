@@ -39,6 +39,8 @@ from hasten.optimization.measured.judge import Measured
 from hasten.optimization.ready import Ready
 from hasten.optimization.run import certify
 
+pytestmark = pytest.mark.seconds
+
 Whim: TypeAlias = Literal["none", "eights", "mates", "few"]
 ENGINE = OnnxRuntime(threads=1)
 BASELINE = Single((), ENGINE)

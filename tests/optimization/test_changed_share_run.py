@@ -18,6 +18,8 @@ from hasten.core.tensors import Array
 from hasten.inputs.data.samples import tensors_hash
 from hasten.serving.monitoring.judging import Judging
 
+pytestmark = pytest.mark.seconds
+
 STEPS = np.float32(6)
 MINE = """
 import numpy as np

@@ -105,6 +105,7 @@ def tensors(module: Any, given: dict[str, Array]) -> list[Any]:
     return found
 
 
+@pytest.mark.seconds
 def test_people_see_it_in_the_result_and_in_the_bundle(
     result: hasten.Result, carrying: hasten.Result
 ) -> None:

@@ -21,6 +21,8 @@ from hasten.inputs.data.splits import Splits, split
 from hasten.reporting.result import Result
 from hasten.testing import models
 
+pytestmark = pytest.mark.seconds
+
 COUNT = 400
 
 

@@ -18,6 +18,8 @@ from hasten.measure.race import AGAIN, BASELINE
 from hasten.reporting.result import Result
 from hasten.testing import models
 
+pytestmark = pytest.mark.seconds
+
 LABEL = Single((), Rival(OnnxRuntime(), lossy=True)).label
 
 

@@ -35,6 +35,8 @@ from hasten.measure.deadline import Deadline
 from hasten.optimization.folding import same_decision
 from hasten.reporting.result import Result
 
+pytestmark = pytest.mark.seconds
+
 NORMALIZE = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 STEPS = (Decode(), Resize(18, "bilinear"), CenterCrop(16), NORMALIZE, ToLayout())
 SMALLER = """

@@ -14,6 +14,8 @@ import hasten
 from hasten.bundle import read
 from hasten.testing.models import write
 
+pytestmark = pytest.mark.seconds
+
 
 def test_litert_is_searched_certified_bundled_and_loaded(tmp_path: Path) -> None:
     data = np.random.default_rng(0).standard_normal((300, 16, 16, 16), dtype=np.float32)

@@ -58,6 +58,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
         )
 
 
+@pytest.mark.seconds
 def test_a_bundle_keeps_how_it_does_in_each_scenario(result: Result) -> None:
     records = json.loads((result.bundle / "evidence" / "load.json").read_text())
     assert [record["scenario"] for record in records] == ["single-stream", "offline", "server"]

@@ -11,6 +11,8 @@ from tests.support.quick import quick_runs
 
 import hasten
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:

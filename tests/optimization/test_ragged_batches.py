@@ -27,6 +27,8 @@ from hasten.reporting.result import Result
 from hasten.serving.models import batching
 from hasten.serving.models.scheduling import BatchRun
 
+pytestmark = pytest.mark.seconds
+
 
 @contextlib.contextmanager
 def int8_wins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

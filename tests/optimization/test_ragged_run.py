@@ -21,6 +21,8 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.reporting.result import Result
 
+pytestmark = pytest.mark.seconds
+
 SHAPES = "dimension 1 of ids and mask from 3 to 24 (median 8, nine in ten up to 15)"
 
 

@@ -63,6 +63,7 @@ def run(
         )
 
 
+@pytest.mark.seconds
 def test_a_rerun_after_a_refusal_pays_and_fresh_samples_do_not(tmp_path: Path, state: Path) -> None:
     first = run(tmp_path, 300)  # 140 sealed samples can't show 2%
     assert first.status == "exact"
@@ -101,6 +102,7 @@ def test_a_rerun_after_a_refusal_pays_and_fresh_samples_do_not(tmp_path: Path, s
     assert not set(third["hashes"]) & {*once["hashes"], *once["seen"]}
 
 
+@pytest.mark.seconds
 def test_a_run_pays_for_a_look_that_an_older_version_wrote_down_by_its_hashes(
     tmp_path: Path, state: Path
 ) -> None:
@@ -190,6 +192,7 @@ def test_a_run_without_data_certifies_nothing_and_needs_none(tmp_path: Path, sta
     assert file.read_bytes() == b"\xff" * 100 + b"\n"
 
 
+@pytest.mark.seconds
 def test_a_run_that_can_not_write_its_look_tells_nothing_and_is_resumed_without_loss(
     tmp_path: Path, state: Path
 ) -> None:

@@ -26,6 +26,8 @@ from hasten.inputs.pipeline.base import Pipeline
 from hasten.measure.environment import versions
 from hasten.testing import models
 
+pytestmark = pytest.mark.seconds
+
 ENGINE = "tests.support.rivals:Rival"
 
 

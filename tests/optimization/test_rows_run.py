@@ -71,6 +71,7 @@ def result(model: Any, cutoff: Pipeline, tmp_path_factory: pytest.TempPathFactor
         )
 
 
+@pytest.mark.seconds
 def test_decisions_at_the_cutoff_are_the_models_own(result: hasten.Result, model: Any) -> None:
     frame = loans(60, 2)
     own = model.predict_proba(frame[["age", "housing"]])[:, 0]

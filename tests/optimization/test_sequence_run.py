@@ -50,6 +50,7 @@ def result(model: Path) -> hasten.Result:
         )
 
 
+@pytest.mark.seconds
 def test_the_result_says_what_a_sample_and_a_step_are(result: hasten.Result) -> None:
     assert result.steps == pytest.approx(3.4)
     assert result.step_ns == pytest.approx(result.latency_ns / 3.4)
@@ -83,6 +84,7 @@ def test_the_bundle_carries_the_states_and_answers_steps(
     np.testing.assert_allclose(got, recurrent.unrolled(model, steps)[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.seconds
 def test_compiled_c_is_optimized_on_sequences_and_carries_the_states(
     model: Path, tmp_path: Path
 ) -> None:

@@ -98,6 +98,7 @@ def test_the_bundle_is_certified_again_by_its_own_metrics(bundle: Path) -> None:
     )
 
 
+@pytest.mark.seconds
 def test_labels_of_several_outputs_come_by_name(mixed: Path) -> None:
     given = data()
     given["labels@scores"] = np.arange(COUNT) % 4

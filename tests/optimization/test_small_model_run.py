@@ -19,6 +19,8 @@ from hasten.passes.small_model import SmallModel, Student
 from hasten.reporting.evidence import gathered
 from hasten.reporting.rows import won
 
+pytestmark = pytest.mark.seconds
+
 FEATURES, HIDDEN, CLASSES = 16, 30_000, 4
 X = np.random.default_rng(3).standard_normal((2400, FEATURES), dtype=np.float32)
 CLEAR = np.random.default_rng(1).standard_normal((FEATURES, CLASSES)).astype(np.float32)

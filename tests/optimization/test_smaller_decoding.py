@@ -145,6 +145,7 @@ def told(photos: Path, model: Model, smaller: Pipeline) -> dict[Path, tuple[Any,
     return found
 
 
+@pytest.mark.seconds
 def test_what_ships_decodes_pictures_smaller_and_the_exact_model_whole(
     made: Result, told: dict[Path, tuple[Any, Any]]
 ) -> None:
@@ -245,6 +246,7 @@ def test_certify_says_what_a_pipeline_lacks_that_cant_decode_smaller(
     )
 
 
+@pytest.mark.seconds
 def test_a_comparison_from_bytes_to_decision_decodes_for_each_model(
     made: Result, photos: Path
 ) -> None:
@@ -321,6 +323,7 @@ def asked(server: ServerThread, model: str, file: Path) -> Any:
     return answer["decision"]
 
 
+@pytest.mark.seconds
 def test_a_decoding_that_loses_too_much_in_the_search_isnt_judged(
     model: Model, photos: Path, tmp_path: Path
 ) -> None:
@@ -333,6 +336,7 @@ def test_a_decoding_that_loses_too_much_in_the_search_isnt_judged(
     assert note.endswith("but on the search split it loses 100.00%, over the limit")
 
 
+@pytest.mark.seconds
 def test_the_fastest_model_gets_the_smaller_pictures_after_it_was_tested_on_whole_ones(
     model: Model, photos: Path, tmp_path: Path
 ) -> None:
@@ -358,6 +362,7 @@ def test_the_fastest_model_gets_the_smaller_pictures_after_it_was_tested_on_whol
     assert headline(result).endswith("x faster, certified")
 
 
+@pytest.mark.seconds
 def test_a_decoding_that_would_probably_not_be_certified_takes_no_look_at_the_sealed_data(
     model: Model, photos: Path, tmp_path: Path
 ) -> None:
@@ -381,6 +386,7 @@ def test_a_decoding_that_would_probably_not_be_certified_takes_no_look_at_the_se
     )
 
 
+@pytest.mark.seconds
 def test_no_decoding_is_tried_that_the_sealed_data_are_too_few_to_certify(
     model: Model, photos: Path, tmp_path: Path
 ) -> None:
@@ -432,6 +438,7 @@ def test_a_note_says_why_a_decoding_that_was_tested_doesnt_ship(lost: Any, why: 
     assert f"JPEG files could be decoded {raced.words}, but {why}" in note
 
 
+@pytest.mark.seconds
 def test_no_picture_is_decoded_again_where_that_cant_be_certified_in_time(
     model: Model, photos: Path, tmp_path: Path
 ) -> None:
@@ -464,6 +471,7 @@ def test_no_picture_is_decoded_again_where_that_cant_be_certified_in_time(
     assert note.endswith("but the time limit left no time to certify it")
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("stage", ["certify", "figures"])
 def test_a_resumed_run_ships_the_decoding_that_it_tried_before(
     stage: str, model: Model, photos: Path, tmp_path: Path
@@ -493,6 +501,7 @@ def test_a_resumed_run_ships_the_decoding_that_it_tried_before(
     assert "this took 0.60 times as long" in result.decoded
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("side", "suffix", "steps", "why"),
     [

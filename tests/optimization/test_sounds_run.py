@@ -22,6 +22,8 @@ from hasten.cli import main
 from hasten.inputs.pipeline.audio import DecodeAudio
 from hasten.testing.models import HEADER
 
+pytestmark = pytest.mark.seconds
+
 pytest.importorskip("soundfile", reason="needs soundfile: hasten[audio]")
 PIPELINE = f"""
 before:

@@ -19,6 +19,8 @@ from hasten.bundle import read
 from hasten.errors import InputError
 from hasten.evaluation.agreement import ExactCheck
 
+pytestmark = pytest.mark.seconds
+
 pandas = pytest.importorskip("pandas")
 pytest.importorskip("sklearn", reason="needs the extra tabular")
 RNG = np.random.default_rng(0)

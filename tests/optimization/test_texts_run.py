@@ -20,6 +20,8 @@ from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.tags import entities
 from hasten.inputs.pipeline.text import Tokenize
 
+pytestmark = pytest.mark.seconds
+
 pytest.importorskip("tokenizers", reason="needs the extra text")
 CLASSES = ("calm", "glad", "odd", "sad")
 TAGS = ("O", "B-CITY", "I-CITY", "B-NAME")

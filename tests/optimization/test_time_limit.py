@@ -135,6 +135,7 @@ def test_a_form_of_the_original_that_cant_be_compared_in_time_is_no_original() -
     assert said[0].startswith("the sealed data was not read, because that would take about 26 s")
 
 
+@pytest.mark.seconds
 def test_an_original_that_answers_too_slowly_ships_by_itself(tmp_path: Path) -> None:
     def answer(self: Trials, opened: OpenWorker) -> None:
         raise OutOfTime("the time limit ended it")
@@ -156,6 +157,7 @@ def test_a_candidate_that_the_time_ran_out_for_is_untried_and_not_failed(tmp_pat
     assert "the time limit left 1 of 2 candidates untried" in result.notes
 
 
+@pytest.mark.seconds
 def test_what_the_time_limit_left_of_exact_and_inexact_candidates_is_one_note(
     tmp_path: Path,
 ) -> None:
@@ -177,6 +179,7 @@ def test_what_the_time_limit_left_of_exact_and_inexact_candidates_is_one_note(
     assert not any(why.startswith("failed") for why in result.tried.values())
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("steps_are_cut", [True, False])
 def test_sealed_data_that_were_not_answered_to_the_end_are_not_judged(
     tmp_path: Path, steps_are_cut: bool
@@ -206,6 +209,7 @@ def test_sealed_data_that_were_not_answered_to_the_end_are_not_judged(
     assert read(result.bundle).certificate is None
 
 
+@pytest.mark.seconds
 def test_a_report_without_time_is_left_to_its_command(tmp_path: Path) -> None:
     with patch.object(delivery, "rendered_within", return_value=None):
         result = optimize(tmp_path, time_limit_s=10_000.0)
@@ -215,6 +219,7 @@ def test_a_report_without_time_is_left_to_its_command(tmp_path: Path) -> None:
     assert read(result.bundle).status == "certified"
 
 
+@pytest.mark.seconds
 def test_when_it_was_decided_is_said_and_told(tmp_path: Path) -> None:
     told: list[str] = []
     result = optimize(tmp_path, listen=lambda p: told.append(p.news or ""))

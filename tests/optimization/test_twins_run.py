@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from tests.support.models import built
 from tests.support.quick import quick_runs
 
 import hasten
+
+pytestmark = pytest.mark.seconds
 
 TWINS = """
 <ir_version: 10, opset_import: ["": 20]>

@@ -121,6 +121,7 @@ def test_it_is_served_warm(bundle: Path, caplog: pytest.LogCaptureFixture) -> No
     assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
 
 
+@pytest.mark.seconds
 def test_bench_profile_and_scenarios_ask_what_it_keeps(bundle: Path, tmp_path: Path) -> None:
     for against in (None, models.voice_detector(tmp_path)):
         assert hasten.bench(bundle, against=against, rounds=4).requests == "4 kept in the bundle"

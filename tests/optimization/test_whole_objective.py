@@ -13,6 +13,8 @@ from hasten.bundle import read
 from hasten.reporting.result import Result
 from hasten.testing import models
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:

@@ -19,6 +19,7 @@ from hasten.optimization.without_data import deciding_inputs
 from hasten.testing import models
 
 
+@pytest.mark.seconds
 def test_exact_candidates_alone_ship_and_others_are_drafted(tmp_path: Path) -> None:
     model = models.small_cnn(tmp_path)
     with quick_runs(passes=True, races=False):
@@ -141,6 +142,7 @@ def test_an_unknown_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.seconds
 def test_a_batch_that_the_export_fixed_is_said_with_its_reason(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="needs the extra torch")
 

@@ -96,6 +96,7 @@ def input_range(model: Model) -> tuple[float, float]:
     return low, high
 
 
+@pytest.mark.seconds
 def test_the_range_of_the_samples_shows_in_the_result(convnet: Model, tmp_path: Path) -> None:
     low, high = input_range(run(NncfQuantization(), convnet, tmp_path, "small"))
     wide_low, wide_high = input_range(run(NncfQuantization(), convnet, tmp_path, "large", scale=10))
@@ -178,6 +179,7 @@ def test_a_draft_rounds_what_nncf_rounds(
     assert first.input_value(1).get_node().get_data() == 0.0  # a Clip to 0 and more is before it
 
 
+@pytest.mark.seconds
 def test_a_draft_of_attention_is_nncfs(attention: Model, tmp_path: Path) -> None:
     value = NncfQuantization("mixed", transformer=True)
     (tmp_path / "draft").mkdir()
@@ -294,6 +296,7 @@ def test_external_data_is_read(outside: Model, tmp_path: Path) -> None:
     assert 0 < error_between(exact, answers(result, data, tmp_path / "b", F32)) < 0.05
 
 
+@pytest.mark.seconds
 def test_a_fresh_process_sends_nothing_says_nothing_needs_no_torch_and_leaves_the_home_folder_alone(
     convnet: Model, tmp_path: Path
 ) -> None:

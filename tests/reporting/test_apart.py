@@ -2,8 +2,12 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from hasten.reporting.apart import rendered_within
 from hasten.reporting.evidence import Report
+
+pytestmark = pytest.mark.seconds
 
 
 def test_a_page_from_another_process_is_the_same(report: Report, page: bytes) -> None:

@@ -27,6 +27,7 @@ Change = Callable[..., Report]
 HOSTILE = "</title></svg><script>alert(1)</script>\u202e\x1b[2J\u4e2d, OpenVINO"
 
 
+@pytest.mark.seconds
 def test_a_bundles_charts_are_written_for_light_and_dark_pages(
     exact_bundle: Path, tmp_path: Path
 ) -> None:

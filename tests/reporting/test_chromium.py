@@ -25,7 +25,7 @@ from hasten.reporting.page import render
 from hasten.reporting.result import Outcome
 from hasten.reporting.style import STYLE
 
-pytestmark = in_chromium
+pytestmark = [in_chromium, pytest.mark.seconds]
 SIZES = {"phone": (360, 740), "desk": (1280, 900)}
 LOOKS = [("phone", "light"), ("desk", "dark")]
 """Sizes and schemes that tests look at: colours don't depend on the size, nor places on the scheme."""

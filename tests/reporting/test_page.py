@@ -143,6 +143,7 @@ def hostile_page(report: Report) -> bytes:
     return render(hostile(report))
 
 
+@pytest.mark.seconds
 def test_no_text_of_a_file_becomes_markup(page: bytes, hostile_page: bytes) -> None:
     plain, reading = Reading.of(page), Reading.of(hostile_page)
     assert {tag for tag, _ in reading.tags} == {tag for tag, _ in plain.tags}
@@ -248,6 +249,7 @@ def status(with_result: Change, status: str, **fields: object) -> list[str]:
     return read(with_result(status=status, **fields)).rows("answers")
 
 
+@pytest.mark.seconds
 def test_the_figures_say_how_often_a_request_is_copied(report: Report) -> None:
     assert not any("copied" in row for row in read(report).rows("figures"))
     copies = "a request's 150,528 bytes are copied once, into OpenVINO's input buffers"

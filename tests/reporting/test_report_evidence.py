@@ -184,6 +184,7 @@ def test_raw_rounds_say_which_process_of_each_model_took_them(certified_bundle: 
     assert figures.refused_rounds == {}  # on one thread none is
 
 
+@pytest.mark.seconds
 def test_figures_and_rows_of_an_older_version_are_read_and_shown(bundle: Path) -> None:
     figures = json.loads((bundle / "evidence/figures.json").read_bytes())
     for added in ("schema", "processes", "refused_rounds"):
@@ -227,6 +228,7 @@ def test_a_name_that_is_no_text_is_shown_as_far_as_it_is(bundle: Path) -> None:
     assert gathered(bundle).result.notes == ("a\ufffdb", "c\U0001f600d\\ufffd")
 
 
+@pytest.mark.seconds
 def test_a_report_is_written_beside_the_bundle_as_the_run_wrote_it(bundle: Path) -> None:
     file = bundle.parent / "b.hasten.html"
     file.write_bytes((bundle / "report.html").read_bytes() + b" ")  # an older report is replaced

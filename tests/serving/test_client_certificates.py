@@ -249,6 +249,7 @@ def test_a_foreign_page_gets_nothing_by_its_visitors_certificate(
 # -- certificates that change
 
 
+@pytest.mark.seconds
 def test_new_certificates_are_for_new_connections_and_no_connection_is_lost(
     made: Path, tmp_path: Path
 ) -> None:

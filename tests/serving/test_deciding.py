@@ -438,6 +438,7 @@ def test_a_decision_that_json_cannot_hold_is_refused() -> None:
         )
 
 
+@pytest.mark.seconds
 def test_small_samples_that_become_large_come_in_several_requests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -484,6 +484,7 @@ def test_a_connection_that_makes_room_is_closed_once_its_request_is_answered(bun
         assert b"\r\nConnection: close\r\n" in answer
 
 
+@pytest.mark.seconds
 def test_where_clients_are_counted_as_one_nobody_makes_room(bundle: Path) -> None:
     with ServerProcess(bundle, "--max-connections", "20", "--no-fairness") as server:
         with holding(server.http_port, 20, PLAIN) as held:

@@ -15,10 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.support import models
 from tests.support.pausing import Pauses, Pausing, pausing_installed
 from tests.support.servers import ServerProcess, bundle_of
 from tests.support.waiting import until
+
+pytestmark = pytest.mark.seconds
 
 PATIENCE_S = 120.0
 LARGE_BYTES = 1 << 30

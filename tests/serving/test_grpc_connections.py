@@ -37,6 +37,8 @@ from hasten.serving.grpc.connections import place_of as placed
 from hasten.serving.settings import ModelPlace
 from hasten.serving.state import Limits
 
+pytestmark = pytest.mark.seconds
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\6\4\0\0\0\0\0\0\4\0\0\0\0"
 """Begin of a connection on which the client takes no byte of an answer."""
 LIVE = "/inference.GRPCInferenceService/ServerLive"

@@ -19,6 +19,8 @@ from tests.support.waiting import until
 
 from hasten.serving.grpc import trial
 
+pytestmark = pytest.mark.seconds
+
 PATIENCE_S = 120.0
 STUCK_S = 60.0
 """Time after which a start is given up: the library may also wait for its thread, and a supervisor ends that."""

@@ -145,6 +145,7 @@ def test_where_no_other_is_ready_a_slow_model_is_waited_for(
         assert answer(server, "slow") == [[0, 1, 2, 3]]
 
 
+@pytest.mark.seconds
 def test_a_replacement_that_hangs_keeps_no_other_model_from_being_replaced_or_unloaded(
     tmp_path: Path,
 ) -> None:

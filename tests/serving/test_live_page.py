@@ -208,6 +208,7 @@ def test_figures_are_live_while_requests_are_made(browser: Browser, busy: Server
     browser.wait_for(lambda: browser.driver.title == "hasten: 1 of 2 models ready")
 
 
+@pytest.mark.seconds
 @in_chromium
 @pytest.mark.parametrize(("size", "scheme"), [("phone", "light"), ("desk", "dark")])
 def test_axe_finds_nothing_with_data_an_alarm_or_no_answer(

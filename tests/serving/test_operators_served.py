@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 from tests.support.operators import bundle_with, compiled, overwritten
 from tests.support.servers import ServerProcess
 
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 
 
+@pytest.mark.seconds
 def test_a_server_loads_a_copy_of_the_library_and_removes_it_when_it_ends(tmp_path: Path) -> None:
     library = compiled(tmp_path / "own" / "libown.so", "hashed")
     other = compiled(tmp_path / "other.so", "another")

@@ -16,6 +16,8 @@ from tests.support.waiting import PATIENCE_S, until
 
 from hasten.cli import main
 
+pytestmark = pytest.mark.seconds
+
 CLIENTS = '[one]\nscopes = ["read"]\ncertificate = "one"\n[other]\nscopes = ["read"]\ncertificate = "other"\n'
 
 

@@ -38,6 +38,8 @@ from hasten.serving.options import ModelOptions
 from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.run import settings_of
 
+pytestmark = pytest.mark.seconds
+
 MIB = 1 << 20
 
 

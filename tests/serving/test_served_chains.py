@@ -36,6 +36,8 @@ from hasten.serving.protocol.requests import RAW, Query
 from hasten.serving.run import settings_of
 from hasten.serving.settings import ServerSettings
 
+pytestmark = pytest.mark.seconds
+
 PATIENCE_S = 120.0
 PLACES = {(0, 0): "red", (2, 5): "green", (7, 7): "blue"}
 

@@ -34,6 +34,8 @@ from hasten.core.records import to_record
 from hasten.serving.models.repository import QUEUED
 from hasten.serving.server import _GOODBYE_S
 
+pytestmark = pytest.mark.seconds
+
 PATIENCE_S = 120.0
 ROW = [1.0, 2.0, 3.0, 4.0]
 HELD = [600_000.0, 2.0, 3.0, 4.0]

@@ -16,6 +16,8 @@ from tests.support.waiting import until
 
 import hasten
 
+pytestmark = pytest.mark.seconds
+
 BEFORE, AFTER = [[1, 2, 3, 4], [5, 6, 7, 8]], [[4, 3, 2, 1], [8, 7, 6, 5]]
 
 

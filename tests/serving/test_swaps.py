@@ -17,6 +17,8 @@ from tests.support.waiting import until
 
 from hasten.serving.models.opening import SIZES
 
+pytestmark = pytest.mark.seconds
+
 
 def infer(
     client: triton.InferenceServerClient, rows: int = 1, pause_ms: float = 0, **options: Any

@@ -32,6 +32,8 @@ from hasten.inputs.pipeline.base import Step
 from hasten.inputs.pipeline.image import Decode
 from hasten.inputs.pipeline.multi_label import MultiLabel
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:

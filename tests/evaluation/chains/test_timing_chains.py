@@ -18,6 +18,8 @@ import hasten
 from hasten.cli import main
 from hasten.errors import CandidateError, InputError
 
+pytestmark = pytest.mark.seconds
+
 WAY = [
     "decode",
     *("det prepare", "det run", "det decide"),

@@ -19,6 +19,8 @@ from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import CandidateError, InputError
 
+pytestmark = pytest.mark.seconds
+
 _TEXT = """
     <ir_version: 8, opset_import: ["": 17]>
     small (float[N, 4, 6, 6] x) => (float[N, 3] y) {

@@ -17,6 +17,8 @@ from hasten.evaluation import seen
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.metrics.top_k import Top1
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

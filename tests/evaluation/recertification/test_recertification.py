@@ -47,6 +47,7 @@ def test_a_real_int8_model_is_certified_and_its_bundle_says_for_what(
     assert manifest.environment["onnxruntime"]
 
 
+@pytest.mark.seconds
 def test_certify_without_a_limit_takes_the_certificates_and_calls_the_same_data_a_regression_check(
     data: tuple[Path, Path],
 ) -> None:

@@ -174,6 +174,7 @@ def test_bytes_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     assert refused(path) == "input 'x' is an array of |V2; give numbers"
 
 
+@pytest.mark.seconds
 def test_little_that_would_unpack_to_much_is_refused_before_it_is(tmp_path: Path) -> None:
     path, many = tmp_path / "d.npz", 1100
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as opened:

@@ -168,6 +168,7 @@ def test_a_long_list_of_columns_is_cut_between_two_of_them() -> None:
     assert refused(many).endswith("'column 21', 'column 22', ... in addition to the known ones")
 
 
+@pytest.mark.seconds
 def test_a_file_of_very_many_columns_is_judged(tmp_path: Path) -> None:
     # So many that comparing each with each other would take hours.
     names = [f"c{number}" for number in range(300_000)]

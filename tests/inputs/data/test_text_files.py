@@ -195,6 +195,7 @@ def test_lists_are_labels_where_the_classes_have_names(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.seconds
 def test_a_function_that_yields_tokens_gives_each_of_them(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="needs the extra torch")
 

@@ -20,6 +20,8 @@ from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.text import Tokenize
 from hasten.testing import models
 
+pytestmark = pytest.mark.seconds
+
 SMALL = {
     "hidden_size": 16,
     "num_hidden_layers": 1,

@@ -96,6 +96,7 @@ DETECTORS = [
 ]
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_detectors_own_weights_are_taken_and_what_to_do_is_said_before_an_export(
     tmp_path: Path, name: str
@@ -114,6 +115,7 @@ def test_a_detectors_own_weights_are_taken_and_what_to_do_is_said_before_an_expo
     )
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     "name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50"]
 )
@@ -149,6 +151,7 @@ def test_a_network_without_classes_takes_its_weights(tmp_path: Path) -> None:
     assert torch.equal(next(iter(module.state_dict().values())), next(iter(own.parameters())))
 
 
+@pytest.mark.seconds
 def test_a_named_model_needs_no_data_to_be_exported(tmp_path: Path) -> None:
     model = load_model(find_model(f"timm:{SMALL}@random"), None, tmp_path)
     assert model.inputs[0].shape == ("batch", 3, 160, 160)
@@ -261,6 +264,7 @@ def test_what_all_weights_claim_beyond_a_file_is_bounded_together(tmp_path: Path
     assert named.read_weights(path)["2"].shape == (1 << 11, 1 << 11)
 
 
+@pytest.mark.seconds
 def test_a_network_without_a_head_gets_that_of_the_weights(tmp_path: Path) -> None:
     tuned = timm.create_model("vit_small_patch14_dinov2", num_classes=7)
     path = tmp_path / "tuned.pt"

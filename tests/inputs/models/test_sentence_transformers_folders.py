@@ -275,6 +275,7 @@ def test_an_encoder_that_lacks_what_the_pooling_reads_is_refused(tmp_path: Path)
     )
 
 
+@pytest.mark.seconds
 def test_safetensors_are_exported_with_the_pooling_and_an_open_length(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="needs the extra hugging-face")
     torch = pytest.importorskip("torch")

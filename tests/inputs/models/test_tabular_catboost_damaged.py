@@ -13,6 +13,8 @@ import pytest
 from hasten.errors import InputError
 from hasten.inputs.models.source import find_model
 
+pytestmark = pytest.mark.seconds
+
 catboost = pytest.importorskip("catboost")
 pandas = pytest.importorskip("pandas")
 ODD: tuple[Any, ...] = (

@@ -115,6 +115,7 @@ def test_a_model_in_a_users_code_is_found(tmp_path: Path) -> None:
     assert (found.library, found.labels) == ("scikit-learn", ("no", "yes"))
 
 
+@pytest.mark.seconds
 def test_a_skops_file_is_read_if_its_types_are_known(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     skops = pytest.importorskip("skops.io")
@@ -167,6 +168,7 @@ def often_or_slow() -> Iterator[Any]:
         yield pytest.param(kind, True, id=f"{kind} of scaled rows", marks=marks)
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(("kind", "scaled"), [*often_or_slow()])
 def test_a_skops_file_of_another_librarys_estimator_has_its_answers(
     kind: str, scaled: bool, tmp_path: Path
@@ -195,6 +197,7 @@ def test_a_skops_file_of_another_librarys_estimator_has_its_answers(
     np.testing.assert_allclose(got, own if own.ndim == 2 else own[:, None], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.seconds
 def test_a_skops_file_keeps_the_categories_of_another_librarys_estimator(tmp_path: Path) -> None:
     lightgbm, pandas = pytest.importorskip("lightgbm"), pytest.importorskip("pandas")
     skops = pytest.importorskip("skops.io")
@@ -205,6 +208,7 @@ def test_a_skops_file_keeps_the_categories_of_another_librarys_estimator(tmp_pat
     assert find_model(tmp_path / "model.skops").row.words == (("k", ("own", "rent")),)
 
 
+@pytest.mark.seconds
 def test_a_skops_file_with_a_model_of_catboost_that_is_damaged_is_refused_in_one_line(
     tmp_path: Path,
 ) -> None:
@@ -226,6 +230,7 @@ def changed(path: Path, change: Callable[[str, bytes], bytes]) -> None:
             archive.writestr(name, change(name, content))
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [
@@ -288,6 +293,7 @@ def test_a_skops_file_does_not_make_a_booster_of_another_file(tmp_path: Path) ->
     )
 
 
+@pytest.mark.seconds
 def test_a_skops_file_with_a_model_of_catboost_that_states_more_bytes_than_it_has_is_refused(
     tmp_path: Path,
 ) -> None:

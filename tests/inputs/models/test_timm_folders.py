@@ -44,6 +44,7 @@ def refused(folder: Path) -> str:
     return str(error.value)
 
 
+@pytest.mark.seconds
 def test_a_folder_from_the_hub_answers_as_timms_module(tmp_path: Path) -> None:
     folder, module = folder_of(tmp_path / "m")
     model = load_model(find_model(folder), None, tmp_path)

@@ -53,6 +53,7 @@ def test_equal_tokens_merge_without_a_trace() -> None:
     assert torch.allclose(given, wanted, atol=1e-5)
 
 
+@pytest.mark.seconds
 def test_merged_tokens_answer_alike_on_the_engines(tmp_path: Path) -> None:
     module, (x,) = made("transformer")
     merged = apply(module, PruningPlan(merged=16))

@@ -23,6 +23,8 @@ from hasten.lightening.pruning.importance import sensitivity
 from hasten.lightening.pruning.layers import answers, layers, tensors
 from hasten.lightening.pruning.normalization import recalibrate
 
+pytestmark = pytest.mark.seconds
+
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
 

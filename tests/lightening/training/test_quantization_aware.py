@@ -269,6 +269,7 @@ def test_training_moves_weights_and_ranges_lowers_the_loss_and_leaves_the_networ
     assert all(part.training for part in network.module.modules())
 
 
+@pytest.mark.seconds
 def test_one_that_loses_in_int8_wins_it_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Depthwise()

@@ -29,6 +29,8 @@ from hasten.inputs.pipeline.threshold import Threshold
 from hasten.measure.latency import Round
 from hasten.reporting.result import Result
 
+pytestmark = pytest.mark.seconds
+
 FEATURES, ROWS = 8, 1400
 DECIDES = Pipeline(
     (Row(columns=tuple(f"c{i}" for i in range(FEATURES))),),

@@ -30,6 +30,8 @@ from hasten.inputs.data.samples import tensors_hash
 from hasten.optimization.labelling.samples import Sample
 from hasten.reporting.result import Result
 
+pytestmark = pytest.mark.seconds
+
 
 class Place:
     """A folder with the classifier, the images, and a run that waits for labels."""

@@ -99,6 +99,7 @@ def folder(tmp_path: Path) -> Path:
     return labelling_folder(tmp_path / "labels", ITEMS, FORM)
 
 
+@pytest.mark.seconds
 def test_by_keys_alone_all_is_labelled_kept_and_downloaded(browser: Browser, folder: Path) -> None:
     from selenium.webdriver import ActionChains, Keys
 

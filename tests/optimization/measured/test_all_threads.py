@@ -22,6 +22,8 @@ from hasten.optimization.measured.ending import Finish
 from hasten.reporting.summary import summary
 from hasten.testing import models
 
+pytestmark = pytest.mark.seconds
+
 
 def test_the_first_comparison_is_with_the_default_engine_on_its_own_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

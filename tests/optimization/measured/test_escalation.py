@@ -35,6 +35,8 @@ from hasten.passes.base import Pass
 from hasten.passes.onnx_files import read_onnx, write_onnx
 from hasten.passes.small_model import SmallModel
 
+pytestmark = pytest.mark.seconds
+
 FAST = OnnxRuntime(threads=1)
 SLOW = Faulty(FAST, busy_ns=1_000_000)
 LIMIT = 0.005

@@ -30,6 +30,8 @@ from hasten.measure.workbench import Workbench
 from hasten.optimization.measured.judge import Measured
 from hasten.optimization.ready import Ready
 
+pytestmark = pytest.mark.seconds
+
 ENGINE = OnnxRuntime(threads=1)
 BASELINE = Single((), Faulty(ENGINE, busy_ns=300_000))
 

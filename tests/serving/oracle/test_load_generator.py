@@ -18,6 +18,8 @@ from tests.support.servers import ServerThread, bundle_of, place_of
 from hasten.serving.run import settings_of
 from hasten.testing import models
 
+pytestmark = pytest.mark.seconds
+
 pytest.importorskip("perf_analyzer", reason="needs it: pip install perf-analyzer")
 COMMAND = Path(sys.executable).with_name("perf_analyzer")
 ASKED = 20

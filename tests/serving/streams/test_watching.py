@@ -201,6 +201,7 @@ print(json.dumps([seen.ended, seen.captured, seen.answered, seen.dropped, seen.o
 """
 
 
+@pytest.mark.seconds
 def test_an_interrupt_ends_with_the_counts_and_whole_files(bundle: Path, tmp_path: Path) -> None:
     folder = pictures(tmp_path / "p", 50)
     places = [bundle, folder, tmp_path / "seen.mp4", tmp_path / "d.jsonl"]
@@ -254,6 +255,7 @@ def full_disk(folder: Path, most_bytes: int) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.seconds
 def test_a_disk_that_is_full_at_the_end_costs_the_overlay_alone(tmp_path: Path) -> None:
     ended = full_disk(tmp_path, 1000)
     note = "the overlay couldn't be written: File too large"
