@@ -13,9 +13,9 @@ from tests.support.waiting import until
 
 from hasten.core.processes import descendants
 from hasten.core.records import to_record
+from hasten.core.workers import Worker
 from hasten.engines.null import Null
 from hasten.errors import CandidateError
-from hasten.measure.process import Worker
 
 TELLING = """
 import os, resource, signal, subprocess, sys, threading

@@ -15,13 +15,12 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from hasten.core.forked import fork_worker
 from hasten.core.processes import interpreter, name_of, programs
 from hasten.core.records import to_record
+from hasten.core.scratch import SCRATCH, TORCH_FOLDER, scratch, torch_folder
 from hasten.core.telemetry import OFF
-from hasten.engines.compiled.scratch import SCRATCH, scratch
-from hasten.engines.cuda.kept import TORCH_FOLDER, torch_folder
 from hasten.errors import CandidateError, InputError, NotCovered, Uneven
-from hasten.measure.forked import fork_worker
 
 _POLL_S = 0.05
 _POLL_TIMED_S = 0.5  # longer than a block, so that the parent sleeps while anything is timed
