@@ -247,6 +247,19 @@ def test_a_file_that_takes_all_memory_is_refused(
     assert with_torch() == []
 
 
+def test_a_process_that_the_system_kills_is_said_to_be(tmp_path: Path) -> None:
+    path = scripted(net(), tmp_path / "net.pt")
+    found = find_model(path)
+    (pid,) = with_torch()
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(InputError) as error:
+        load_model(found, {"input": X}, tmp_path)
+    assert str(error.value) == (
+        f"{path} can't be used: torch was killed while it ran and exported the model, probably for lack of memory: "
+        "free memory, or give the model as an ONNX file"
+    )
+
+
 def test_lighten_wants_a_live_network_and_says_so(tmp_path: Path) -> None:
     path = scripted(net(), tmp_path / "net.pt")
     data = {"input": np.ones((50, 4), np.float32)}
