@@ -135,8 +135,8 @@ class Worker:
         if "input_error" in reply:
             raise InputError(reply["input_error"])
         if "candidate_error" in reply:
-            kinds = {kind.__name__: kind for kind in (NotCovered, Uneven)}
-            raise kinds.get(reply.get("kind"), CandidateError)(reply["candidate_error"])
+            kinds = {kind.__name__: kind for kind in (CandidateError, NotCovered, Uneven)}
+            raise kinds.get(str(reply.get("kind")), CandidateError)(reply["candidate_error"])
         return reply["ok"]
 
     def _line(self, limit_s: float, *, timed: bool) -> bytes:
