@@ -182,6 +182,39 @@ def test_hastens_own_process_never_imports_torch_for_a_file(tmp_path: Path) -> N
     assert done.stdout.splitlines() == ["input: float32[1, 4]", "input: float32[...]", "False"]
 
 
+class Saving(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def forward(self, x: torch.Tensor, path: str = "PLACE") -> torch.Tensor:  # type: ignore[name-defined]
+        torch.save(x, path)
+        return x
+
+
+def test_code_runs_there_only_where_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # code of the file finds the user's folder
+    path = scripted(Saving(), tmp_path / "net.pt")
+    with pytest.raises(InputError, match=r"has 'torch\.save' in its code"):
+        load_model(path, {"x": X}, tmp_path)
+    assert not (tmp_path / "PLACE").exists()
+    with pytest.raises(InputError, match="can't export"):  # it has no ONNX form
+        load_model(find_model(path, trust_code=True), {"x": X}, tmp_path)
+    assert (tmp_path / "PLACE").exists()
+
+
+class Overlapping(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+        boxes = x.reshape(-1, 4)
+        return x + torch.ops.torchvision.nms(boxes, boxes[:, 0], 0.5).sum()
+
+
+def test_torchvisions_operators_are_known_where_hastens_own_process_knows_them(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("torchvision", reason="needs the extra torch: pip install 'hasten[torch]'")
+    path = scripted(Overlapping(), tmp_path / "net.pt")
+    assert load_model(path, {"x": np.ones((3, 4), np.float32)}, tmp_path).inputs[0].name == "x"
+
+
 def test_a_path_that_a_users_own_code_names_is_read_in_a_process_of_its_own(tmp_path: Path) -> None:
     path = scripted(FarOffset(), tmp_path / "net.pt")
     (tmp_path / "naming.py").write_text(f"def path(): return {str(path)!r}\n")
