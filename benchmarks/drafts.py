@@ -18,6 +18,7 @@ import numpy as np
 from hasten.core.model import Model
 from hasten.core.records import to_record
 from hasten.core.target import Target
+from hasten.core.workers import Worker
 from hasten.errors import CandidateError
 from hasten.inputs.data.requests import random_requests
 from hasten.inputs.data.spool import Spool, write_spool
@@ -27,7 +28,6 @@ from hasten.lightening.shortlisting.options import options
 from hasten.lightening.shortlisting.untrained import written
 from hasten.measure.candidate import Single
 from hasten.measure.latency import Pace, rounds
-from hasten.measure.process import Worker
 from hasten.passes.base import Skipped
 
 ROUNDS = 15

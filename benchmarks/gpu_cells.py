@@ -19,6 +19,7 @@ from hasten.core.model import Model
 from hasten.core.records import write_json
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
+from hasten.core.workers import Worker
 from hasten.engines.artifacts import settle
 from hasten.engines.cuda.onnxruntime import OnnxRuntimeCuda
 from hasten.engines.cuda.torch import Mode, TorchCuda
@@ -34,7 +35,6 @@ from hasten.measure.candidate import Single
 from hasten.measure.intervals import quantile
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
-from hasten.measure.process import Worker
 from hasten.measure.race import AGAIN, BASELINE, Rules, Standings, race
 from hasten.measure.workbench import OpenWorker, Workbench
 from hasten.passes.base import Skipped

@@ -32,6 +32,7 @@ from hasten.cli.demos import photos
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.core.tensors import Array
+from hasten.core.workers import Worker
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
@@ -48,7 +49,6 @@ from hasten.lightening.pruning.normalization import recalibrate
 from hasten.lightening.pruning.tokens import fastest
 from hasten.measure.intervals import Ratio, paired_ratio
 from hasten.measure.latency import Pace, Round, rounds
-from hasten.measure.process import Worker
 from hasten.measure.workbench import Bench, OpenWorker
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.onnx_files import is_transformer, read_onnx

@@ -21,13 +21,13 @@ from hasten.core.devices import FAMILIES, find_target
 from hasten.core.model import Model
 from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
+from hasten.core.workers import Worker
 from hasten.engines.base import Artifact
 from hasten.engines.estimates import Estimate
 from hasten.engines.tpu.engine import Tpu
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.models.source import load_model
-from hasten.measure.process import Worker
 from hasten.passes.jax_program import JaxProgram
 
 CALIBRATED, JUDGED = 64, 64

@@ -79,11 +79,11 @@ class TorchScript(Surface):
         return quietly(lambda: self._export(data), "exported")
 
     def _export(self, data: bytes) -> None:
-        from hasten.inputs.models.source import find_model, load_model
+        from hasten.inputs.models import torchscript
 
         path = self.folder / "input.pt"
         path.write_bytes(data)
-        load_model(find_model(path), {"input": np.ones(4, np.float32)}, self.folder)
+        torchscript.export(torchscript.load(path), {"input": np.ones(4, np.float32)}, self.folder)
 
 
 def _changed_code(code: bytes, rng: random.Random) -> bytes:

@@ -11,8 +11,8 @@ from tests.support.servers import bundle_of
 from hasten.bundle.cold import STAGES, Starts, cold_start, differ
 from hasten.cli.commands import main
 from hasten.cli.tables import starts_table
+from hasten.core.scratch import SCRATCH
 from hasten.engines.compiled.engine import CompiledC
-from hasten.engines.compiled.scratch import SCRATCH
 from hasten.errors import CandidateError, InputError
 from hasten.testing import models
 

@@ -194,7 +194,7 @@ def test_loading_brings_no_search_no_pass_and_no_other_engine(
         *(
             "hasten.certificate",
             "hasten.inputs.data",
-            "hasten.measure.process",
+            "hasten.core.workers",
             "hasten.measure.candidate",
         ),
         *(

@@ -11,8 +11,8 @@ from tests.support.forked_workers import forked_workers
 from tests.support.models import depthwise_cnn
 
 import hasten
+from hasten.core.scratch import scratch
 from hasten.core.target import Target
-from hasten.engines.compiled.scratch import scratch
 from hasten.engines.layers import Kind, LayerTime
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino

@@ -13,9 +13,9 @@ from tests.support.waiting import until
 
 from hasten.core.processes import descendants
 from hasten.core.records import to_record
+from hasten.core.workers import Worker
 from hasten.engines.null import Null
 from hasten.errors import CandidateError
-from hasten.measure.process import Worker
 
 TELLING = """
 import os, resource, signal, subprocess, sys, threading
@@ -413,3 +413,13 @@ with Desk(folder) as desk:
 def test_a_fork_of_the_owner_has_a_server_of_its_own(tmp_path: Path) -> None:
     done = alone("-c", FORKING, str(tmp_path), timeout=500)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("junk", ["3", "{}", "[" * 5000, "{"])
+def test_a_reply_that_is_none_ends_the_worker(teller: Teller, junk: str) -> None:
+    """A stranger's model may have taken the process over."""
+    worker = teller.start()
+    with pytest.raises(CandidateError) as error:
+        teller.ask(worker, f"os.write(3, {junk!r}.encode() + b'\\n')")
+    assert str(error.value) == "its process answered what can't be read during 'open', killed"
+    assert not worker.alive

@@ -14,13 +14,13 @@ from hasten.core.model import Model
 from hasten.core.progress import Progress
 from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
+from hasten.core.workers import Worker
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.models import onnx
 from hasten.lightening import making
 from hasten.lightening.making import Makers
 from hasten.lightening.prospects import Prospect, fastest, ways
-from hasten.measure.process import Worker
 from hasten.passes.static_quantization import StaticQuantization
 from hasten.testing import models
 

@@ -12,6 +12,7 @@ from tests.support.forked_workers import forked_workers
 
 from hasten.core.target import Target
 from hasten.core.tensors import Array
+from hasten.core.workers import Worker
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.null import Null
 from hasten.engines.onnxruntime.engine import OnnxRuntime
@@ -22,7 +23,6 @@ from hasten.inputs.models.onnx import load
 from hasten.measure.curve import CurvePoint
 from hasten.measure.deadline import Deadline
 from hasten.measure.latency import Pace
-from hasten.measure.process import Worker
 from hasten.measure.sweep import sweep
 from hasten.measure.workbench import Bench
 from hasten.testing import models

@@ -19,6 +19,7 @@ from hasten.core.processes import name_of, programs
 from hasten.core.raised import REMEDY
 from hasten.core.records import to_record
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.workers import Worker
 from hasten.engines.base import Session
 from hasten.engines.null import Null
 from hasten.engines.onnxruntime.engine import OnnxRuntime
@@ -27,7 +28,6 @@ from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.measure import worker as worker_file
 from hasten.measure.latency import Pace, rounds
-from hasten.measure.process import Worker
 from hasten.measure.scenario import Offer
 from hasten.measure.worker import request_of, time_requests
 
@@ -304,7 +304,7 @@ def test_a_program_that_hangs_a_worker_is_named_and_killed_with_it(
             self.began = True
             return 0.0
 
-    monkeypatch.setattr("hasten.measure.process.time", Clock())
+    monkeypatch.setattr("hasten.core.workers.time", Clock())
     with pytest.raises(CandidateError) as error:
         predict(worker, spool, tmp_path, limit_s=2.0)
     assert str(error.value) == "hung: no answer within 2 s while sleep ran, killed"
@@ -397,7 +397,7 @@ def test_only_one_entrant_is_awake_at_a_time(desk: Desk, spool: Spool) -> None:
 PARENT = """
 import sys, time
 from pathlib import Path
-from hasten.measure.process import Worker
+from hasten.core.workers import Worker
 worker = Worker(Path(sys.argv[1]), 1 << 30)
 try:
     worker.ask("no such command", limit_s=60)

@@ -8,9 +8,9 @@ from typing import Self
 import numpy as np
 
 from hasten.core.target import Target
+from hasten.core.workers import Worker
 from hasten.engines.base import Engine
 from hasten.inputs.models.onnx import load
-from hasten.measure.process import Worker
 from hasten.measure.workbench import Bench, OpenWorker
 from hasten.testing import models
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
-from hasten.measure.process import Worker
+from hasten.core.workers import Worker
 
 
 @contextlib.contextmanager

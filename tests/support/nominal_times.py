@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from tests.support.faults import SLOW_NS, STALL_NS
 
 from hasten.core.records import to_record
-from hasten.measure.process import Worker
+from hasten.core.workers import Worker
 
 Asked: TypeAlias = Mapping[str, Any]
 """What a worker was asked to open: its engine and its artifact, as records."""

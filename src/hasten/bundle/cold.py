@@ -31,8 +31,8 @@ from hasten.core.cache_folder import VARIABLE
 from hasten.core.devices import at_hand, check_measurable
 from hasten.core.processes import interpreter
 from hasten.core.records import type_name
+from hasten.core.scratch import SCRATCH
 from hasten.core.telemetry import OFF
-from hasten.engines.compiled.scratch import SCRATCH
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.chains import chain_of
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hasten.core.target import Target
+from hasten.core.workers import Worker
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.end_to_end import EndToEnd
 from hasten.engines.python_function import PythonFunction
@@ -14,7 +15,6 @@ from hasten.inputs.data.spool import Spool
 from hasten.measure.effort import Effort
 from hasten.measure.journal import Journal
 from hasten.measure.probe import disturbance, on_one_thread, probe_of, usable_threads
-from hasten.measure.process import Worker
 from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Rules, Standings, race
 from hasten.measure.workbench import Bench
 from hasten.reporting.result import Row, row

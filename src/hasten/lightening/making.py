@@ -11,12 +11,12 @@ from typing import Self
 from hasten.core.model import Model
 from hasten.core.records import digest, from_record, to_record
 from hasten.core.target import Target
+from hasten.core.workers import Worker
 from hasten.engines.base import Artifact
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.requests import random_requests
 from hasten.inputs.data.spool import write_spool
 from hasten.measure.candidate import Single
-from hasten.measure.process import Worker
 from hasten.measure.workbench import Bench
 from hasten.passes.base import Pass
 

@@ -15,13 +15,13 @@ import numpy as np
 from hasten.core.model import Model
 from hasten.core.progress import Listener, Progress, nobody
 from hasten.core.target import Target
+from hasten.core.workers import Worker
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.installed import engine_kinds
 from hasten.errors import CandidateError
 from hasten.lightening.making import AT_ONCE, Makers, Subject, subject_of
 from hasten.measure.candidate import Single
 from hasten.measure.latency import Pace, rounds
-from hasten.measure.process import Worker
 from hasten.measure.workbench import Bench
 from hasten.passes.base import Pass
 

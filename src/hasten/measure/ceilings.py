@@ -12,6 +12,7 @@ import numpy as np
 
 from hasten.core.records import digest, from_record, read_json, write_json
 from hasten.core.target import Target
+from hasten.core.workers import Worker
 from hasten.engines.base import Engine
 from hasten.engines.installed import tried_on
 from hasten.errors import CandidateError, InputError, IntegrityError, OutOfTime
@@ -20,7 +21,6 @@ from hasten.measure.deadline import Deadline
 from hasten.measure.environment import versions
 from hasten.measure.kernels import EMPTY_CALL, Kernel, kernels
 from hasten.measure.latency import Pace
-from hasten.measure.process import Worker
 from hasten.measure.roofline import Ceilings
 
 TURNS = 3

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from hasten.core.workers import Worker
 from hasten.errors import CandidateError
 from hasten.measure.intervals import Statistic
 from hasten.measure.probe import scales
-from hasten.measure.process import Worker
 
 
 @dataclass(frozen=True)

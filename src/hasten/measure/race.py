@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from hasten.core.records import to_record
+from hasten.core.workers import Worker
 from hasten.errors import HastenError, InputError
 from hasten.inputs.data.spool import Spool
 from hasten.measure.intervals import (
@@ -20,7 +21,6 @@ from hasten.measure.intervals import (
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace, rounds
 from hasten.measure.probe import disturbance, scales
-from hasten.measure.process import Worker
 
 BASELINE, AGAIN = "baseline", "baseline again"
 _BEFORE_DROPPING = 6

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hasten.core.records import from_record
+from hasten.core.workers import Worker
 from hasten.engines.artifacts import batch_sizes
 from hasten.engines.base import Artifact, Engine
 from hasten.errors import CandidateError
@@ -19,7 +20,6 @@ from hasten.measure.closed_loop import Block
 from hasten.measure.curve import CurvePoint
 from hasten.measure.latency import Pace
 from hasten.measure.probe import scales, usable_threads
-from hasten.measure.process import Worker
 from hasten.measure.sharing import Sharing, on_share, sharings
 from hasten.measure.workbench import Bench
 

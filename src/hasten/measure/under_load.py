@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hasten.core.records import from_record
+from hasten.core.workers import Worker
 from hasten.inputs.data.spool import Spool
 from hasten.measure.closed_loop import Block
-from hasten.measure.process import Worker
 from hasten.measure.scenario import LONGEST_RUN_S, Load, Offer, Scenario, highest_rate
 
 _CAPACITY_NS = 1_000_000_000

@@ -20,6 +20,7 @@ from hasten.core.sequences import Sequences
 from hasten.core.shapes import representative
 from hasten.core.target import Target
 from hasten.core.tensors import Tensors, TensorSpec
+from hasten.core.workers import KilledError, Worker
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.estimates import Estimate
 from hasten.engines.layers import LayerTime
@@ -29,7 +30,6 @@ from hasten.inputs.data.spool import Spool
 from hasten.measure.candidate import Candidate
 from hasten.measure.deadline import Deadline
 from hasten.measure.environment import versions
-from hasten.measure.process import KilledError, Worker
 from hasten.measure.roofline import LayerWork
 from hasten.passes.base import Pass, Skipped
 

@@ -146,6 +146,31 @@ class _Process:
         self.request: tuple[TensorSpec, ...] = ()
         self.padder: Padder | None = None
         self.sequences: Sequences | None = None
+        self.of_torch: Any = None
+
+    def read_torch(self, command: dict[str, Any]) -> Any:
+        """Load a file of torch, and say what it states; it stays in memory."""
+        from hasten.inputs.models import torch_apart
+
+        self.of_torch = torch_apart.read(
+            Path(command["path"]),
+            command["kind"],
+            trust_code=command["trust_code"],
+            torchvision=command["torchvision"],
+        )
+        return to_record(torch_apart.stated(self.of_torch))
+
+    def export_torch(self, command: dict[str, Any]) -> Any:
+        """Export what was loaded to ONNX."""
+        from hasten.inputs.models import torch_apart
+
+        torch_apart.export(
+            self.of_torch,
+            command["names"],
+            Path(command["samples"]),
+            Path(command["workdir"]),
+            keep_program=command["keep_program"],
+        )
 
     def transform(self, command: dict[str, Any]) -> Any:
         """Run one pass, or its draft, on the original or on the result of earlier passes."""

@@ -23,13 +23,14 @@ from tests.devices.gpu.test_plan_memory import (
 
 from hasten.core import torch_programs
 from hasten.core.cache_folder import CacheFolder
+from hasten.core.scratch import torch_folder
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
 from hasten.engines.base import Artifact
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.cuda import torch as torch_cuda
 from hasten.engines.cuda.facts import DeviceFacts
-from hasten.engines.cuda.kept import check_own_folder, torch_folder
+from hasten.engines.cuda.kept import check_own_folder
 from hasten.engines.cuda.pins import Pins, check_pins, pin
 from hasten.engines.cuda.runtime import Host
 from hasten.engines.cuda.torch import TorchCuda

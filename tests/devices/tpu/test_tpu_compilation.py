@@ -16,13 +16,13 @@ from hasten.core.model import Model
 from hasten.core.records import to_record
 from hasten.core.target import Target
 from hasten.core.tensors import Array, TensorSpec
+from hasten.core.workers import Worker
 from hasten.engines.estimates import Estimate
 from hasten.engines.tpu import engine as tpu
 from hasten.engines.tpu.conversion import Precision
 from hasten.engines.tpu.engine import Tpu
 from hasten.errors import CandidateError
 from hasten.inputs.data.arrays import ArrayDataset
-from hasten.measure.process import Worker
 from hasten.passes.jax_program import JaxProgram
 from hasten.testing.pass_tests import answers, run
 

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="needs the extra torch: pip install 
 
 from hasten.cli import main  # noqa: E402
 from hasten.errors import InputError  # noqa: E402
-from hasten.inputs.models.source import find_model  # noqa: E402
+from hasten.inputs.models.torch import load_program  # noqa: E402
 
 ADVICE = "; if you trust it, add trust_code=True, or load it in a my.py and give my.py:model"
 
@@ -75,9 +75,9 @@ def with_harm_in_the_program(path: Path, harm: Callable[[Any], None]) -> None:
 
 
 def load(path: Path, **settings: Any) -> str:
-    """Find a model and call it; return why it is refused, or nothing."""
+    """Load a program as its own process does, and call it; return why it is refused, or nothing."""
     try:
-        find_model(str(path), **settings).module()(torch.zeros(2, 4))
+        load_program(path, **settings).module()(torch.zeros(2, 4))
     except InputError as error:
         return str(error)
     return ""

@@ -6,7 +6,8 @@ import onnxruntime
 import pytest
 
 from hasten.errors import InputError
-from hasten.inputs.models.source import find_model, load_model, load_with_data
+from hasten.inputs.models import torchscript
+from hasten.inputs.models.source import find_model, load_with_data
 
 torch = pytest.importorskip("torch", reason="needs the extra torch")
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated; its files aren't gone
@@ -47,7 +48,7 @@ def test_a_file_of_torchscript_is_exported_with_an_open_batch(tmp_path: Path, tr
     torch.manual_seed(0)
     net = Net()
     path = saved(net, tmp_path / "net.pt", traced=traced)
-    model = load_model(find_model(path), {"data": X}, tmp_path)
+    model = torchscript.export(torchscript.load(path), {"data": X}, tmp_path)
     assert [str(spec) for spec in model.inputs] == ["x: float32[batch, 3, 8, 8]"]
     x = np.stack([X, -X, X / 2])
     (answer,) = onnxruntime.InferenceSession(str(model.path)).run(None, {"x": x})
@@ -56,7 +57,7 @@ def test_a_file_of_torchscript_is_exported_with_an_open_batch(tmp_path: Path, tr
 
 def test_a_branch_in_torchscript_stays_a_branch(tmp_path: Path) -> None:
     path = saved(Branching(), tmp_path / "net.pt")
-    model = load_model(find_model(path), {"x": np.ones(4, np.float32)}, tmp_path)
+    model = torchscript.export(torchscript.load(path), {"x": np.ones(4, np.float32)}, tmp_path)
     session = onnxruntime.InferenceSession(str(model.path))
     (answer,) = session.run(None, {"x": -np.ones((1, 4), np.float32)})
     assert answer.tolist() == [[1, 1, 1, 1]]
@@ -64,7 +65,7 @@ def test_a_branch_in_torchscript_stays_a_branch(tmp_path: Path) -> None:
 
 def test_a_batch_that_cant_be_open_is_1_and_the_file_says_why(tmp_path: Path) -> None:
     path = saved(OneBatch(), tmp_path / "net.pt")
-    model = load_model(find_model(path), {"x": X}, tmp_path)
+    model = torchscript.export(torchscript.load(path), {"x": X}, tmp_path)
     assert model.inputs[0].shape == (1, 3, 8, 8)
     (note,) = (p.value for p in onnx.load(model.path).metadata_props if p.key == "hasten.batch")
     assert note.startswith("1: the model can't run x float32[2, 3, 8, 8]: ")
@@ -122,7 +123,7 @@ def test_a_module_that_tracing_bound_to_one_size_is_refused_with_the_sample_that
 def test_a_sample_that_doesnt_fit_is_refused(tmp_path: Path) -> None:
     path = saved(Net(), tmp_path / "net.pt")
     with pytest.raises(InputError, match=r"^the model can't run x float32\[1, 2\]: [^\n]+$"):
-        load_model(find_model(path), {"x": np.ones(2, np.float32)}, tmp_path)
+        torchscript.export(torchscript.load(path), {"x": np.ones(2, np.float32)}, tmp_path)
 
 
 def test_an_operator_without_onnx_is_named(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_an_operator_without_onnx_is_named(tmp_path: Path) -> None:
 
     path = saved(Odd(), tmp_path / "net.pt", traced=True)
     with pytest.raises(InputError) as error:
-        load_model(find_model(path), {"x": X}, tmp_path)
+        torchscript.export(torchscript.load(path), {"x": X}, tmp_path)
     assert "\n" not in str(error.value)
     assert "bessel_j0" in str(error.value)
     assert str(error.value).endswith(

@@ -11,7 +11,8 @@ import pytest
 from tests.support.bombs import padded, with_little_unasked
 
 from hasten.errors import InputError
-from hasten.inputs.models.source import find_model, load_model
+from hasten.inputs.models import torchscript
+from hasten.inputs.models.source import find_model
 
 torch = pytest.importorskip("torch", reason="needs the extra torch: pip install 'hasten[torch]'")
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated; its files aren't gone
@@ -51,10 +52,9 @@ def rewrite(path: Path, changed: Callable[[str, str], str]) -> None:
 
 
 def refusal(path: Path) -> str:
-    """Find a model and export it; return why it is refused, or nothing."""
+    """Load a file and export it, as its own process does; return why it is refused, or nothing."""
     try:
-        found = find_model(str(path))
-        load_model(found, {"x": np.ones(4, np.float32)}, path.parent)
+        torchscript.export(torchscript.load(path), {"x": np.ones(4, np.float32)}, path.parent)
     except InputError as error:
         return str(error)
     return ""
@@ -113,8 +113,6 @@ def test_code_that_touches_other_files_isnt_run(tmp_path: Path, line: str, what:
 def test_a_file_that_is_replaced_after_the_check_isnt_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hasten.inputs.models import torchscript
-
     witness = tmp_path / "witness"
     harmful = written(tmp_path / "harmful.pt", f'torch.save(input, "{witness}")').read_bytes()
     path = written(tmp_path / "net.pt")
@@ -125,7 +123,7 @@ def test_a_file_that_is_replaced_after_the_check_isnt_read_again(
         path.write_bytes(harmful)
 
     monkeypatch.setattr(torchscript, "_check_touches_nothing", then_replaced)
-    find_model(str(path))(torch.zeros(1, 4))
+    torchscript.load(path)(torch.zeros(1, 4))
     assert path.read_bytes() == harmful
     assert not witness.exists()
 
@@ -146,7 +144,7 @@ def test_code_in_another_form_isnt_run(tmp_path: Path) -> None:
 
 def test_code_that_is_trusted_is_run(tmp_path: Path) -> None:
     path = written(tmp_path / "net.pt", f'torch.save(input, "{tmp_path / "witness"}")')
-    find_model(str(path), trust_code=True)(torch.zeros(1, 4))
+    torchscript.load(path, trust_code=True)(torch.zeros(1, 4))
     assert (tmp_path / "witness").exists()
 
 
@@ -205,7 +203,7 @@ class Counting(torch.nn.Module):  # type: ignore[misc,name-defined]
 def test_a_list_that_is_said_to_hold_objects_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
     torch.jit.script(Counting()).save(str(path))
-    assert find_model(str(path))(torch.ones(1)) == 1
+    assert torchscript.load(path)(torch.ones(1)) == 1
     changed(path, "/data.pkl", lambda old: old.replace(b"Dict[str, int]", b"L[__torch__.A]"))
     assert refusal(path).startswith(
         f"{path} is damaged: 'data.pkl' can't be read: ValueError: it says that a list or dict is L[__torch__.A]"
@@ -229,7 +227,7 @@ class Ordered(torch.nn.Module):  # type: ignore[misc,name-defined]
 def test_a_module_with_a_member_of_an_enumeration_is_taken(tmp_path: Path) -> None:
     """timm's transformers have one."""
     torch.jit.script(Ordered().eval()).save(str(tmp_path / "net.pt"))
-    assert find_model(str(tmp_path / "net.pt"))(torch.ones(1, 4)).shape == (1, 4)
+    assert torchscript.load(tmp_path / "net.pt")(torch.ones(1, 4)).shape == (1, 4)
 
 
 def test_a_file_that_would_unpack_to_far_more_is_refused(
@@ -309,7 +307,9 @@ def test_an_archive_with_a_broken_name_is_refused(tmp_path: Path) -> None:
     at = content.index(b"PK\x01\x02")
     content[at + 8 : at + 10], content[at + 46] = b"\x00\x08", 0xFF  # says UTF-8, and isn't
     path.write_bytes(content)
-    assert refusal(path).startswith(f"{path} contains weights without their network: ")
+    with pytest.raises(InputError) as error:
+        find_model(path)
+    assert str(error.value).startswith(f"{path} contains weights without their network: ")
 
 
 class Bytes(torch.nn.Module):  # type: ignore[misc,name-defined]

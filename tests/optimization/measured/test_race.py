@@ -8,12 +8,12 @@ from tests.support.desk import Desk
 from tests.support.faults import Faulty
 from tests.support.nominal_times import nominal_times
 
+from hasten.core.workers import Worker
 from hasten.engines.null import Null
 from hasten.errors import InputError
 from hasten.inputs.data.spool import Spool
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
-from hasten.measure.process import Worker
 from hasten.measure.race import (
     AGAIN,
     BASELINE,

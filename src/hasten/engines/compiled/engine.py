@@ -17,6 +17,7 @@ from hasten.core.c_compiler import Compiler
 from hasten.core.cache_folder import CacheFolder
 from hasten.core.model import Format, Model
 from hasten.core.records import digest
+from hasten.core.scratch import scratch
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import counted, listed, numbers_in_words
@@ -34,7 +35,6 @@ from hasten.engines.compiled.kept import (
 )
 from hasten.engines.compiled.library import Library, aligned
 from hasten.engines.compiled.plan import ALIGNMENT, Operation, Plan
-from hasten.engines.compiled.scratch import scratch
 from hasten.engines.compiled.source import Source, shared_operations, write
 from hasten.engines.layers import LayerTime
 from hasten.engines.weights import Stretch

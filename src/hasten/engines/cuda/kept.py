@@ -7,19 +7,14 @@ own folder, into which they are unpacked and from which torch loads them, must b
 
 from __future__ import annotations
 
-import getpass
 import os
-import re
 import stat
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from hasten.core.scratch import TORCH_FOLDER, torch_folder
 from hasten.engines.compile_cache import CompileCache
 from hasten.errors import CandidateError
-
-TORCH_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
-"""Environment variable with the folder in which torch keeps what it compiles."""
 
 
 class KeptPrograms:
@@ -89,15 +84,3 @@ def check_own_folder() -> None:
             f"{TORCH_FOLDER} to a "
             "folder of your own"
         )
-
-
-def torch_folder() -> str:
-    """Return the folder in which torch keeps what it compiles, where the environment names none.
-
-    Source: torch, torch/_inductor/runtime/cache_dir_utils.py.
-    """
-    try:
-        user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
-    except (KeyError, OSError):  # no user has that number
-        user = f"uid_{os.getuid()}"
-    return f"{tempfile.gettempdir()}/torchinductor_{user}"

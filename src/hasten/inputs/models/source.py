@@ -24,6 +24,7 @@ from hasten.inputs.data.source import open_data, resolved
 from hasten.inputs.data.text_files import holds_texts, reads_texts
 from hasten.inputs.models import hugging_face, named, onnx, tensorflow
 from hasten.inputs.models.tabular.base import Tabular, described, library_of, read_file
+from hasten.inputs.models.torch_file import TorchFile
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.config import from_module
 from hasten.inputs.pipeline.stored import stated_in
@@ -102,6 +103,10 @@ def load_model(
                 "them for"
             )
         return source.export(workdir)
+    if isinstance(source, TorchFile):
+        _check_no_custom_ops(custom_ops, "torch")
+        given = partial(_sampled, sample, kind="torch")
+        return source.load(given, workdir, further, keep_program=keep_program)
     return _export(source, sample, workdir, custom_ops, keep_program, further, texts)
 
 
@@ -118,7 +123,7 @@ def stated_pipeline(found: Any) -> Pipeline | None:
         return found.pipeline
     if isinstance(found, Path):
         return stated_in(found)
-    if isinstance(found, tensorflow.TensorFlowModel):
+    if isinstance(found, (tensorflow.TensorFlowModel, TorchFile)):
         return None
     own = getattr(found, "hasten_pipeline", None)
     return own if isinstance(own, Pipeline) else from_module(found)
@@ -273,9 +278,7 @@ def _from_path(path: Path, *, trust_code: bool = False) -> Any:
         own = hugging_face.read(path, trust_code=trust_code)
         return own or tensorflow.read(path, trust_code=trust_code) or path
     if path.suffix == ".pt2":
-        from hasten.inputs.models import torch
-
-        return torch.load_program(path, trust_code=trust_code)
+        return TorchFile(path, "program", trust_code=trust_code)
     if path.suffix == ".keras":
         from hasten.inputs.models import keras
 
@@ -286,7 +289,7 @@ def _from_path(path: Path, *, trust_code: bool = False) -> Any:
         from hasten.inputs.models import torchscript
 
         if torchscript.is_torchscript(path):
-            return torchscript.load(path, trust_code=trust_code)
+            return TorchFile(path, "TorchScript", trust_code=trust_code)
     if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors"):
         raise InputError(f"{path} {_WEIGHTS_ALONE}")
     if (of_tensorflow := tensorflow.read(path)) is not None:
@@ -369,10 +372,7 @@ def _export(
         raise InputError(f"this {type(source).__name__} {_WEIGHTS_ALONE}")
     if kind is None:
         raise InputError(f"got a {type(source).__name__}; a model is {KINDS}")
-    if custom_ops:
-        raise InputError(
-            f"custom-op libraries belong to ONNX files; a {kind} model has none to load them for"
-        )
+    _check_no_custom_ops(custom_ops, kind)
     if kind == "torch":
         from hasten.inputs.models import torch, torch_inputs
 
@@ -400,6 +400,13 @@ def _export(
     from hasten.inputs.models import keras
 
     return keras.export(source, _sampled(sample, keras.input_names(source), kind), workdir)
+
+
+def _check_no_custom_ops(custom_ops: Sequence[Path], kind: str) -> None:
+    if custom_ops:
+        raise InputError(
+            f"custom-op libraries belong to ONNX files; a {kind} model has none to load them for"
+        )
 
 
 def is_script(source: Any) -> bool:

@@ -11,6 +11,7 @@ from hasten.errors import InputError
 from hasten.inputs.models import onnx
 from hasten.inputs.models.hugging_face import Folder
 from hasten.inputs.models.tensorflow import TensorFlowModel
+from hasten.inputs.models.torch_file import TorchFile
 
 _OPEN = ("attention_mask", "input_ids", "input_values", "token_type_ids")
 """Inputs of transformers whose first axis after the batch is as long as the text or the sound."""
@@ -33,6 +34,8 @@ def stated_inputs(found: Any) -> tuple[TensorSpec, ...]:
         return _of_folder(found)
     if isinstance(found, TensorFlowModel):
         return found.stated_inputs()
+    if isinstance(found, TorchFile):
+        return found.stated.inputs
     keras, torch = sys.modules.get("keras"), sys.modules.get("torch")
     if keras is not None and isinstance(found, keras.Model):
         return _of_keras(found)

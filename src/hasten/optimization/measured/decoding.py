@@ -14,6 +14,7 @@ import numpy as np
 
 from hasten.certificate.verdict import Judgement, Verdict
 from hasten.core.records import from_record
+from hasten.core.workers import Worker
 from hasten.engines.end_to_end import EndToEnd, asked_by_file
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.arrays import ArrayDataset
@@ -25,7 +26,6 @@ from hasten.inputs.pipeline.smaller import decoded_smaller, pixels_needed
 from hasten.measure.candidate import Candidate, Trial
 from hasten.measure.intervals import Ratio, paired_ratio
 from hasten.measure.latency import rounds
-from hasten.measure.process import Worker
 from hasten.optimization.judge import Ladder, Verdicts
 from hasten.optimization.measured.racing import Racing
 from hasten.optimization.measured.screening import SCREEN_NOISE

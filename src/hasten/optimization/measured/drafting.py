@@ -8,9 +8,9 @@ from pathlib import Path
 
 from hasten.core.model import Model
 from hasten.core.records import from_record
+from hasten.core.workers import Worker
 from hasten.errors import CandidateError
 from hasten.measure.candidate import Single
-from hasten.measure.process import Worker
 from hasten.optimization.job import Job
 from hasten.optimization.measured.racing import Racing
 from hasten.optimization.measured.screening import SCREEN_NOISE

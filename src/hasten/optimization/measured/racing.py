@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hasten.core.progress import StageName
+from hasten.core.workers import Worker
 from hasten.engines.base import Artifact
 from hasten.engines.installed import serves
 from hasten.errors import CandidateError, InputError
@@ -19,7 +20,6 @@ from hasten.measure.deadline import Deadline
 from hasten.measure.intervals import Ratio
 from hasten.measure.latency import Pace
 from hasten.measure.probe import disturbance, on_one_thread, probe_of, usable_threads
-from hasten.measure.process import Worker
 from hasten.measure.race import (
     AGAIN,
     BASELINE,

@@ -10,6 +10,7 @@ import numpy as np
 
 from hasten import bundle
 from hasten.bundle.cold import ColdStart, cold_start
+from hasten.core.workers import Worker
 from hasten.engines.end_to_end import EndToEnd, asked_by_file
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.arrays import ArrayDataset
@@ -17,7 +18,6 @@ from hasten.inputs.data.files import spread
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.pipeline.smaller import decoded_smaller
 from hasten.measure.latency import rounds
-from hasten.measure.process import Worker
 from hasten.measure.stages import Ways, reported
 from hasten.optimization import delivery
 from hasten.optimization.judge import Shipment

@@ -15,22 +15,36 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from hasten.core.forked import fork_worker
 from hasten.core.processes import interpreter, name_of, programs
 from hasten.core.records import to_record
+from hasten.core.scratch import SCRATCH, TORCH_FOLDER, scratch, torch_folder
 from hasten.core.telemetry import OFF
-from hasten.engines.compiled.scratch import SCRATCH, scratch
-from hasten.engines.cuda.kept import TORCH_FOLDER, torch_folder
 from hasten.errors import CandidateError, InputError, NotCovered, Uneven
-from hasten.measure.forked import fork_worker
 
 _POLL_S = 0.05
 _POLL_TIMED_S = 0.5  # longer than a block, so that the parent sleeps while anything is timed
 _TIMED = ("time", "drive", "load", "profile")
 _LAST_WORDS_S = 5.0
+_REPLIES = ("ok", "input_error", "candidate_error")
+_LONGEST = 64 << 20
+"""Largest number of bytes of a reply."""
 
 
 class KilledError(CandidateError):
     """The system or a person killed a process, as where memory ran short for a moment."""
+
+
+class CrashedError(CandidateError):
+    """A process ended before it answered.
+
+    Attributes:
+        how: Name of the signal that ended it, or its exit code: "SIGSEGV", "exit code 1".
+    """
+
+    def __init__(self, how: str, said: str) -> None:
+        super().__init__(said)
+        self.how = how
 
 
 class Worker:
@@ -108,16 +122,21 @@ class Worker:
         self.wake()
         try:
             self._channel.sendall(json.dumps(to_record({"do": do, **command})).encode() + b"\n")
-            reply = json.loads(self._line(limit_s, timed=do in _TIMED))
+            reply = _record(self._line(limit_s, timed=do in _TIMED))
             if do not in _TIMED:
                 self._check_memory(alone=False)  # it may have answered between two looks
         except (OSError, EOFError):
             raise self._epitaph(do) from None
+        except (ValueError, RecursionError):
+            self.kill()
+            raise CandidateError(
+                f"its process answered what can't be read during {do!r}, killed"
+            ) from None
         if "input_error" in reply:
             raise InputError(reply["input_error"])
         if "candidate_error" in reply:
-            kinds = {kind.__name__: kind for kind in (NotCovered, Uneven)}
-            raise kinds.get(reply.get("kind"), CandidateError)(reply["candidate_error"])
+            kinds = {kind.__name__: kind for kind in (CandidateError, NotCovered, Uneven)}
+            raise kinds.get(str(reply.get("kind")), CandidateError)(reply["candidate_error"])
         return reply["ok"]
 
     def _line(self, limit_s: float, *, timed: bool) -> bytes:
@@ -134,6 +153,8 @@ class Worker:
                 if not data:
                     raise EOFError
                 self._received += data
+                if len(self._received) > _LONGEST:
+                    raise ValueError("the reply is too long")
             else:
                 self._check_memory(alone=timed)
         line, _, self._received = self._received.partition(b"\n")
@@ -165,8 +186,9 @@ class Worker:
             return KilledError(f"its process was killed by SIGKILL during {do!r}")
         if code < 0:
             name = signal.Signals(-code).name
-            return CandidateError(f"its process was killed by {name} during {do!r}")
-        return CandidateError(f"its process ended with exit code {code} during {do!r}")
+            return CrashedError(name, f"its process was killed by {name} during {do!r}")
+        how = f"exit code {code}"
+        return CrashedError(how, f"its process ended with {how} during {do!r}")
 
     def sleep(self) -> None:
         """Stop every thread of the worker, so that none spins while another is timed."""
@@ -189,6 +211,18 @@ class Worker:
             os.killpg(self.pid, signal.SIGKILL)
         self._channel.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """Return a reply.
+
+    Raises:
+        ValueError: it is none.
+    """
+    reply = json.loads(line)
+    if not isinstance(reply, dict) or reply.keys().isdisjoint(_REPLIES):
+        raise ValueError("no reply")
+    return reply
 
 
 def _anonymous(pid: int) -> int:

@@ -1,0 +1,79 @@
+"""Reading, running and exporting of a file of torch, in the process that `TorchFile` starts for it (extra `torch`)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.inputs.models import torch, torch_inputs, torchscript
+from hasten.inputs.models.stated_inputs import stated_inputs
+from hasten.inputs.models.torch_file import PROGRAM, Kind, Stated
+
+
+def read(path: Path, kind: Kind, *, trust_code: bool, torchvision: bool) -> Any:
+    """Load a file.
+
+    Args:
+        path: The file.
+        kind: Which kind of file it is.
+        trust_code: Whether code that the file brings may run.
+        torchvision: Whether hasten's own process has imported torchvision, which adds operators to torch.
+
+    Raises:
+        InputError: torch isn't installed, or can't load the file.
+    """
+    if torchvision:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("torchvision")
+    if kind == "program":
+        return torch.load_program(path, trust_code=trust_code)
+    return torchscript.load(path, trust_code=trust_code)
+
+
+def stated(model: Any) -> Stated:
+    """Return the inputs that a program or a module of TorchScript states."""
+    names = (
+        torch_inputs.input_names(model) if _is_program(model) else torchscript.input_names(model)
+    )
+    return Stated(names, stated_inputs(model))
+
+
+def export(
+    model: Any,
+    names: Sequence[Sequence[str]],
+    samples: Path,
+    workdir: Path,
+    *,
+    keep_program: bool,
+) -> None:
+    """Export a model to ONNX, and check that the answers stay the same.
+
+    Args:
+        model: What `read` returned.
+        names: Names of the inputs in each sample; those after the first have other shapes.
+        samples: File of all their arrays, one after another.
+        workdir: Folder to write to.
+        keep_program: Whether to write the program too.
+
+    Raises:
+        InputError: a sample doesn't fit, torch can't run or export the model, or the ONNX file gives other answers.
+    """
+    with samples.open("rb") as file:
+        every: list[dict[str, Array]] = [{name: np.load(file) for name in one} for one in names]
+    given, *further = every
+    if not _is_program(model):
+        torchscript.export(model, given, workdir, further)
+        return
+    torch.export(model, given, workdir, further=further)
+    if keep_program:
+        torch.keep_program(model, given, workdir / PROGRAM)
+
+
+def _is_program(model: Any) -> bool:
+    return hasattr(model, "graph_signature")

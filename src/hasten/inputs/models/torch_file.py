@@ -1,0 +1,183 @@
+"""Files of torch's programs and of TorchScript, which a process of their own loads, runs and exports (extra `torch`).
+
+Operators of torch don't check all that they are given, so that a stranger's file may crash the process that runs it, or
+write to its memory.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from hasten.core.extras import missing_extra
+from hasten.core.model import Model
+from hasten.core.records import from_record
+from hasten.core.target import Target
+from hasten.core.tensors import Array, TensorSpec
+from hasten.core.workers import CrashedError, KilledError, Worker
+from hasten.errors import CandidateError, InputError
+from hasten.inputs.models import onnx
+
+Kind: TypeAlias = Literal["program", "TorchScript"]
+PROGRAM = "program.pt2"
+"""Name of the program that is kept beside the ONNX file."""
+_LIMIT_S = 3600.0
+"""Longest time to load a file, or to run and export it, in seconds; the code in it could run without end."""
+_MEMORY_SHARE = 0.75
+"""Share of this machine's memory that the process may take, so that it's ended before the system ends others."""
+
+
+@dataclass(frozen=True)
+class Stated:
+    """Inputs that a file of torch states.
+
+    Attributes:
+        names: Names of the required inputs, in order.
+        inputs: Specs of the inputs, as far as the file states them, the batch first.
+    """
+
+    names: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+
+
+class TorchFile:
+    """A file of torch, which a process of its own has loaded.
+
+    The process ends with this object, once the model is exported, and with hasten's own process.
+
+    Attributes:
+        path: The file.
+        stated: Inputs that it states.
+
+    Args:
+        path: The file: a program of `torch.export`, or one of `torch.jit.save`.
+        kind: Which of both it is.
+        trust_code: Whether code that the file brings may run.
+
+    Raises:
+        InputError: torch isn't installed, or can't load the file, or crashes.
+    """
+
+    def __init__(self, path: Path, kind: Kind, *, trust_code: bool = False) -> None:
+        if importlib.util.find_spec("torch") is None:
+            raise missing_extra(
+                "a torch model" if kind == "program" else "a TorchScript file", "torch"
+            )
+        self.path, self._kind, self._trust_code = path, kind, trust_code
+        self._worker: Worker | None = None
+        self._end: Callable[[], object] = lambda: None
+        self.stated = from_record(Stated, self._read())
+
+    def load(
+        self,
+        sample: Callable[[Sequence[str]], Mapping[str, Array]],
+        workdir: Path,
+        further: Callable[[Sequence[str]], Sequence[Mapping[str, Array]]],
+        *,
+        keep_program: bool = False,
+    ) -> Model:
+        """Export the model to ONNX, and check that the answers stay the same.
+
+        Args:
+            sample: Function from the names of the inputs to one sample, without an axis for samples.
+            workdir: Folder to write the ONNX file to.
+            further: Function from the names in the sample to samples of other shapes.
+            keep_program: Whether to keep torch's program too, if the file is one.
+
+        Raises:
+            InputError: the sample doesn't fit, torch can't run or export the model, or crashes, or the ONNX file
+                gives other answers.
+        """
+        given = sample(self.stated.names)
+        samples = [given, *further(tuple(given))]
+        if self._worker is None:
+            self._read()
+        kept = workdir / PROGRAM if keep_program and self._kind == "program" else None
+        with tempfile.TemporaryDirectory(prefix="hasten-samples-") as folder:
+            written = Path(folder, "samples")
+            with written.open("wb") as file:
+                for array in (array for one in samples for array in one.values()):
+                    np.save(file, array, allow_pickle=False)
+            self._ask(
+                "export_torch",
+                "ran and exported the model",
+                names=[list(one) for one in samples],
+                samples=written,
+                workdir=workdir.absolute(),
+                keep_program=kept is not None,
+            )
+        self._close()
+        return replace(onnx.load(workdir / "model.onnx"), program=kept)
+
+    def _read(self) -> Any:
+        """Start the process and let it load the file; return what it says of the model."""
+        folder = Path(tempfile.mkdtemp(prefix="hasten-torch-"))
+        try:
+            self._worker = Worker(
+                folder / "torch.log", int(_MEMORY_SHARE * Target.host().memory_bytes)
+            )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._end = weakref.finalize(self, _end, self._worker, folder, os.getpid())
+        return self._ask(
+            "read_torch",
+            "loaded the file",
+            path=self.path,
+            kind=self._kind,
+            trust_code=self._trust_code,
+            torchvision="torchvision" in sys.modules,
+        )
+
+    def _ask(self, do: str, what: str, **command: Any) -> Any:
+        """Ask the process, which ends where it fails or where the user stops it.
+
+        Args:
+            do: Name of the command.
+            what: Words on what torch did, for messages.
+            **command: Values that `to_record` takes.
+        """
+        assert self._worker is not None
+        try:
+            return self._worker.ask(do, limit_s=_LIMIT_S, **command)
+        except BaseException as error:
+            self._close()
+            if not isinstance(error, CandidateError):
+                raise
+            raise InputError(f"{self.path} can't be used: {_in_words(error, what)}") from error
+
+    def _close(self) -> None:
+        self._end()
+        self._worker = None
+
+
+def _in_words(error: CandidateError, what: str) -> str:
+    """Return what happened to the process, and what to do."""
+    if isinstance(error, CrashedError):
+        return (
+            f"torch crashed ({error.how}) while it {what}, so the file is damaged, or calls an operator in a way that "
+            "torch doesn't check: save the model again, or give it as an ONNX file"
+        )
+    if isinstance(error, KilledError):
+        return (
+            f"torch was killed while it {what}, probably for lack of memory: free memory, or give the model as an "
+            "ONNX file"
+        )
+    return str(error)
+
+
+def _end(worker: Worker, folder: Path, owner: int) -> None:
+    """End a process and remove its folder; a fork of its owner leaves both alone."""
+    if os.getpid() == owner:
+        worker.kill()
+        shutil.rmtree(folder, ignore_errors=True)

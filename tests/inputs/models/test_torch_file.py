@@ -1,0 +1,303 @@
+"""Files of torch run in a process of their own, which crashes in place of hasten's."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+
+import hasten
+from hasten.cli import main
+from hasten.core.processes import descendants
+from hasten.errors import InputError
+from hasten.inputs.models import torch as frontend
+from hasten.inputs.models import torch_file, torchscript
+from hasten.inputs.models.source import find_model, load_model, load_with_data
+from hasten.inputs.models.stated_inputs import stated_inputs
+
+torch = pytest.importorskip("torch", reason="needs the extra torch: pip install 'hasten[torch]'")
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated; its files aren't gone
+
+X = np.ones(4, np.float32)
+CRASHED = (
+    "can't be used: torch crashed (SIGSEGV) while it ran and exported the model, so the file is damaged, or calls an "
+    "operator in a way that torch doesn't check: save the model again, or give it as an ONNX file"
+)
+
+
+class SmallWeights(torch.nn.Module):  # type: ignore[misc,name-defined]
+    """An LSTM of 2,048 states whose weights are those of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.zeros(4, 4))
+        self.bias = torch.nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+        state = torch.zeros(1, x.size(0), 2048)
+        weights = [self.weights, self.weights, self.bias, self.bias]
+        x = x.reshape(x.size(0), 1, 4)
+        return torch.lstm(x, [state, state], weights, True, 1, 0.0, False, False, True)[0]
+
+
+class FarOffset(torch.nn.Module):  # type: ignore[misc,name-defined]
+    """A bag that begins far before its numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = torch.nn.Parameter(torch.ones(10, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+        offsets = torch.tensor([0, -1000000000, 4], dtype=torch.int32)
+        numbers = torch.zeros(4, dtype=torch.int32)
+        return x + torch.embedding_bag(self.rows, numbers, offsets)[0].sum()
+
+
+class Endless(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+        while bool(x.sum() == x.sum()):
+            x = x + 0
+        return x
+
+
+def scripted(module: Any, path: Path) -> Path:
+    torch.jit.script(module.eval()).save(str(path))
+    return path
+
+
+def captured(module: Any, path: Path) -> Path:
+    torch.export.save(torch.export.export(module.eval(), (torch.ones(1, 4),)), path)
+    return path
+
+
+def net() -> Any:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+
+
+def with_torch() -> list[int]:
+    """Return the processes that this one started, or those started, and that have torch in memory."""
+    found = []
+    for pid in descendants(os.getpid()):
+        try:
+            mapped = Path(f"/proc/{pid}/maps").read_text()
+        except OSError:
+            continue
+        if "libtorch" in mapped:
+            found.append(pid)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("module", "saved", "name"),
+    [
+        (SmallWeights, scripted, "net.pt"),
+        (FarOffset, scripted, "net.pt"),
+        (FarOffset, captured, "net.pt2"),
+    ],
+)
+def test_a_file_that_crashes_torch_is_refused_in_one_line(
+    tmp_path: Path, module: Any, saved: Any, name: str
+) -> None:
+    path = saved(module(), tmp_path / name)
+    with pytest.raises(InputError) as error:
+        load_model(str(path), {"x": X}, tmp_path)
+    assert str(error.value) == f"{path} {CRASHED}"
+    assert with_torch() == []
+
+
+def test_the_command_says_it_in_one_line(tmp_path: Path) -> None:
+    path = scripted(FarOffset(), tmp_path / "net.pt")
+    np.savez(tmp_path / "data.npz", x=np.ones((50, 4), np.float32))
+    given = ["--data", str(tmp_path / "data.npz"), "--metric", "regression:0.1"]
+    asked = ["optimize", str(path), *given, "--out", str(tmp_path / "b.hasten")]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 2
+    assert f"{path} {CRASHED}" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "b.hasten").exists()
+
+
+def test_a_program_becomes_the_same_onnx_file_as_in_one_process(tmp_path: Path) -> None:
+    path = captured(net(), tmp_path / "net.pt2")
+    own = frontend.export(frontend.load_program(path), {"input": X}, tmp_path)
+    before = own.path.read_bytes()
+    found = find_model(path)
+    for _ in range(2):  # the second time in another process
+        model = load_model(found, {"input": X}, tmp_path, keep_program=True)
+        assert model.path.read_bytes() == before
+        assert model.inputs == own.inputs
+        assert model.program == tmp_path / "program.pt2"
+        kept = frontend.load_program(model.program).module()(torch.from_numpy(X[None]))
+        np.testing.assert_allclose(
+            kept.detach().numpy(), net()(torch.from_numpy(X[None])).detach().numpy()
+        )
+        assert with_torch() == []
+
+
+def test_torchscript_becomes_the_same_onnx_file_as_in_one_process(tmp_path: Path) -> None:
+    path = scripted(net(), tmp_path / "net.pt")
+    own = torchscript.export(torchscript.load(path), {"input": X}, tmp_path)
+    before = own.path.read_bytes()
+    model = load_model(path, lambda names: {names[0]: X}, tmp_path, keep_program=True)
+    assert model.path.read_bytes() == before
+    assert model.program is None
+    session = onnxruntime.InferenceSession(str(model.path))
+    (answer,) = session.run(None, {"input": X[None]})
+    np.testing.assert_allclose(answer, net()(torch.from_numpy(X[None])).detach().numpy(), rtol=1e-6)
+
+
+def test_samples_that_differ_in_shape_are_handed_over(tmp_path: Path) -> None:
+    path = scripted(torch.nn.ReLU(), tmp_path / "net.pt")
+    rows = [np.ones(4, np.float32), np.ones(7, np.float32)]
+    model, _ = load_with_data(find_model(path), {"x": rows}, None, (), tmp_path)
+    assert [str(spec) for spec in model.inputs] == ["input: float32[batch, length]"]
+
+
+ALONE = """
+import sys
+from pathlib import Path
+import numpy as np
+from hasten.inputs.models.source import find_model, load_model
+from hasten.inputs.models.stated_inputs import stated_inputs
+if __name__ == "__main__":
+    for name in sys.argv[2:]:
+        found = find_model(name)
+        print(*stated_inputs(found))
+        load_model(found, {"input": np.ones(4, np.float32)}, Path(sys.argv[1]))
+    print("torch" in sys.modules)
+"""
+
+
+def test_hastens_own_process_never_imports_torch_for_a_file(tmp_path: Path) -> None:
+    names = [captured(net(), tmp_path / "a.pt2"), scripted(net(), tmp_path / "b.pt")]
+    (tmp_path / "work").mkdir()
+    command = [sys.executable, "-P", "-c", ALONE, str(tmp_path / "work"), *map(str, names)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["input: float32[1, 4]", "input: float32[...]", "False"]
+
+
+class Saving(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def forward(self, x: torch.Tensor, path: str = "PLACE") -> torch.Tensor:  # type: ignore[name-defined]
+        torch.save(x, path)
+        return x
+
+
+def test_code_runs_there_only_where_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # code of the file finds the user's folder
+    path = scripted(Saving(), tmp_path / "net.pt")
+    with pytest.raises(InputError, match=r"has 'torch\.save' in its code"):
+        load_model(path, {"x": X}, tmp_path)
+    assert not (tmp_path / "PLACE").exists()
+    with pytest.raises(InputError, match="can't export"):  # it has no ONNX form
+        load_model(find_model(path, trust_code=True), {"x": X}, tmp_path)
+    assert (tmp_path / "PLACE").exists()
+
+
+class Overlapping(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+        boxes = x.reshape(-1, 4)
+        return x + torch.ops.torchvision.nms(boxes, boxes[:, 0], 0.5).sum()
+
+
+def test_torchvisions_operators_are_known_where_hastens_own_process_knows_them(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("torchvision", reason="needs the extra torch: pip install 'hasten[torch]'")
+    path = scripted(Overlapping(), tmp_path / "net.pt")
+    assert load_model(path, {"x": np.ones((3, 4), np.float32)}, tmp_path).inputs[0].name == "x"
+
+
+def test_a_path_that_a_users_own_code_names_is_read_in_a_process_of_its_own(tmp_path: Path) -> None:
+    path = scripted(FarOffset(), tmp_path / "net.pt")
+    (tmp_path / "naming.py").write_text(f"def path(): return {str(path)!r}\n")
+    with pytest.raises(InputError, match=r"can't be used: torch crashed \(SIGSEGV\)"):
+        load_model(f"{tmp_path / 'naming.py'}:path", {"x": X}, tmp_path)
+
+
+def test_a_users_own_module_stays_in_the_users_process(tmp_path: Path) -> None:
+    class Counting(torch.nn.Module):  # type: ignore[misc,name-defined]
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+            Counting.calls += 1
+            return x * 2
+
+    load_model(Counting(), {"x": X}, tmp_path)
+    assert Counting.calls > 0
+
+
+def test_the_process_ends_where_the_user_stops_hasten(tmp_path: Path) -> None:
+    found = find_model(scripted(Endless(), tmp_path / "net.pt"))
+    assert len(with_torch()) == 1
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        with pytest.raises(KeyboardInterrupt):
+            load_model(found, {"x": X}, tmp_path)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert with_torch() == []
+
+
+def test_the_process_ends_with_the_model_that_nobody_exports(tmp_path: Path) -> None:
+    found = find_model(scripted(net(), tmp_path / "net.pt"))
+    assert [str(spec) for spec in stated_inputs(found)] == ["input: float32[...]"]
+    assert len(with_torch()) == 1
+    del found
+    assert with_torch() == []
+
+
+def test_code_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = scripted(Endless(), tmp_path / "net.pt")
+    found = find_model(path)
+    monkeypatch.setattr(torch_file, "_LIMIT_S", 1.0)
+    with pytest.raises(InputError) as error:
+        load_model(found, {"x": X}, tmp_path)
+    assert str(error.value) == f"{path} can't be used: hung: no answer within 1 s, killed"
+    assert with_torch() == []
+
+
+def test_a_file_that_takes_all_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = scripted(net(), tmp_path / "net.pt")
+    monkeypatch.setattr(torch_file, "_MEMORY_SHARE", 1e-4)
+    with pytest.raises(InputError, match=r"can't be used: ran out of memory: it held \d+ MiB"):
+        find_model(path)
+    assert with_torch() == []
+
+
+def test_a_process_that_the_system_kills_is_said_to_be(tmp_path: Path) -> None:
+    path = scripted(net(), tmp_path / "net.pt")
+    found = find_model(path)
+    (pid,) = with_torch()
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(InputError) as error:
+        load_model(found, {"input": X}, tmp_path)
+    assert str(error.value) == (
+        f"{path} can't be used: torch was killed while it ran and exported the model, probably for lack of memory: "
+        "free memory, or give the model as an ONNX file"
+    )
+
+
+def test_lighten_wants_a_live_network_and_says_so(tmp_path: Path) -> None:
+    path = scripted(net(), tmp_path / "net.pt")
+    data = {"input": np.ones((50, 4), np.float32)}
+    with pytest.raises(InputError) as error:
+        hasten.lighten(path, data, data, budget_s=0.001, max_drop=0.1, out=tmp_path / "out.hasten")
+    assert str(error.value) == (
+        f"lighten trains a live torch network, such as file.py:name; {path} isn't one (optimize can use it as it is)"
+    )
