@@ -116,7 +116,9 @@ class Worker:
         if "input_error" in reply:
             raise InputError(reply["input_error"])
         if "candidate_error" in reply:
-            kinds = {kind.__name__: kind for kind in (NotCovered, Uneven)}
+            if reply.get("kind") == Uneven.__name__:
+                raise Uneven(reply["candidate_error"], reply["output"])
+            kinds = {NotCovered.__name__: NotCovered}
             raise kinds.get(reply.get("kind"), CandidateError)(reply["candidate_error"])
         return reply["ok"]
 
