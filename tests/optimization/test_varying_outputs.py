@@ -145,6 +145,21 @@ def test_a_run_without_data_compares_them(tmp_path: Path) -> None:
     assert (result.status, read(tmp_path / "b.hasten").varying) == ("exact", ("selected", "boxes"))
 
 
+def test_they_are_found_where_no_two_samples_have_the_same_shape(tmp_path: Path) -> None:
+    x = [np.linspace(-length, 0.5, length).astype(np.float32) for length in range(3, 203)]
+    for row in x[::2]:
+        row[1] = 1  # so that two are found
+    with quick_runs(races=False):
+        hasten.optimize(
+            varying.lengths(tmp_path),
+            {"x": x},
+            metric="regression:0.1@y",
+            out=tmp_path / "b.hasten",
+            engines=["onnxruntime"],
+        )
+    assert read(tmp_path / "b.hasten").varying == ("positive",)
+
+
 def test_what_nonzero_finds_needs_no_metric_where_another_output_has_one(tmp_path: Path) -> None:
     model, x = varying.places(tmp_path), np.random.default_rng(0).standard_normal((300, 6))
     with quick_runs(races=False):

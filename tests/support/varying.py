@@ -43,6 +43,11 @@ places (float[N, 6] x) => (float[N, 3] y, int64[found, 2] positive) <float zero 
     y = MatMul (x, w)  above = Greater (x, zero)  found = NonZero (above)  positive = Transpose (found)
 }"""
 
+_LENGTHS = """<ir_version: 9, opset_import: ["": 17]>
+lengths (float[N, length] x) => (float[N, 1] y, int64[found, 2] positive) <float zero = {0}> {
+    y = ReduceMax <axes = [1]> (x)  above = Greater (x, zero)  found = NonZero (above)  positive = Transpose (found)
+}"""
+
 
 def detector(folder: Path) -> Path:
     """picture: float32[N, 3, 8, 8] -> kind: float32[N, 5], and the boxes that are left without overlaps.
@@ -57,6 +62,11 @@ def detector(folder: Path) -> Path:
 def places(folder: Path) -> Path:
     """x: float32[N, 6] -> y: float32[N, 3], and where x is positive: int64[found, 2]."""
     return _saved(folder, _PLACES, {"w": np.random.default_rng(0).standard_normal((6, 3))})
+
+
+def lengths(folder: Path) -> Path:
+    """x: float32[N, length] -> y: float32[N, 1], and where x is positive: int64[found, 2]."""
+    return _saved(folder, _LENGTHS, {})
 
 
 def pictures(count: int, seed: int = 0) -> dict[str, Array]:

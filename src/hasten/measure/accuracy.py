@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from hasten.core.tensors import Array, Tensors
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.varying import Summarized, in_words, uneven, with_summaries
 from hasten.errors import CandidateError, InputError, OutOfTime, Uneven
 from hasten.inputs.data.dataset import Dataset, Subset
@@ -68,8 +68,7 @@ class ExactAnswers:
         self._counts: list[int] = []
         try:
             for number, outputs in enumerate(bench.predict(exact, samples)):
-                if not samples.ragged:
-                    self._check_even(outputs)
+                self._check_even(outputs, exact.artifact.request)
                 arrays = with_summaries(outputs)
                 self._names, self._summed = list(outputs), [n for n in arrays if n not in outputs]
                 self._counts.append(len(next(iter(outputs.values()))))
@@ -99,15 +98,21 @@ class ExactAnswers:
             outputs = Summarized(*kept) if self._summed else kept[0]
             yield outputs, None if labels is None else labels[rows]
 
-    def _check_even(self, outputs: Tensors) -> None:
+    def _check_even(self, outputs: Tensors, request: Sequence[TensorSpec]) -> None:
         """Check that samples of one shape got answers of one shape in every chunk.
+
+        Where samples differ in shape, so may answers. But where a request is one row, an answer that is one row for some
+        samples, and for others isn't, has as many rows as the values say.
 
         Raises:
             Uneven: they didn't.
         """
+        ragged = self.samples.ragged
+        if ragged and any(spec.shape[:1] != (1,) for spec in request):
+            return
         for name, array in outputs.items():
             shape = self._shapes.setdefault(name, array.shape[1:])
-            if array.shape[1:] != shape:
+            if array.ndim != 1 + len(shape) or (not ragged and array.shape[1:] != shape):
                 raise uneven(name, shape, array.shape[1:])
 
     def scores(self, metric: Metric) -> Array:
