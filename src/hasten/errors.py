@@ -31,7 +31,19 @@ class NotCovered(CandidateError):  # noqa: N818
 
 
 class Uneven(CandidateError):  # noqa: N818
-    """The answers to samples or steps of one shape differ in shape; the message names the output."""
+    """The answers to samples or steps of one shape differ in shape; the message names the output.
+
+    Attributes:
+        output: Name of the output, whose size depends on the samples' values; "" between steps.
+
+    Args:
+        message: Line for people.
+        output: Name of the output.
+    """
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(message)
+        self.output = output
 
 
 class OutOfTime(CandidateError):  # noqa: N818

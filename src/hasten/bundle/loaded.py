@@ -21,6 +21,7 @@ from hasten.bundle.stored import Stored
 from hasten.core.forks import after_forks
 from hasten.core.shapes import Extent, check_alike
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
+from hasten.core.varying import in_words, no_batches, of_sample
 from hasten.core.words import amount
 from hasten.engines.padding import Padder
 from hasten.engines.pool import SessionPool
@@ -98,8 +99,9 @@ class Loaded:
         self.not_certified = tuple(notes)
         self._pool = pool
         self._spread = Spread(pool, ways)
-        self._most_alone = FEW_ROWS if self._spread.ways > 1 else math.inf
-        self._batched = has_batch_axis(pool.inputs, pool.outputs, request)
+        varying = stored.manifest.varying  # an answer isn't divided into rows
+        self._most_alone = FEW_ROWS if self._spread.ways > 1 and not varying else math.inf
+        self._batched = not varying and has_batch_axis(pool.inputs, pool.outputs, request)
         self._covered = covered
         self._keeps = None if any_batch or not self._batched else covered
         if self._keeps is not None:
@@ -203,7 +205,7 @@ class Loaded:
         request = as_request(prepared, self._pool.inputs)
         self._warn_of(request)
         outputs = self._pool.run(request)
-        return pipeline.decided({name: array[0] for name, array in outputs.items()}, origin)
+        return pipeline.decided(of_sample(outputs, 0, self.manifest.varying), origin)
 
     def session(self, start: Mapping[str, Any] | None = None) -> StateSession:
         """Begin a sequence: the session carries the model's states from step to step.
@@ -253,9 +255,14 @@ class Loaded:
             bundle is closed.
 
         Raises:
-            InputError: an array doesn't fit; the message says which, and what the model takes or gives.
+            InputError: an array doesn't fit; the message says which, and what the model takes or gives. Or the
+                size of an output depends on the sample's values.
             CandidateError: a session can't be opened, or the bundle is closed.
         """
+        if self.manifest.varying:
+            raise InputError(
+                f"no array can be bound to {in_words(self.manifest.varying)}: call it instead"
+            )
         inputs, outputs = bound_arrays(
             arrays, named, self._pool.inputs, self._pool.outputs, self._pool.batch_sizes
         )
@@ -289,10 +296,12 @@ class Loaded:
             One decision for each row.
 
         Raises:
-            InputError: a row can't be read, the message says which, from 0; or the bundle's pipeline
-                doesn't begin with `row` alone.
+            InputError: a row can't be read, the message says which, from 0; the bundle's pipeline doesn't begin
+                with `row` alone; or the size of an output depends on the row's values.
             CandidateError: the engine failed, or the bundle is closed.
         """
+        if self.manifest.varying:
+            raise InputError(f"{no_batches(self.manifest.varying)}: use decide for each")
         path = self._rows or RowPath(self._pipeline, self._pool.inputs)
         batch = path.reader.read_all(rows)
         decisions: list[Any] = []
@@ -327,7 +336,8 @@ class Loaded:
     @functools.cached_property
     def _rows(self) -> RowPath | None:
         """Way of rows; None where the pipeline takes something else."""
-        return RowPath.of(self.manifest.pipeline, self._pool.inputs)
+        known = None if self.manifest.varying else self.manifest.pipeline
+        return RowPath.of(known, self._pool.inputs)
 
     def _tensors(self, arrays: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Array]:
         if len(arrays) == 1 and isinstance(arrays[0], Mapping):

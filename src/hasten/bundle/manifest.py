@@ -95,6 +95,7 @@ class Manifest:
             the pipeline says, as `Decode.least`; 0 where they aren't.
         ranges: Ranges of the inputs' numbers in the samples that calibrated and that the search saw; none
             where samples aren't to be in the bundle.
+        varying: Names of outputs whose size depends on a sample's values, which no certificate covers.
         files: Relative path -> [SHA-256, size in bytes].
         schema: Version of this record.
     """
@@ -118,6 +119,7 @@ class Manifest:
     comparison: Comparison | None = None
     ranges: tuple[ValueRange, ...] = ()
     least: int = 0
+    varying: tuple[str, ...] = ()
     files: dict[str, tuple[str, int]] = field(default_factory=dict)
     schema: int = SCHEMA
 

@@ -99,6 +99,7 @@ def _facts(
     from hasten.bundle.covered import batches_in_words
     from hasten.bundle.requests import in_words
     from hasten.bundle.signing import signer_in_words
+    from hasten.core.varying import in_words as varying_in_words
 
     winner, made_for = manifest.winner, manifest.target
     yield "status", f"{manifest.status}: {manifest.why}"
@@ -117,6 +118,8 @@ def _facts(
     yield "population", (manifest.certificate or {}).get("population", "none")
     if manifest.status == "certified":
         yield "batches", batches_in_words(manifest)
+    if manifest.varying:
+        yield "not covered", varying_in_words(manifest.varying)
     if "look" in manifest.sealed:
         yield "look", manifest.sealed["look"]
     yield "made on", f"{made_for.processor}, {amount(made_for.threads, 'thread')}"

@@ -135,7 +135,9 @@ class Worker:
         if "input_error" in reply:
             raise InputError(reply["input_error"])
         if "candidate_error" in reply:
-            kinds = {kind.__name__: kind for kind in (CandidateError, NotCovered, Uneven)}
+            if reply.get("kind") == Uneven.__name__:
+                raise Uneven(reply["candidate_error"], str(reply.get("output")))
+            kinds = {kind.__name__: kind for kind in (CandidateError, NotCovered)}
             raise kinds.get(str(reply.get("kind")), CandidateError)(reply["candidate_error"])
         return reply["ok"]
 

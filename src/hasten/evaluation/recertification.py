@@ -25,6 +25,7 @@ from hasten.certificate.verdict import Guard, Judgement, Verdict
 from hasten.core.devices import at_hand
 from hasten.core.records import digest, to_record, type_name
 from hasten.core.tensors import Array, Tensors
+from hasten.core.varying import no_batches, not_covered
 from hasten.engines.artifacts import artifact_digest
 from hasten.engines.buckets import padder_of
 from hasten.errors import CandidateError, InputError
@@ -217,7 +218,13 @@ def _tested(
         comparison=comparison,
         look=look,
         elsewhere=data.elsewhere,
-        notes=(*material.notes, *ledger.notes, *_elsewhere(subject), *_by_reference(subject)),
+        notes=(
+            *material.notes,
+            *ledger.notes,
+            *_elsewhere(subject),
+            *_by_reference(subject),
+            *filter(None, [not_covered(subject.manifest.varying)]),
+        ),
         remembered=ledger.file is not None,
         batches=sizes,
         coverage=judge.coverage,
@@ -352,6 +359,7 @@ def _asked_sizes(manifest: Manifest, given: Sequence[int] | None) -> tuple[int, 
     """
     artifact = manifest.winner.artifact
     batched = has_batch_axis(artifact.inputs, artifact.outputs, artifact.request)
+    batched &= not manifest.varying
     if given is None:
         sizes = certified_sizes(manifest) if batched else (1,)
         return tuple(size for size in sizes if 1 < size <= CHUNK)
@@ -359,6 +367,8 @@ def _asked_sizes(manifest: Manifest, given: Sequence[int] | None) -> tuple[int, 
         if type(size) is not int or not 1 <= size <= CHUNK:
             raise InputError(f"batch sizes are whole numbers from 1 to {CHUNK}: got {size!r}")
     sizes = tuple(sorted({size for size in given if size > 1}))
+    if sizes and manifest.varying:
+        raise InputError(f"{no_batches(manifest.varying)}: leave out the batch sizes")
     if sizes and not batched:
         raise InputError("the model's requests have no open batch axis: leave out the batch sizes")
     return sizes
@@ -394,7 +404,9 @@ def _scores(
     smaller = samples.decoded_to(manifest.least) if manifest.least else None
     opened: list[OpenWorker] = []
     with tempfile.TemporaryDirectory(prefix="hasten-certify-") as work:
-        desk = Bench(Path(work), target, sequences=material.sequences)
+        desk = Bench(
+            Path(work), target, sequences=material.sequences, varying=subject.manifest.varying
+        )
         try:
             for engine, artifact in subject.parts:
                 opened.append(desk.open_built(engine, artifact, fresh=False))

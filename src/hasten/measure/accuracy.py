@@ -10,7 +10,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from hasten.core.tensors import Array, Tensors
+from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.varying import Summarized, in_words, uneven, with_summaries
 from hasten.errors import CandidateError, InputError, OutOfTime, Uneven
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.spool import Spool, write_spool
@@ -19,14 +20,24 @@ from hasten.inputs.metrics.unlabelled import scored_where_known
 from hasten.measure.steps import over_steps
 from hasten.measure.workbench import Bench, OpenWorker
 
+_EXPORT = (
+    "if the model removes overlapping boxes itself, export it up to its raw boxes and give the steps yolo_boxes and nms "
+    "after the model in a pipeline; else fill the output up to a fixed size in the graph"
+)
+
+
+def unscored(error: InputError, varying: Sequence[str]) -> InputError:
+    """Return the error of a metric that can't score the original without outputs of varying size."""
+    return InputError(
+        f"{error}; it can't read {in_words(varying)}: choose a metric that reads another output, as in agreement@NAME; {_EXPORT}"
+    )
+
 
 def unanswered(error: CandidateError) -> InputError:
     """Return the error that says why the original's answers can't be compared, with a step."""
     if isinstance(error, Uneven):
         return InputError(
-            f"the original model's {error}, and hasten compares answers of one shape only: if it removes "
-            "overlapping boxes itself, export it up to its raw boxes and give the steps yolo_boxes and nms after the "
-            "model in a pipeline; else fill the output up to a fixed size in the graph, or leave it out"
+            f"the original model's {error}, and hasten compares answers of one shape only: {_EXPORT}, or leave it out"
         )
     return InputError(f"the original model can't answer the data: {error}")
 
@@ -42,6 +53,7 @@ class ExactAnswers:
 
     Raises:
         InputError: the exact model's own answers aren't finite.
+        Uneven: the size of an output depends on the samples' values, and the bench doesn't call it varying.
     """
 
     def __init__(self, bench: Bench, exact: OpenWorker, samples: Spool, folder: Path) -> None:
@@ -51,14 +63,18 @@ class ExactAnswers:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self._names: list[str] = []
+        self._summed: list[str] = []
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._counts: list[int] = []
         try:
             for number, outputs in enumerate(bench.predict(exact, samples)):
-                self._names = list(outputs)
+                self._check_even(outputs, exact.artifact.request)
+                arrays = with_summaries(outputs)
+                self._names, self._summed = list(outputs), [n for n in arrays if n not in outputs]
                 self._counts.append(len(next(iter(outputs.values()))))
-                for i, name in enumerate(self._names):
-                    np.save(folder / f"{number}-{i}.npy", outputs[name])
-        except OutOfTime:
+                for i, array in enumerate(arrays.values()):
+                    np.save(folder / f"{number}-{i}.npy", array)
+        except (OutOfTime, Uneven):
             raise
         except CandidateError as error:
             raise unanswered(error) from error
@@ -72,11 +88,32 @@ class ExactAnswers:
         for number, count in enumerate(self._counts):
             rows = slice(end, end + count)
             end += count
-            outputs = {
-                name: np.load(self._folder / f"{number}-{i}.npy")
-                for i, name in enumerate(self._names)
-            }
+            kept = [
+                {
+                    name: np.load(self._folder / f"{number}-{i}.npy")
+                    for i, name in enumerate(names, first)
+                }
+                for names, first in ((self._names, 0), (self._summed, len(self._names)))
+            ]
+            outputs = Summarized(*kept) if self._summed else kept[0]
             yield outputs, None if labels is None else labels[rows]
+
+    def _check_even(self, outputs: Tensors, request: Sequence[TensorSpec]) -> None:
+        """Check that samples of one shape got answers of one shape in every chunk.
+
+        Where samples differ in shape, so may answers. But where a request is one row, an answer that is one row for some
+        samples, and for others isn't, has as many rows as the values say.
+
+        Raises:
+            Uneven: they didn't.
+        """
+        ragged = self.samples.ragged
+        if ragged and any(spec.shape[:1] != (1,) for spec in request):
+            return
+        for name, array in outputs.items():
+            shape = self._shapes.setdefault(name, array.shape[1:])
+            if array.ndim != 1 + len(shape) or (not ragged and array.shape[1:] != shape):
+                raise uneven(name, shape, array.shape[1:])
 
     def scores(self, metric: Metric) -> Array:
         """Return the exact model's own scores, shape `(n,)`."""

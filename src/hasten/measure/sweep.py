@@ -150,7 +150,7 @@ class _Sweep:
                     opened.remove(way)  # larger batches would fail too
 
     def _batches(self) -> Iterator[int]:
-        only = batch_sizes(self.artifact)
+        only = (1,) if self.bench.varying else batch_sizes(self.artifact)
         yield from only or [1 << power for power in range(_LARGEST.bit_length())]
 
     def _looked(self, way: _Way, batch: int) -> bool:

@@ -20,6 +20,7 @@ from hasten.core.sequences import Sequences
 from hasten.core.shapes import representative
 from hasten.core.target import Target
 from hasten.core.tensors import Tensors, TensorSpec
+from hasten.core.varying import Summarized
 from hasten.core.workers import KilledError, Worker
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.estimates import Estimate
@@ -73,6 +74,7 @@ class Bench:
         sequences: States to carry, where samples are whole sequences; None where a sample is one
             request.
         deadline: End of the command, which cuts steps short; it never comes by default.
+        varying: Names of outputs whose size depends on a sample's values, of which answers hold summaries.
     """
 
     folder: Path
@@ -83,6 +85,7 @@ class Bench:
     original: Path | None = None
     sequences: Sequences | None = None
     deadline: Deadline = field(default_factory=Deadline)
+    varying: tuple[str, ...] = ()
 
     @property
     def log(self) -> Path:
@@ -248,7 +251,8 @@ class Bench:
 
         Yields:
             Outputs by name, each of shape `(k, ...)`, k at most `chunk`. Where samples differ in shape,
-            each of these is cut wherever a sample's shape isn't that of the one before.
+            each of these is cut wherever a sample's shape isn't that of the one before. Outputs in `varying`
+            are left out of the mapping, which holds their summaries beside it.
 
         Raises:
             CandidateError: the worker failed, or an answer has NaN, or isn't finite though it must be.
@@ -324,11 +328,17 @@ class Bench:
             out=out,
             batch=opened.batch,
             infinite=infinite,
+            varying=self.varying,
         )
-        return [
-            {name: np.load(out / f"{part}-{i}.npy") for i, name in enumerate(done["names"])}
-            for part in range(done["parts"])
-        ]
+        names, summed = done["names"], done["summed"]
+        found = []
+        for part in range(done["parts"]):
+            arrays = [np.load(out / f"{part}-{i}.npy") for i in range(len(names) + len(summed))]
+            outputs: Tensors = dict(zip(names, arrays, strict=False))
+            if summed:
+                outputs = Summarized(outputs, dict(zip(summed, arrays[len(names) :], strict=True)))
+            found.append(outputs)
+        return found
 
 
 @dataclass

@@ -35,6 +35,7 @@ from hasten.core.shapes import typical
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.together import together
+from hasten.core.varying import no_batches, summaries, uneven
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.buckets import padder_of
 from hasten.engines.checked import CheckedArtifact
@@ -272,12 +273,19 @@ class _Process:
         session.settle(lambda: session.run(next(turns)))
 
     def predict(self, command: dict[str, Any]) -> Any:
-        """Answer samples one by one, or in batches; write the outputs as one .npy per output."""
+        """Answer samples one by one, or in batches; write the outputs as one .npy per output.
+
+        Of the outputs that the command calls varying, summaries are written instead, after the others.
+        """
         assert self.session is not None
         spool, out = Spool.open(Path(command["samples"])), Path(command["out"])
         collected: dict[str, list[Array]] = {spec.name: [] for spec in self.session.outputs}
-        batch = command.get("batch", 1)
+        batch, varying = command.get("batch", 1), command.get("varying", ())
+        collected = {name: kept for name, kept in collected.items() if name not in varying}
+        summed: dict[str, list[Array]] = {}
         by_sample = batch == 1 or spool.ragged
+        if batch > 1 and varying:
+            raise CandidateError(no_batches(varying))
         for index, answer in self._answers(spool, command["start"], command["stop"], batch):
             for name, array in answer.items():
                 usable = _no_nan if command.get("infinite") else _finite
@@ -287,19 +295,23 @@ class _Process:
                         f"output {name!r} has {said} for sample {command['first'] + index}"
                         f"{f', in a batch of {batch}' if batch > 1 else ''}"
                     )
-                collected[name].append(array)
+                if name not in varying:
+                    collected[name].append(array)
+                    continue
+                for told, summary in summaries(name, array).items():
+                    summed.setdefault(told, []).append(summary)
         out.mkdir(parents=True, exist_ok=True)
         counts = [command["stop"] - command["start"]]
         if spool.ragged:  # a part for each run of like shapes
             counts = list(map(len, like_shaped(spool, range(command["start"], command["stop"]))))
         ends = np.cumsum(counts).tolist()
-        for number, (name, every) in enumerate(collected.items()):
+        for number, (name, every) in enumerate([*collected.items(), *summed.items()]):
             for part, (end, count) in enumerate(zip(ends, counts, strict=True)):
                 arrays = every[end - count : end] if by_sample else every
                 np.save(
                     out / f"{part}-{number}.npy", _rows(name, arrays, 1 if by_sample else batch)
                 )
-        return {"names": list(collected), "parts": len(counts)}
+        return {"names": list(collected), "summed": list(summed), "parts": len(counts)}
 
     def _answers(
         self, spool: Spool, start: int, stop: int, batch: int
@@ -550,9 +562,7 @@ def _rows(name: str, arrays: Sequence[Array], batch: int) -> Array:
     """
     shapes = list(dict.fromkeys(a.shape[1:] if batch > 1 else a.shape for a in arrays))
     if len(shapes) > 1:
-        raise Uneven(
-            f"output {name!r} has the shape {list(shapes[0])} for one sample and {list(shapes[1])} for another"
-        )
+        raise uneven(name, shapes[0], shapes[1])
     batched = batch > 1 or (arrays[0].ndim > 0 and arrays[0].shape[0] == 1)
     return np.concatenate(arrays) if batched else np.stack(arrays)
 
@@ -584,7 +594,8 @@ def _reply(process: _Process, command: dict[str, Any]) -> dict[str, Any]:
         return {"input_error": str(error)}
     except CandidateError as error:
         kind = next((kind for kind in (NotCovered, Uneven) if isinstance(error, kind)), None)
-        return {"candidate_error": str(error), "kind": kind and kind.__name__}
+        output = error.output if isinstance(error, Uneven) else ""
+        return {"candidate_error": str(error), "kind": kind and kind.__name__, "output": output}
     except MemoryError:
         return {"candidate_error": "ran out of memory"}
     except Exception as error:  # a runtime may raise anything; the parent decides

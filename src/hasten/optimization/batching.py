@@ -12,6 +12,7 @@ from hasten.bundle.batch_mates import share_batch_axis
 from hasten.certificate.batches import Batches, drawn_together
 from hasten.certificate.draws import BETTING, fewest_draws
 from hasten.core.tensors import Array
+from hasten.core.varying import no_batches
 from hasten.engines.artifacts import batch_sizes
 from hasten.engines.buckets import padder_of
 from hasten.engines.cascade import Cascade
@@ -97,6 +98,8 @@ class _Asking:
             CandidateError: the candidate can't answer lone samples.
         """
         bench, ready = self._judge.trials.bench, self._judge.ready
+        if bench.varying:
+            return Batches(without=no_batches(bench.varying))
         possible = [size for size in self._possible() if size <= bench.chunk]
         if not possible:
             return Batches(without="the model accepts no larger batches here")

@@ -20,6 +20,7 @@ from hasten.certificate.looks import Look
 from hasten.core.comparison import Comparison
 from hasten.core.ranges import ValueRange
 from hasten.core.records import digest, from_record, to_record, type_name
+from hasten.core.varying import not_covered
 from hasten.core.words import numbers_in_words
 from hasten.engines.base import Artifact, Engine
 from hasten.errors import CandidateError, InputError
@@ -254,7 +255,9 @@ def manifest_of(
         if judgement is None
         else {
             "judgement": to_record(judgement),
-            "words": "; ".join(filter(None, (judgement.in_words(), parts.reservation))),
+            "words": "; ".join(
+                filter(None, (judgement.in_words(), parts.reservation, not_covered(job.varying)))
+            ),
             "population": job.order.population,
             "batch_sizes": list(covered.sizes),
             "rows_apart": covered.rows_apart,
@@ -277,6 +280,7 @@ def manifest_of(
         sequences=None if ready.unrolled is None else ready.unrolled.sequences,
         comparison=comparison,
         least=shipment.least,
+        varying=job.varying,
         ranges=_ranges(ready, shipment.winner) if job.order.keep_requests else (),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )

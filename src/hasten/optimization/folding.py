@@ -17,7 +17,7 @@ from hasten.core.shapes import Extent
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.base import Artifact, Engine
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, InputError, Uneven
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.spool import Spool
@@ -197,17 +197,22 @@ def check_answers(
 
     with _both_open(bench, form, given, engines) as (own, opened):
         bench.fit_chunk(opened, samples)
-        scores, others = sealed_scores(
-            bench,
-            own,
-            {_FORM: opened},
-            samples,
-            metric,
-            listen,
-            units=units,
-            watch=comparing,
-            exact_takes=given.takes,
-        )
+        try:
+            scores, others = sealed_scores(
+                bench,
+                own,
+                {_FORM: opened},
+                samples,
+                metric,
+                listen,
+                units=units,
+                watch=comparing,
+                exact_takes=given.takes,
+            )
+        except InputError as error:
+            if isinstance(error.__cause__, Uneven):
+                raise Skipped(f"{error.__cause__}, and such answers weren't compared") from error
+            raise
     found = others[_FORM]
     if isinstance(found, str):
         raise Skipped(found)

@@ -31,6 +31,7 @@ class Job:
         listen: Callback that receives the progress.
         notes: Notes for the reader of the result.
         doubts: Notes among these on data that looks wrong, which are told before the search too.
+        varying: Names of outputs whose size depends on a sample's values, once the original has answered.
         deadline: End of the command, and what each stage may spend until then.
         ledger: Memory of which samples earlier runs searched and tested on.
     """
@@ -44,6 +45,7 @@ class Job:
     deadline: Deadline = field(default_factory=Deadline)
     ledger: Ledger = field(default_factory=user_ledger)
     doubts: list[str] = field(default_factory=list)
+    varying: tuple[str, ...] = ()
 
     @property
     def late(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -14,10 +15,11 @@ from hasten.certificate.planning import samples_needed
 from hasten.certificate.promise import Promise
 from hasten.core.records import from_record
 from hasten.core.tensors import Array, Tensors
-from hasten.errors import InputError
+from hasten.core.varying import note_of
+from hasten.errors import InputError, Uneven
 from hasten.inputs.data.spool import Spool
 from hasten.inputs.metrics.unlabelled import missing_labels
-from hasten.measure.accuracy import ExactAnswers, answered, scored
+from hasten.measure.accuracy import ExactAnswers, answered, scored, unscored
 from hasten.measure.candidate import Trial
 from hasten.measure.exactness import Changes
 from hasten.measure.journal import Journal
@@ -81,15 +83,34 @@ class Trials:
         self.bench.fit_chunk(opened, self.samples)
         folder = self.bench.folder / "exact-answers"
         began = time.monotonic()
-        self.exact_answers = ExactAnswers(self.bench, opened, self.samples, folder)
+        self.exact_answers = self._answers(opened, folder)
         took_s = time.monotonic() - began
         self.bench.deadline.saw("answer", took_s / max(1, len(self.samples)))
         try:
             self.exact_scores = self._over(self.exact_answers.scores(self.promise.metric))
         except InputError as error:
+            if self.bench.varying:
+                raise unscored(error, self.bench.varying) from error
             if note := time_first(self.bench.model, self.samples):
                 raise InputError(f"{error}; {note}") from error
             raise
+        if self.bench.varying:
+            self.notes.append(note_of(self.bench.varying))
+
+    def _answers(self, opened: OpenWorker, folder: Path) -> ExactAnswers:
+        """Run the original on the search split; the bench learns which outputs have sizes that depend on values.
+
+        Raises:
+            CandidateError: it can't answer, or all of its outputs are such.
+        """
+        while True:
+            try:
+                return ExactAnswers(self.bench, opened, self.samples, folder)
+            except Uneven as error:
+                steady = {spec.name for spec in opened.artifact.outputs} - {*self.bench.varying}
+                if error.output not in steady or len(steady) == 1:
+                    raise
+                self.bench.varying += (error.output,)
 
     def scores(
         self, opened: OpenWorker, same: Array | None = None, samples: Spool | None = None

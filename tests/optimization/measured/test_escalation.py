@@ -239,3 +239,14 @@ def test_a_model_that_chooses_the_class_itself_gets_no_cascade(tmp_path: Path) -
             assert search.notes == ["no cascade was tried: the model gives no class scores"]
         finally:
             search.trials.close()
+
+
+def test_no_cascade_merges_answers_whose_rows_belong_to_nobody_knows_which_sample(
+    search: Search,
+) -> None:
+    search.trials.bench = dataclasses.replace(search.trials.bench, varying=("boxes",))
+    assert search.run() == []
+    assert search.notes == [
+        "no cascade was tried: nothing says which sample of a batch each row belongs to in the output 'boxes', whose size "
+        "depends on the sample's values"
+    ]

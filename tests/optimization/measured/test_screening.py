@@ -24,6 +24,7 @@ from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.top_k import Top1
+from hasten.measure import workbench
 from hasten.measure.candidate import Single, Trial
 from hasten.measure.exactness import difference
 from hasten.measure.journal import Journal
@@ -184,6 +185,17 @@ def test_trials_in_the_journal_are_not_run_again(search: Search) -> None:
     before = len(list(Journal(search.path).events("trial")))
     assert resumed.run(Single((), ENGINE)) == first.done[Single((), ENGINE).key]
     assert len(list(Journal(search.path).events("trial"))) == before
+
+
+def test_a_resumed_run_asks_in_chunks_as_small_as_the_first_one_did(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workbench, "CHUNK_BYTES", 160)  # ten answers of 16 bytes
+    search.trials()
+    search.bench = dataclasses.replace(search.bench, chunk=workbench.CHUNK)  # as in another process
+    again = search.trials()
+    assert again.bench.chunk == 10
+    assert again.run(Single((), QUICK)).changed == 0
 
 
 def test_the_baseline_is_no_rival_of_its_own(search: Search) -> None:

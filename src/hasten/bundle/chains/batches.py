@@ -97,6 +97,8 @@ def run_rows(
 def _takes(loaded: Loaded, size: int) -> bool:
     """Whether a model's inputs and outputs share an open batch axis that takes a size."""
     sizes = loaded.batch_sizes
+    if loaded.manifest.varying:
+        return False
     return share_batch_axis(loaded.inputs, loaded.outputs) and (sizes is None or size in sizes)
 
 

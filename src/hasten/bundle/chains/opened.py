@@ -67,7 +67,12 @@ class OpenChain:
         self._plan = ChainPlan(
             chain,
             {
-                name: Member(pipeline_of(name, one.manifest), one.inputs, max(sizes[name]))
+                name: Member(
+                    pipeline_of(name, one.manifest),
+                    one.inputs,
+                    max(sizes[name]),
+                    one.manifest.varying,
+                )
                 for name, one in members.items()
             },
         )

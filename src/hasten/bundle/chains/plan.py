@@ -20,6 +20,7 @@ import numpy as np
 
 from hasten.core.records import type_name
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.varying import of_sample
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.chains.graph import Chain
 from hasten.inputs.chains.nodes import SOURCE, Crop, Model, Node, When, entries
@@ -35,11 +36,13 @@ class Member:
         pipeline: Steps before and after the model.
         inputs: Inputs of a request, with a batch axis.
         most_rows: Largest number of samples to ask for at a time.
+        varying: Names of outputs whose size depends on a sample's values.
     """
 
     pipeline: Pipeline
     inputs: tuple[TensorSpec, ...]
     most_rows: int = 1
+    varying: tuple[str, ...] = ()
 
     @property
     def decode(self) -> Decode | None:
@@ -306,7 +309,7 @@ class ChainPlan:
             done += len(batch)
             with named(node.name):
                 for sample, answer, (_, origin) in zip(batch, answers, prepared, strict=True):
-                    outputs = {name: array[0] for name, array in answer.items()}
+                    outputs = of_sample(answer, 0, member.varying)
                     sample.decisions[node.name] = member.pipeline.decided(outputs, origin)
             del prepared  # else it would stay while the next ones are prepared
             stage.samples += len(batch)

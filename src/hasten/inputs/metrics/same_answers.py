@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors
+from hasten.core.varying import with_summaries
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.outputs import equal_highest
 
@@ -51,15 +52,16 @@ def differences(outputs: Tensors, exact: Tensors) -> Array:
     """Return each sample's largest difference, relative to the largest finite value of all samples, `(n,)`.
 
     Equal infinities don't differ. The difference is infinite where only one of two numbers is, and where
-    either is NaN, so that an answer with NaN is never an unchanged one.
+    either is NaN, so that an answer with NaN is never an unchanged one. Of an output whose size depends on
+    the sample's values, the summaries are compared.
 
     Args:
         outputs: Outputs of a model by name, each of shape `(n, ...)`.
         exact: Outputs of the exact model for these samples.
     """
     count = len(next(iter(exact.values())))
-    worst = np.zeros(count)
-    for name, own in exact.items():
+    worst, outputs = np.zeros(count), with_summaries(outputs)
+    for name, own in with_summaries(exact).items():
         if name not in outputs or outputs[name].shape != own.shape:
             return np.full(count, math.inf)
         if own.dtype.kind != "f":

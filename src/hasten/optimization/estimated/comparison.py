@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hasten.core.varying import with_summaries
 from hasten.engines.fpga.fixed_point import FixedPointProgram
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.spool import Spool
@@ -26,9 +27,10 @@ def compare(trials: Estimation, one: Trial, other: Trial, samples: Spool) -> int
             trials.bench.predict(first, samples), trials.bench.predict(second, samples), strict=True
         )
         for mine, theirs in answers:
-            for name, array in mine.items():
-                if not np.array_equal(array, theirs[name]):
-                    differing = (array != theirs[name]).reshape(len(array), -1).any(axis=1)
+            others = with_summaries(theirs)
+            for name, array in with_summaries(mine).items():
+                if not np.array_equal(array, others[name]):
+                    differing = (array != others[name]).reshape(len(array), -1).any(axis=1)
                     row = int(np.flatnonzero(differing)[0])
                     raise CandidateError(
                         f"{other.candidate.label} and {one.candidate.label} answer sample "

@@ -63,6 +63,8 @@ class Estimated(Judge):
         outline = outline_of(self.job, ready, proposed)
         self.job.tell("prepare", "opening the original model", 0, 1, outline=outline)
         trials.begin(originals(ready.model))
+        self.job.varying = trials.bench.varying
+        self.job.notes += trials.notes
         warn_of_scores(ready, calibrating(order, ready), self.job.notes, binary=trials.binary)
         metric = ready.promise.metric
         if metric.needs_labels and len(trials.known_scores):

@@ -188,7 +188,7 @@ class Bucketing:
                 for place in range(1, array.ndim):
                     seen.setdefault(Axis(name, place - extra), []).append(array.shape[place])
         found: list[tuple[Axis, ...]] = [() for _ in range(sizes.shape[1])]
-        matched = True
+        matched = not self._trials.bench.varying
         for axis, column in seen.items():
             if len(column) != len(places) or len(set(column)) == 1:
                 continue

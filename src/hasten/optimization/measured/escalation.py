@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.core.varying import no_batches
 from hasten.engines.base import Engine
 from hasten.engines.cascade import Cascade, margins
 from hasten.errors import CandidateError, InputError
@@ -56,6 +57,9 @@ class Escalation:
         rank = self._trials.promise.metric.margin_rank
         if rank is None or self._trials.bench.sequences is not None:
             return  # of two models, each would need the states that it gave itself
+        if varying := self._trials.bench.varying:
+            self._notes.append(f"no cascade was tried: {no_batches(varying)}")
+            return
         able = [t for t in ranked if t.scores and t.candidate.passes]
         # A small model is wrong about other inputs than a quantized one.
         for small in (False, True):

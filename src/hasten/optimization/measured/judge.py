@@ -84,6 +84,7 @@ class Measured(Judge):
         # On a device the host's engines only answer for the original where none of the device's runs it.
         hosts = originals(ready.model) if ready.target.kind == "attached" else []
         self.racing.trials.begin([*proposed, *hosts])
+        self.job.varying = self.racing.trials.bench.varying
         self.job.notes += [*self.racing.trials.notes, *self._original()]
         if not self.racing.trials.answered:
             self._check_device()

@@ -11,6 +11,7 @@ import numpy as np
 
 from hasten.certificate.promise import Promise
 from hasten.core.tensors import Array, Tensors
+from hasten.core.varying import first_of
 from hasten.core.words import amount, lost_in_words
 from hasten.errors import CandidateError, InputError, NotCovered, OutOfTime
 from hasten.inputs.data.spool import Spool
@@ -123,6 +124,7 @@ class Screening(Trials):
         try:
             self.answer(opened)
         finally:
+            hurried.chunk, hurried.varying = self.bench.chunk, self.bench.varying
             self.bench = hurried
         took_s = time.monotonic() - began
         self.bench.deadline.saw("answer", took_s / max(1, len(self.samples)))
@@ -165,7 +167,7 @@ class Screening(Trials):
         """
         if not self.answered:
             return
-        own = {name: array[:1] for name, array in self._first_answers().items()}
+        own = first_of(self._first_answers())
         limit_s = max(1.0, min(_REFERENCE_LIMIT_S, _REFERENCE_SHARE * self.bench.deadline.left_s()))
         note = cross_check(self.bench, self.baseline, own, self.samples, grid, limit_s=limit_s)
         self.notes += [note] if note else []

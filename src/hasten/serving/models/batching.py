@@ -338,6 +338,9 @@ class Batching:
         """Reply to each request of a batch with its own rows."""
         began_ns = self._clock_ns()
         if isinstance(outputs, Exception) and len(run.items) > 1:
+            if isinstance(outputs, _UnlikeRowsError):
+                # The next batch may happen to have as many rows as requests, and not one for each.
+                self.scheduler.latencies.sizes = (1,)
             # One request may have made the batch fail: each is run alone, so that the others succeed.
             self.scheduler.put_back([item for item in run.items if item.state != "done"])
             return
@@ -482,15 +485,19 @@ def _padded(items: Sequence[ServerTask], padder: Padder) -> tuple[Tensors, int]:
     return {name: np.concatenate([one[name] for one in filled]) for name in filled[0]}, number
 
 
+class _UnlikeRowsError(ProtocolError):
+    """An output of a batch hasn't one row per input row, so nothing says whose its rows are."""
+
+
 def _check_rows(outputs: Tensors, rows: int) -> None:
     """Check that every output has one row per input row, so that it can be split by request.
 
     Raises:
-        ProtocolError: an output has another shape.
+        _UnlikeRowsError: an output has another shape.
     """
     for name, array in outputs.items():
         if array.shape[:1] != (rows,):
-            raise ProtocolError(
+            raise _UnlikeRowsError(
                 Kind.INTERNAL,
                 f"the output {name!r} of {rows} rows has the shape {list(array.shape)}; serve this "
                 "model with --max-batch 1",

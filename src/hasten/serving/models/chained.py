@@ -104,7 +104,7 @@ class ServedChain(ServedModel):
         self.statistics = statistics or Statistics()
         self.inputs = (TensorSpec(RAW, "object", ("samples",)),)
         self.outputs = (TensorSpec(DECISION, "object", ("samples",)),)
-        self.most_rows, self.fell_back = 0, False
+        self.varying, self.most_rows, self.fell_back = (), 0, False
         self.cache = AnswerCache.of(cache, settings.cache_bytes)
         self._clock_ns, self._plans, self.messages = clock_ns, Plans(), MessagePlans()
         self._specs = []
@@ -313,7 +313,8 @@ def _member(node: str, opened: OpenBundle) -> Member:
         InputError: the bundle has no pipeline.
     """
     most_rows = max(1, opened.most_rows) if opened.batched else 1
-    return Member(pipeline_of(node, opened.manifest), opened.first.inputs, most_rows)
+    manifest = opened.manifest
+    return Member(pipeline_of(node, manifest), opened.first.inputs, most_rows, manifest.varying)
 
 
 class _ChainTicket(RawTicket):
@@ -490,7 +491,9 @@ class _ChainDeciding(Deciding):
             return
         ticket.answers[place] = answer.outputs
         if len(ticket.answers) == parts:
-            answers = [row for n in range(parts) for row in _rows(ticket.answers[n])]
+            answers = [ticket.answers[n] for n in range(parts)]
+            if not self.model.member(node).opened.manifest.varying:  # else each has one sample
+                answers = [row for one in answers for row in _rows(one)]
             assert ticket.run is not None
             work = partial(_next, partial(ticket.run.send, answers))
             self._run(ticket, work, self._ask, later=True)

@@ -23,6 +23,7 @@ import numpy as np
 
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.varying import of_sample
 from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, Pipeline, as_request
@@ -74,6 +75,7 @@ class Asked(Protocol):
     statistics: Statistics
     cache: AnswerCache | None
     inputs: tuple[TensorSpec, ...]
+    varying: tuple[str, ...]
 
     @property
     def answers(self) -> str:
@@ -607,7 +609,7 @@ class Deciding:
         """Return the decision on each sample as JSON; on a thread."""
         decisions = []
         for place, origin in enumerate(ticket.origins):
-            own = {name: array[place] for name, array in outputs.items()}
+            own = of_sample(outputs, place, self.model.varying)
             try:
                 decisions.append(as_json(self.pipeline.decided(own, origin)))
             except InputError as error:

@@ -27,6 +27,7 @@ from hasten.bundle.evidence import batch_curve
 from hasten.bundle.signatures import PublicKey
 from hasten.core.devices import at_hand
 from hasten.core.tensors import Tensors
+from hasten.core.varying import no_batches
 from hasten.errors import CandidateError, InputError
 from hasten.measure.curve import CurvePoint
 from hasten.serving.models.latencies import MOST_RATIO, Latencies
@@ -226,6 +227,8 @@ def open_bundle(
             batched=_batched(sessions[0]),
             notes=list(sessions[0].not_certified),
         )
+        if manifest.varying:
+            opened.notes.append(f"served without batching: {no_batches(manifest.varying)}")
         if any(one.manifest != manifest for one in opened.everything):
             raise InputError(f"{path} was replaced while it was opened: load it again")
         opened.requests = tuple(
@@ -316,7 +319,10 @@ def _sharing(curve: Sequence[CurvePoint], sessions: int | None, threads: int) ->
 
 
 def _batched(session: Loaded) -> bool:
-    """Whether all inputs share one open first axis, all outputs have axes, and batches can be run."""
+    """Whether all inputs share one open first axis, all outputs have axes, and batches can be run and divided."""
+    # An answer may have as many rows as the batch and still not one for each of its requests.
+    if session.manifest.varying:
+        return False
     return share_batch_axis(session.inputs, session.outputs) and _largest(session) > 1
 
 

@@ -84,7 +84,7 @@ class QuickRows:
             and opened.first.lends_calls
             and opened.latencies.measured_ns(1) <= INLINE_NS
         )
-        if path is None or not quick or not path.reader.able:
+        if path is None or not quick or not path.reader.able or opened.manifest.varying:
             return None
         if settings.cache_bytes or model.tracing is not None:
             return None

@@ -109,6 +109,7 @@ class ServedModel:
     Attributes:
         inputs: Inputs of a request.
         outputs: Outputs of an answer.
+        varying: Names of outputs whose size depends on a sample's values.
         most_rows: Largest number of rows in a request; 0 if requests have no batch axis.
         number: Number that no other served model of this process ever has.
         fell_back: Whether the exact model answers because the fast one failed or answered NaN.
@@ -140,6 +141,7 @@ class ServedModel:
         self.opened, self.settings = opened, settings
         self.statistics = statistics or Statistics()
         self.inputs, self.outputs = opened.first.inputs, opened.first.outputs
+        self.varying = opened.manifest.varying
         self.most_rows = opened.most_rows if opened.batched else 0
         self.fell_back = opened.broken
         self.cache = AnswerCache.of(cache, settings.cache_bytes)

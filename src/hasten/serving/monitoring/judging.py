@@ -38,6 +38,7 @@ class Judging:
     """
 
     def __init__(self, manifest: Manifest, limit: float) -> None:
+        self._varying = manifest.varying
         self.metric, readable = _metric(manifest)
         certificate = manifest.certificate or {}
         judged = certificate.get("judgement")
@@ -89,7 +90,7 @@ class Judging:
         Raises:
             InputError: the outputs aren't of the form that the metric reads.
         """
-        return float(changed_parts(self.metric, _sample(outputs), _sample(exact)).mean())
+        return float(changed_parts(self.metric, self._sample(outputs), self._sample(exact)).mean())
 
     def loss(self, outputs: Tensors, exact: Tensors, label: Array) -> float:
         """Return how much score is lost on an answer whose label is known, in [-1, 1].
@@ -99,19 +100,19 @@ class Judging:
         """
         assert self.metric is not None
         assert self.labelled is not None
-        outputs, exact = _sample(outputs), _sample(exact)
+        outputs, exact = self._sample(outputs), self._sample(exact)
         own = self.metric.checked(self.metric.score(exact, exact, label), 1)
         other = self.metric.checked(self.metric.score(outputs, exact, label), 1)
         lost = float(own[0] - other[0])
         return lost if self.labelled.null.net else max(lost, 0.0)
 
-
-def _sample(outputs: Tensors) -> Tensors:
-    """Return an answer as that of one sample, in the form in which the certificate's data was answered."""
-    return {
-        name: array if array.shape[:1] == (1,) else array[np.newaxis]
-        for name, array in outputs.items()
-    }
+    def _sample(self, outputs: Tensors) -> Tensors:
+        """Return an answer as that of one sample, in the form in which the certificate's data was answered."""
+        return {
+            name: array if array.shape[:1] == (1,) else array[np.newaxis]
+            for name, array in outputs.items()
+            if name not in self._varying
+        }
 
 
 def _metric(manifest: Manifest) -> tuple[Metric | None, bool]:
