@@ -440,13 +440,32 @@ def _answers(module: Any, given: Mapping[str, Array], batch: int) -> dict[str, A
 
     try:
         with torch.no_grad(), silenced():
-            outputs = flat_outputs(module(*_tensors(given, batch)))
+            answer = module(*_tensors(given, batch))
+            outputs = flat_outputs(answer)
     except Exception as error:  # the module is the user's own code
         shown = ", ".join(f"{n} {a.dtype}{[batch, *a.shape]}" for n, a in given.items())
         raise InputError(f"the model can't run {shown}: {_last_line(error)}") from error
     if not outputs:
         raise InputError("the model returns no tensor: there is nothing to compare")
+    if other := _other_than_tensors(answer):
+        raise InputError(
+            f"the model returns {other}, but torch exports only tensors and tuples of them from TorchScript: return "
+            "those, or give the module that it was made from (my.py:model)"
+        )
     return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+
+def _other_than_tensors(answer: Any, place: str = "") -> str:
+    """Return the first thing in an answer that is neither a tensor nor a tuple, in words; "" if there is none."""
+    import torch
+
+    if isinstance(answer, tuple):
+        parts = (_other_than_tensors(one, f"{place}[{n}]") for n, one in enumerate(answer))
+        return next(filter(None, parts), "")
+    if isinstance(answer, torch.Tensor):
+        return ""
+    kind = "nothing" if answer is None else f"a value of type {type(answer).__name__}"
+    return f"{kind} at {place}" if place else kind
 
 
 def _axes(
