@@ -8,12 +8,14 @@ import signal
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 from tests.support.waiting import until
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -21,6 +23,14 @@ Load = Callable[[str], Any]
 
 for _needed in ("httptools", "uvicorn", "uvloop"):
     pytest.importorskip(_needed)
+
+
+@pytest.mark.parametrize("file", ["servers/peers/model.txt", "triton_chain/requirements.txt"])
+def test_environments_beside_hastens_have_all_that_it_needs(file: str) -> None:
+    project = tomllib.loads((BENCHMARKS.parent / "pyproject.toml").read_text())["project"]
+    lines = (BENCHMARKS / file).read_text().splitlines()
+    given = {Requirement(line.partition("#")[0]).name for line in lines if line[0] != "#"}
+    assert {Requirement(one).name for one in project["dependencies"]} <= given
 
 
 @pytest.fixture

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import openvino
 import pytest
 from tests.support.bundles import built, stated
 
 from hasten.bundle import write
+from hasten.core.cache_folder import CacheFolder
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.core.telemetry import OFF
 from hasten.engines.base import Artifact
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.models.onnx import load
@@ -32,6 +35,20 @@ class TestOpenVinoBf16(EngineTests):
 
     def test_the_first_variant_is_the_default(self, target: Target) -> None:
         assert next(OpenVino.variants(target)) == OpenVino()
+
+
+def test_weights_beside_a_model_are_found_in_a_folder_with_a_comma(
+    tmp_path: Path, host: Target
+) -> None:
+    folder = tmp_path / "a,(b)"
+    folder.mkdir()
+    path = models.small_cnn(folder)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="b,c", size_threshold=0)
+    artifact = build(path, host)
+    cache = CacheFolder(folder / "cache", 1 << 20)
+    for _ in range(2):
+        with OpenVino().open_cached(artifact, host, CompileCache(cache)) as session:
+            assert [*session.run(request_for(artifact.inputs))] == ["logits"]
 
 
 @pytest.fixture
@@ -297,6 +314,7 @@ def test_converting_sends_no_telemetry_and_leaves_nothing_at_home(tmp_path: Path
     program = """
 import json, os, sys
 from pathlib import Path
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.openvino.engine import OpenVino
 from hasten.inputs.models.onnx import load
 from hasten.core.target import Target
@@ -334,6 +352,7 @@ def imported(program: str) -> list[str]:
 def test_the_converter_is_imported_only_once_somebody_asks_for_it() -> None:
     """It is almost half of OpenVINO's import, and what opens a bundle never converts."""
     program = """
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.openvino.engine import OpenVino
 OpenVino.version()
 said.append('openvino.tools.ovc' in sys.modules)
@@ -349,6 +368,7 @@ said.append(convert_model is own)
     theirs_first = """
 import openvino
 before = openvino.convert_model
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.openvino.engine import OpenVino
 OpenVino.version()
 said.append(openvino.convert_model is before)

@@ -160,6 +160,46 @@ def test_a_folder_of_an_encoder_states_tokens_of_any_number(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize(
+    ("kind", "labels", "metric", "given"),
+    [
+        (
+            "BertForTokenClassification",
+            3,
+            "regression:0.01@all",
+            "logits: float32[batch, sequence, 3]",
+        ),
+        ("BertForSequenceClassification", 1, "regression:0.01@all", "logits: float32[batch, 1]"),
+        ("BertForSequenceClassification", 3, None, None),
+        (
+            "BertForQuestionAnswering",
+            2,
+            "agreement@all",
+            "start_logits: float32[batch, sequence], end_logits: float32[batch, sequence]",
+        ),
+    ],
+)
+def test_a_folder_without_an_onnx_file_gets_a_metric_too(
+    tmp_path: Path, kind: str, labels: int, metric: str | None, given: str | None
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra hugging-face")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20}
+    own = transformers.BertConfig(**small, intermediate_size=16, num_labels=labels)
+    getattr(transformers, kind)(own).save_pretrained(tmp_path / "m")
+    place = init(str(tmp_path / "m"), tmp_path / "project")
+    written = (place / "hasten.toml").read_text()
+    assert tomllib.loads(written)["optimize"].get("metric") == metric
+    if given is not None:
+        assert f"# the output's unit. The model gives {given}.\n" in written
+
+
+def test_a_network_by_name_gets_a_metric_too(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision", reason="needs the extra torch")
+    place = init("torchvision:lraspp_mobilenet_v3_large@random", tmp_path / "project")
+    options = tomllib.loads((place / "hasten.toml").read_text())
+    assert options["optimize"]["metric"] == "regression:0.01@all"
+
+
 def test_a_folder_with_a_tokenizer_gets_a_script_of_texts(tmp_path: Path) -> None:
     folder = with_tokenizer(config(tmp_path / "m"))
     models.two_inputs(folder)

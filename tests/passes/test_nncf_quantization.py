@@ -15,9 +15,11 @@ from hasten.core.records import to_record
 from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.models.onnx import load
 from hasten.passes.base import Skipped
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.openvino_graphs import PRODUCTS, bias_of, converted
+from hasten.testing import models
 from hasten.testing.pass_tests import NARROW, PassTests, answers, error_between, run, samples_of
 
 F32 = OpenVino(precision="f32")
@@ -34,6 +36,12 @@ def operations(model: Model) -> dict[str, Any]:
 def is_quantized(operation: Any) -> bool:
     """Whether an operation reads its first input through a FakeQuantize."""
     return bool(operation.input_value(0).get_node().get_type_name() == "FakeQuantize")
+
+
+def test_a_model_in_a_folder_with_a_comma_is_converted(tmp_path: Path) -> None:
+    (tmp_path / "a,(b)").mkdir()
+    model = load(models.small_cnn(tmp_path / "a,(b)"))
+    assert [port.any_name for port in converted(model).inputs] == ["x"]
 
 
 class TestNncfQuantization(PassTests):

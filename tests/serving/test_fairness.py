@@ -180,6 +180,28 @@ def test_no_client_gets_turns_by_mixing_priorities() -> None:
     assert other in [run.items[0] for run in heads if isinstance(run, BatchRun)]
 
 
+def test_requests_that_join_urgent_batches_take_turns_as_without_these() -> None:
+    """Of each batch the first request is urgent, and the second one has a lower priority."""
+    orders = []
+    for urgent in (True, False):
+        curve = {1: 10.0, 2: 10.0} if urgent else {1: 10.0}
+        queue: Scheduler[Pending] = Scheduler(Latencies(curve), float("inf"))
+        for _ in range(10):
+            queue.offer(queued("early", 3), 0)
+        ran = []
+        for number in range(30):
+            if urgent:
+                queue.offer(queued("urgent", 1), 0)
+            queue.offer(queued(f"late {number}", 3), 0)
+            chosen = queue.next(0)
+            assert isinstance(chosen, BatchRun)
+            ran += [one.client for one in chosen.items]
+        orders.append([client for client in ran if client != "urgent"])
+    assert orders[0] == orders[1]
+    assert len(orders[0]) == 30
+    assert orders[0].count("early") == 7
+
+
 def test_one_clients_requests_go_in_order_of_arrival() -> None:
     queue: Scheduler[Pending] = Scheduler(Latencies({1: 10.0}), float("inf"))
     items = [queued("one") for _ in range(20)]

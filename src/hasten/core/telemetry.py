@@ -11,28 +11,29 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Any
+
+from hasten.core.whole_process import while_any_runs
 
 OFF = {"CI": "true", "ORT_DISABLE_TELEMETRY": "1"}
 """Environment variables that turn telemetry off, in this process or in a child."""
 _CONVERTER = "openvino.tools.ovc"
 
 
-@contextmanager
-def telemetry_off() -> Iterator[None]:
-    """Turn telemetry off while the block runs, then put the environment back."""
-    before = {name: os.environ.get(name) for name in OFF}
-    os.environ.update(OFF)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+@while_any_runs
+def telemetry_off(stack: ExitStack) -> None:
+    """Turn telemetry off while a block runs, then put the environment back once the last block ends that overlaps."""
+    for name, value in OFF.items():
+        stack.callback(_put_back, name, os.environ.get(name))
+        os.environ[name] = value
+
+
+def _put_back(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def import_quietly(name: str) -> Any:

@@ -99,13 +99,14 @@ def _files(found: Any, name: str) -> dict[str, str]:
     rows = isinstance(found, Tabular)
     data = "rows.csv:label" if rows else "data.py:samples"
     fresh = "new.csv:label" if rows else "data.py:new_samples"
+    outputs = stated_outputs(found)
     in_toml = json.dumps(name, ensure_ascii=False)  # TOML quotes texts as JSON does
     files = {
         "hasten.toml": _filled(
             "hasten.toml.txt",
             model_in_toml=in_toml,
             data=data,
-            metric=_metric(stated_outputs(found)),
+            metric=_metric(outputs),
             fresh=fresh,
         ),
         "Makefile": _filled("Makefile.txt", model=_in_make(shlex.quote(name))),
@@ -120,7 +121,7 @@ def _files(found: Any, name: str) -> dict[str, str]:
             model=said,
             each="a text" if texts else "inputs without an axis for the batch",
             inputs=_TEXT if texts else f"        inputs = {{\n{_inputs(specs)}\n        }}",
-            label=_label(stated_outputs(found)),
+            label=_label(outputs),
         )
     return files
 

@@ -27,7 +27,8 @@ def converted(model: Model) -> Any:
     import openvino
 
     extensions = [str(path) for path in libraries(model.custom_ops, "create_extensions")]
-    return openvino.convert_model(str(model.path), extension=extensions or None)
+    # In a list twice, since it splits other paths at commas.
+    return openvino.convert_model([[model.path]], extension=extensions or None)
 
 
 def operations_of(graph: Any, proto: onnx.ModelProto, names: Sequence[str]) -> list[str]:

@@ -144,6 +144,14 @@ class EngineTests:
         for name, array in right.items():
             np.testing.assert_allclose(got[name], array, rtol=TOLERANCE, atol=TOLERANCE)
 
+    def test_a_folder_may_have_any_name(self, target: Target, tmp_path: Path) -> None:
+        folder = tmp_path / "a, (b) [c]='é' #1;%"
+        folder.mkdir()
+        model = load(models.linear_classifier(folder))
+        request = request_for(model.inputs)
+        with self.opened(model, target, folder) as session:
+            assert list(session.run(request)) == [spec.name for spec in model.outputs]
+
     def test_outputs_are_the_callers_to_keep(self, target: Target, tmp_path: Path) -> None:
         model = load(models.two_inputs(tmp_path))
         first = request_for(model.inputs, seed=1)

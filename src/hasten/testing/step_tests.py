@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 
 from hasten.core.records import Value, from_record, to_record
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import PostStep, Step
+from hasten.inputs.pipeline.base import Origin, PostStep, Step
 
 _ALIKE = 0.88
 """Similarity from which a name counts as a misspelled one; see `difflib.get_close_matches`."""
@@ -91,6 +92,22 @@ class PostStepTests:
     def test_no_name_of_the_contract_is_misspelled(self) -> None:
         found = misspelled(self.step)
         assert not found, f"a name, and the one of the contract that is nearly the same: {found}"
+
+    @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+    def test_both_decisions_by_one_score_are_those_that_it_takes(self, dtype: str) -> None:
+        both = self.step.either_or(np.dtype(dtype))
+        if both is None:
+            return
+        least = np.asarray(both.least, dtype)
+        scores = [
+            least,
+            np.nextafter(least, np.asarray(-np.inf, dtype)),
+            *least.dtype.type((-1e3, 0, 1e3)),
+        ]
+        for score in scores:
+            decision = self.step({"score": np.array([score])}, Origin())
+            known = both.reached if score.item() >= both.least else both.below
+            assert json.dumps(decision) == json.dumps({**known, "score": score.item()})
 
 
 def _damaged(sample: bytes) -> Iterator[bytes]:

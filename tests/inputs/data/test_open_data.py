@@ -17,6 +17,7 @@ from hasten.inputs.data.spool import Spool
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
+from hasten.inputs.pipeline.threshold import Threshold
 
 SPECS = (TensorSpec("x", "float32", ("n", 3)),)
 X = np.zeros((5, 3), np.float32)
@@ -49,6 +50,52 @@ def test_each_kind_of_data_is_told_apart(tmp_path: Path) -> None:
     ]
     assert [data.names for data in opened] == [("x",)] * 5
     assert open_data(opened[0], SPECS) is opened[0]
+
+
+WORDS = ["dog", "cat", "cat", "", "dog"]
+NAMED = Pipeline((), (TopK(2, ("cat", "dog", "cow")),))
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1)])
+def test_labels_that_are_names_of_classes_become_their_numbers(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    words = np.array(WORDS).reshape(shape)
+    np.savez(tmp_path / "d.npz", x=X, labels=words)
+    (tmp_path / "mine.py").write_text(
+        f"import numpy as np\ndef data(): return np.zeros((5, 3)), {WORDS}\n"
+    )
+    given: list[Any] = [tmp_path / "d.npz", (X, words), {"x": X, "labels": words}]
+    given += [f"{tmp_path / 'mine.py'}:data", list(zip(X, WORDS, strict=True))]
+    for source in given:
+        labels = open_data(source, SPECS, NAMED).labels
+        assert labels is not None
+        assert labels.tolist() == [1, 0, 0, -1, 1]
+        assert labels.dtype == np.int64
+
+
+def test_names_of_a_decision_between_two_classes_are_known_too() -> None:
+    decision = Threshold(position=1, labels=("cat", "dog"))
+    labels = open_data((X, WORDS), SPECS, Pipeline((), (decision,))).labels
+    assert labels is not None
+    assert labels.tolist() == [1, 0, 0, -1, 1]
+
+
+def test_labels_that_arent_names_of_classes_stay_as_they_are() -> None:
+    unnamed = Pipeline((), (TopK(2),))
+    for words, pipeline in ((WORDS, None), (WORDS, unnamed), (["x"] * 5, NAMED)):
+        labels = open_data((X, words), SPECS, pipeline).labels
+        assert labels is not None
+        assert labels.tolist() == words
+
+
+def test_a_label_that_isnt_among_the_names_of_the_others_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=X, labels=["cat", "dog", "cow", "hen", "cat"])
+    with pytest.raises(InputError) as error:
+        open_data(tmp_path / "d.npz", SPECS, NAMED)
+    assert str(error.value) == (
+        f"{tmp_path / 'd.npz'}: row 4: the label must be one of 'cat', 'dog', 'cow': got 'hen'"
+    )
 
 
 def test_a_temporary_folder_goes_with_the_data(

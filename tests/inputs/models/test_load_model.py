@@ -10,6 +10,7 @@ import pytest
 from hasten.core.extras import missing_extra
 from hasten.errors import InputError
 from hasten.inputs.models.source import KINDS, check_has_program, find_model, load_model
+from hasten.testing import models
 
 X = np.ones(4, np.float32)
 RELU = """
@@ -128,6 +129,24 @@ def test_a_torch_model_needs_a_sample(tmp_path: Path) -> None:
     assert refused(torch.nn.ReLU(), {"input": X}, custom_ops=[tmp_path]) == (
         "custom-op libraries belong to ONNX files; a torch model has none to load them for"
     )
+
+
+def test_a_file_of_keras_or_tensorflow_is_refused_with_a_next_step(tmp_path: Path) -> None:
+    for name, step in (
+        ("m.h5", "keras.models.load_model('model.h5').save('model.keras')"),
+        ("m.pb", "python -m tf2onnx.convert --graphdef frozen.pb"),
+        ("saved_model.pb", "give the folder that it is in"),
+    ):
+        (tmp_path / name).touch()
+        said = refused(tmp_path / name)
+        assert said.startswith(f"{tmp_path / name} is ")
+        assert step in said
+        assert "\n" not in said
+
+
+def test_an_onnx_file_may_end_in_pb(tmp_path: Path) -> None:
+    path = models.linear_classifier(tmp_path).rename(tmp_path / "m.pb")
+    assert load_model(path, None, tmp_path).path == path
 
 
 def test_what_is_no_model_is_refused_with_what_would_be(tmp_path: Path, code: Path) -> None:

@@ -313,13 +313,26 @@ def test_a_file_of_another_runtime_is_named_with_a_step(
     )
 
 
+HDF5 = (
+    "an HDF5 file| save a Keras model as .keras, as in keras.models.load_model('model.h5').save('model.keras'); if it "
+    "contains weights alone, build the network in a my.py, load them there and give my.py:model"
+)
+GRAPH = (
+    "a graph of TensorFlow 1| convert it, as in python -m tf2onnx.convert --graphdef frozen.pb --inputs x:0 "
+    "--outputs y:0 --output model.onnx, and give the ONNX file"
+)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
         ("model", b"PK\x03\x04" + bytes(90), "an archive| unpack it, and give the model in it"),
         ("m.tar", b"", "an archive| unpack it, and give the model in it"),
         ("model", bytes(257) + b"ustar", "an archive| unpack it, and give the model in it"),
-        ("m.h5", b"\x89HDF\r\n", "an HDF5 file| save a Keras model as .keras"),
+        ("m.h5", b"\x89HDF\r\n", HDF5),
+        ("m.h5", b"", HDF5),
+        ("m.pb", b"\n\x05\n\x01x\x12\x00", GRAPH),
+        ("saved_model.pb", b"", "the graph of a SavedModel| give the folder that it is in"),
         (
             "model",
             b"GGUF\x03",

@@ -303,6 +303,12 @@ def test_a_sample_that_the_module_can_not_run_is_one_line(tmp_path: Path) -> Non
     assert "\n" not in said
 
 
+OLDER = (
+    "; leave out of forward what depends on computed numbers, such as a choice of boxes, or try the older exporter, "
+    "torch.onnx.export(module, (x,), 'model.onnx', dynamo=False), and give that file"
+)
+
+
 class Unexportable(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return Tensor(np.linalg.inv(x.reshape(2, 2).numpy()))
@@ -312,6 +318,22 @@ def test_what_can_not_be_exported_is_one_line(tmp_path: Path) -> None:
     message = refused(Unexportable(), [X], tmp_path)
     assert message.startswith("torch can't export the model to ONNX: ")
     assert "\n" not in message
+
+
+class Choosing(nn.Module):
+    """Rows that are chosen by their numbers, and a branch on how many there are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = x[:, x[0] > 0]
+        return chosen if chosen.shape[1] > 2 else chosen * 2
+
+
+def test_a_model_that_the_exporter_cant_follow_is_named_with_a_short_reason(tmp_path: Path) -> None:
+    said = f"torch's exporter can't follow Choosing: Could not guard on data-dependent expression u0 > 2{OLDER}"
+    assert refused(Choosing(), [X], tmp_path) == said
+    with pytest.raises(InputError) as error:
+        frontend.keep_program(Choosing(), [X], tmp_path / "net.pt2")
+    assert str(error.value) == said
 
 
 class Nothing(nn.Module):

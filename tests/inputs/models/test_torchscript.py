@@ -141,6 +141,65 @@ def test_an_operator_without_onnx_is_named(tmp_path: Path) -> None:
     )
 
 
+class WithANumber(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, int]:  # type: ignore[name-defined]
+        return x * 2, x.shape[1]
+
+
+class WithAFlagInside(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def forward(
+        self,
+        x: torch.Tensor,  # type: ignore[name-defined]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, bool]]:  # type: ignore[name-defined]
+        return x * 2, (x + 1, True)
+
+
+class WithNothing(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:  # type: ignore[name-defined]
+        y: torch.Tensor | None = None  # type: ignore[name-defined]
+        return x * 2, y
+
+
+class OfAList(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:  # type: ignore[name-defined]
+        return [x * 2, x + 1]
+
+
+class OfTuples(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def forward(
+        self,
+        x: torch.Tensor,  # type: ignore[name-defined]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:  # type: ignore[name-defined]
+        return x * 2, (x + 1, x - 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (WithANumber, "a value of type int at [1]"),
+        (WithAFlagInside, "a value of type bool at [1][1]"),
+        (WithNothing, "nothing at [1]"),
+        (OfAList, "a value of type list"),
+    ],
+)
+def test_an_answer_of_other_things_than_tensors_is_refused(
+    tmp_path: Path, kind: type, said: str
+) -> None:
+    path = saved(kind(), tmp_path / "net.pt")
+    with pytest.raises(InputError) as error:
+        load_model(find_model(path), {"x": X}, tmp_path)
+    assert str(error.value) == (
+        f"the model returns {said}, but torch exports only tensors and tuples of them from TorchScript: return "
+        "those, or give the module that it was made from (my.py:model)"
+    )
+
+
+def test_tuples_in_tuples_are_exported(tmp_path: Path) -> None:
+    path = saved(OfTuples(), tmp_path / "net.pt")
+    model = load_model(find_model(path), {"x": X}, tmp_path)
+    assert [spec.name for spec in model.outputs] == ["output_0", "output_1_0", "output_1_1"]
+
+
 def test_weights_alone_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
     torch.save(Net().state_dict(), path)

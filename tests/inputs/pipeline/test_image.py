@@ -64,6 +64,18 @@ def test_images_of_any_kind_become_rgb(mode: str) -> None:
     assert np.abs(decoded.astype(int) - 128).max() <= off
 
 
+def test_colors_of_16_bits_keep_their_upper_8() -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    row = zlib.compress(b"\0\x12\x34\xab\xff\x00\xff")
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", row) + chunk(b"IEND", b"")
+    assert Decode()(data).tolist() == [[[0x12, 0xAB, 0x00]]]
+
+
 def test_a_palette_with_transparency_becomes_rgb_without_a_warning() -> None:
     image = Image.new("P", (5, 4), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])

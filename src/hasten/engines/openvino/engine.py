@@ -303,7 +303,8 @@ def converted(model: Model, workdir: Path) -> Artifact:
     path = workdir / f"{model.path.stem}.xml"
     try:
         with telemetry_off():
-            converted = ov.convert_model(model.path, extension=extensions or None)
+            # In a list twice, since it splits other paths at commas.
+            converted = ov.convert_model([[model.path]], extension=extensions or None)
         _name_ports(converted, model)
         ov.save_model(converted, path, compress_to_fp16=False)
     except CandidateError:

@@ -20,9 +20,11 @@ from hasten.inputs.data.function import call_function, called, from_python
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.npz import open_npz
 from hasten.inputs.data.sounds import SoundFolder, reads_sounds
-from hasten.inputs.data.table import is_csv, reads_rows, rows_of
+from hasten.inputs.data.table import is_csv, label_numbers, reads_rows, rows_of
 from hasten.inputs.data.text_files import holds_texts, names_texts, reads_texts, texts_of, tokenized
 from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.threshold import Threshold
 
 
 def open_data(
@@ -93,7 +95,7 @@ def open_data(
         if path.is_file():
             if path.suffix == ".npz":
                 missing = row is not None and row.missing == "nan"
-                return open_npz(path, names, workdir, missing=missing)
+                return _numbered(open_npz(path, names, workdir, missing=missing), pipeline, source)
             raise InputError(
                 f"hasten can't read {path} as data: give an .npz archive, a folder of images or of "
                 "sounds, or module:function"
@@ -106,7 +108,27 @@ def open_data(
             return call_function(source, names, folder, reread=reread)
         return from_python(source, names, folder, reread=reread)
 
-    return _in_folder(workdir, read)
+    return _numbered(_in_folder(workdir, read), pipeline, source)
+
+
+def _numbered(dataset: Dataset, pipeline: Pipeline | None, source: Any) -> Dataset:
+    """Return a data set whose labels are numbers of classes where they were the names that the pipeline gives these.
+
+    Labels of which none is such a name stay as they are.
+
+    Raises:
+        InputError: some labels are names of classes, and others aren't.
+    """
+    labels = dataset.labels
+    step = pipeline.after[0] if pipeline is not None and pipeline.after else None
+    if pipeline is None or not isinstance(step, (TopK, Threshold)) or labels is None:
+        return dataset
+    single = labels.dtype.kind == "U" and labels.shape in ((len(labels),), (len(labels), 1))
+    own = "labels" in vars(dataset)  # not a property of a data set of somebody else
+    if single and own and not {*step.class_names}.isdisjoint(labels.reshape(-1).tolist()):
+        said = str(source) if isinstance(source, (str, Path)) else "the data"
+        dataset.labels = label_numbers(labels.reshape(-1), pipeline, said)
+    return dataset
 
 
 def resolved(source: Any, pipeline: Pipeline | None) -> Any:

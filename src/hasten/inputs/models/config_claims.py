@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.core.whole_process import while_any_runs
 from hasten.errors import InputError, visible
 from hasten.inputs.data.made_up import LARGEST_BYTES, check_bytes
 from hasten.inputs.pipeline.written import read_json
@@ -48,9 +48,6 @@ _MOST_TIMES = 8
 tied ones count twice."""
 _SHOWN = 100
 """Characters of a setting's place that a message shows."""
-_lock = threading.Lock()
-_inside = 0
-_restored = contextlib.ExitStack()
 
 _CLASSES = frozenset({"id2label", "label2id"})
 _OF_TIMM = frozenset(
@@ -274,28 +271,15 @@ def ones(folder: Path, shape: Any, settings: str) -> Array:
     return np.ones(shape, np.float32)
 
 
-@contextlib.contextmanager
-def offline() -> Iterator[None]:
-    """Let no request go to the Hub, then allow again what was allowed.
+@while_any_runs
+def offline(stack: contextlib.ExitStack) -> None:
+    """Let no request go to the Hub while a block runs, then allow again what was allowed.
 
-    The switch belongs to the whole process. So the first block that begins sets it, and the last one that ends
-    restores it; blocks may overlap in several threads.
+    The switch belongs to the whole process, so it is set until the last block ends that overlaps.
     """
     try:
         from huggingface_hub import constants
     except ImportError:
-        yield  # then nothing could ask it
-        return
-    global _inside
-    with _lock:
-        if not _inside:
-            _restored.callback(setattr, constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE)
-            constants.HF_HUB_OFFLINE = True
-        _inside += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _inside -= 1
-            if not _inside:
-                _restored.close()
+        return  # then nothing could ask it
+    stack.callback(setattr, constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE)
+    constants.HF_HUB_OFFLINE = True

@@ -11,6 +11,17 @@ _GGUF = (
     "a GGUF file",
     "hasten takes no models that write text token by token; give another model as an ONNX file",
 )
+_HDF5 = (
+    "an HDF5 file",
+    "save a Keras model as .keras, as in keras.models.load_model('model.h5').save('model.keras'); if it contains weights "
+    "alone, build the network in a my.py, load them there and give my.py:model",
+)
+_SAVED = ("the graph of a SavedModel", "give the folder that it is in")
+_TENSORFLOW = (
+    "a graph of TensorFlow 1",
+    "convert it, as in python -m tf2onnx.convert --graphdef frozen.pb --inputs x:0 --outputs y:0 --output model.onnx, "
+    "and give the ONNX file",
+)
 _TENSORRT = (
     "a TensorRT engine, compiled for one kind of GPU",
     "give the ONNX file that it was built from",
@@ -25,7 +36,7 @@ _BY_CONTENT = (
     (0, b"PK\x03\x04", _ARCHIVE),
     (0, b"\x1f\x8b", _ARCHIVE),
     (257, b"ustar", _ARCHIVE),
-    (0, b"\x89HDF", ("an HDF5 file", "save a Keras model as .keras")),
+    (0, b"\x89HDF", _HDF5),
     (8, b'{"', _WEIGHTS),  # safetensors
 )
 """Place and bytes by which a file's content says what it is."""
@@ -33,9 +44,11 @@ _BY_SUFFIX = {
     ".caffemodel": ("a Caffe model", _CONVERTED),
     ".engine": _TENSORRT,
     ".gguf": _GGUF,
+    ".h5": _HDF5,
     ".mlmodel": _CORE_ML,
     ".mnn": ("an MNN model", _CONVERTED),
     ".pdmodel": ("a PaddlePaddle model", _CONVERTED),
+    ".pb": _TENSORFLOW,
     ".plan": _TENSORRT,
     ".pte": ("an ExecuTorch program", _CONVERTED),
     ".rknn": ("an RKNN model", _CONVERTED),
@@ -52,6 +65,7 @@ def no_onnx_file(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     found = next((f for at, magic, f in _BY_CONTENT if head[at:].startswith(magic)), None)
+    found = found or (_SAVED if path.name == "saved_model.pb" else None)
     found = found or _BY_SUFFIX.get(path.suffix.lower())
     if found is None:
         return f"{path} is not an ONNX file, or it is cut short"

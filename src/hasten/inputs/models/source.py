@@ -294,8 +294,6 @@ def _from_path(path: Path, *, trust_code: bool = False) -> Any:
         raise InputError(f"{path} {_WEIGHTS_ALONE}")
     if (of_tensorflow := tensorflow.read(path)) is not None:
         return of_tensorflow
-    if path.suffix in (".h5", ".pb"):
-        raise InputError(f"{path} is a {path.suffix} file; a model is {KINDS}")
     if path.suffix in _PICKLES:
         raise InputError(
             f"{path} is a pickle, and reading one runs whatever code is in it. If you trust it, load it in a "

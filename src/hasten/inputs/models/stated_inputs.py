@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hasten.core.tensors import TensorSpec
+import numpy as np
+
+from hasten.core.silence import silenced
+from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.models import onnx
 from hasten.inputs.models.hugging_face import Folder
@@ -47,7 +51,9 @@ def stated_inputs(found: Any) -> tuple[TensorSpec, ...]:
 
 
 def stated_outputs(found: Any) -> tuple[TensorSpec, ...]:
-    """Return the outputs of an ONNX file, also one in a folder; empty for other models.
+    """Return the outputs of an ONNX file, of a folder of Hugging Face or of a network by name; empty for other models.
+
+    What no file states is read from two answers of the module to samples that are made up.
 
     Args:
         found: Model that `find_model` returned.
@@ -55,8 +61,78 @@ def stated_outputs(found: Any) -> tuple[TensorSpec, ...]:
     Raises:
         InputError: the model's file can't be read.
     """
-    path = found.file if isinstance(found, Folder) and found.sentence is None else found
-    return onnx.load(path).outputs if isinstance(path, Path) else ()
+    if isinstance(found, Path):
+        return onnx.load(found).outputs
+    if isinstance(found, Folder) and found.sentence is None:
+        return _outputs_of_folder(found)
+    shape = getattr(found, "hasten_sample", None)
+    if shape is not None:
+        return _answered(found, {"x": np.ones(shape, np.float32)}, ())
+    return ()
+
+
+def _outputs_of_folder(folder: Folder) -> tuple[TensorSpec, ...]:
+    """Return the outputs of a folder without what sentence-transformers adds; empty where its module can't be run."""
+    if folder.file is not None:
+        return onnx.load(folder.file).outputs
+    try:
+        module = folder.module()
+        sample = folder.made_up(module)
+    except InputError:
+        return ()
+    return _answered(
+        module, sample, [name for name, array in sample.items() if _is_open(name, array)]
+    )
+
+
+def _answered(
+    module: Any, sample: Mapping[str, Array], lengthy: Sequence[str]
+) -> tuple[TensorSpec, ...]:
+    """Return the outputs of a torch module by its answers to two batches; empty where it can't run them.
+
+    Args:
+        module: The module.
+        sample: One sample by input name, without an axis for the batch.
+        lengthy: Names of the inputs whose first axis may have any length.
+    """
+    import torch
+
+    from hasten.inputs.models.torch import evaluating, flat_outputs
+    from hasten.inputs.models.torch_inputs import batch_of
+
+    shorter = {
+        name: array[: len(array) // 2] if name in lengthy else array
+        for name, array in sample.items()
+    }
+    each = []
+    try:
+        with silenced(), torch.no_grad(), evaluating(module):
+            for batch, given in ((2, sample), (3, shorter)):
+                tensors = {n: torch.from_numpy(batch_of(one, batch)) for n, one in given.items()}
+                one_input = len(tensors) == 1  # its name may be another
+                answer = module(*tensors.values()) if one_input else module(**tensors)
+                each.append(flat_outputs(answer))
+    except Exception:  # a module of somebody else raises anything
+        return ()
+    return tuple(
+        TensorSpec(
+            f"{name}_out" if name in sample else name,
+            str(one.dtype).removeprefix("torch."),
+            tuple(
+                size if size == other else "sequence" if axis else "batch"
+                for axis, (size, other) in enumerate(
+                    zip(one.shape, each[1][name].shape, strict=False)
+                )
+            ),
+        )
+        for name, one in each[0].items()
+        if name in each[1]
+    )
+
+
+def _is_open(name: str, array: Array) -> bool:
+    """Whether a sample of an input is a text or a sound of any length."""
+    return array.ndim == 1 and name in _OPEN
 
 
 def _of_folder(folder: Folder) -> tuple[TensorSpec, ...]:
@@ -70,7 +146,7 @@ def _of_folder(folder: Folder) -> tuple[TensorSpec, ...]:
     return tuple(
         TensorSpec(name, str(array.dtype), ("batch", *(("sequence",) if open_ else array.shape)))
         for name, array in sample.items()
-        for open_ in (array.ndim == 1 and name in _OPEN,)
+        for open_ in (_is_open(name, array),)
     )
 
 

@@ -43,6 +43,8 @@ _BRANCH = re.compile(
 """Pattern of the file, line and code in torch.export's error about a data-dependent branch."""
 _UNKNOWN = re.compile(r"No ONNX function found for <OpOverload\(op='(\w+)[.:]+(\w+)'")
 """Pattern of an operator's library and name in the exporter's error about one that it doesn't know."""
+_ASIDE = re.compile(r"\.?\s*\((?:unhinted|Size-like symbols)\b.*")
+"""Pattern of what torch.export adds for its own developers to the reason of an error."""
 
 if TYPE_CHECKING:
     import torch
@@ -268,7 +270,7 @@ def keep_program(module: Any, sample: Sample, path: Path) -> Path:
     except OSError as error:
         raise InputError(f"can't write {path}: {error.strerror or error}") from error
     except Exception as error:  # torch.export passes on any exception
-        raise InputError(f"torch can't export the model: {_reason(error)}") from error
+        raise _not_exported(error, module) from error
     return path
 
 
@@ -495,9 +497,8 @@ def _fixed(source: _Module | _Program, outputs: list[str], batch: int) -> Any:
                 for axis in axes
             )
             wanted += " open, in which samples differ"
-        raise InputError(
-            f"torch can't export the model to ONNX{wanted}: {_reason(error)}"
-        ) from error
+        model = source.module if isinstance(source, _Module) else source.program
+        raise _not_exported(error, model, wanted) from error
     _check(program, source, outputs, (batch,))
     return program
 
@@ -596,10 +597,32 @@ def _leave_out(properties: dict[str, str]) -> None:
         del properties[name]
 
 
-def _reason(error: BaseException) -> str:
-    """Return the first line of an error's root cause, and the second where the first announces it."""
+def _not_exported(error: BaseException, model: Any, wanted: str = "") -> InputError:
+    """Return the error about a model that torch can't export, in one line with what to try.
+
+    Args:
+        error: Error that torch raised.
+        model: Module or program.
+        wanted: Words on what was to stay open; empty where nothing special was.
+    """
+    reason = _ASIDE.sub("", _reason(error))
+    if _explained(_root(error)):
+        return InputError(f"torch can't export the model to ONNX{wanted}: {reason}")
+    return InputError(
+        f"torch's exporter can't follow {type(model).__name__}{wanted}: {reason:.200}; leave out of forward what depends "
+        "on computed numbers, such as a choice of boxes, or try the older exporter, "
+        "torch.onnx.export(module, (x,), 'model.onnx', dynamo=False), and give that file"
+    )
+
+
+def _root(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def _explained(error: BaseException) -> str:
+    """Return what a known error of torch's exporter means, with what to do; "" for another one."""
     branch = _BRANCH.search(str(error))
     if branch:
         file, line, code = branch.groups()
@@ -614,6 +637,14 @@ def _reason(error: BaseException) -> str:
             "operators in forward, or in your own code before or after the model; or call torch.onnx.export with a "
             "custom_translation_table for it, and give the ONNX file"
         )
+    return ""
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of an error's root cause, and the second where the first announces it."""
+    error = _root(error)
+    if said := _explained(error):
+        return said
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

@@ -50,6 +50,16 @@ _NAMES = re.compile(
 """Pattern of numbers, of the file's own types and functions, of names of operators and torch's own classes, of names
 after other dots, and of what a plain module doesn't have: signs by which a string could end elsewhere than it seems to,
 and casts to a class, after which TorchScript reads an object as if it had the fields of that class."""
+_OF_SELF = re.compile(
+    r"(?:(?<![\w.])self|(?:(?<=[=(,] )|(?<=\()|(?<=\breturn ))\(self\))\.",
+    re.ASCII,
+)
+"""Pattern of the first parameter of a method, up to the dot before a name in it."""
+_SELF = re.compile(
+    rf'^  def \w+\(self: __torch__\.[\w.]+[,)]|\bgetattr\(self, "0"\)|{_OF_SELF.pattern}',
+    re.ASCII | re.MULTILINE,
+)
+"""Pattern of what TorchScript writes of that parameter, none of which gives it another value or type."""
 _OPERATOR = re.compile(
     r"(?:torch|ops\.aten)\.(?P<aten>\w+)|"
     r"ops\.prim\.(?:NumToTensor|Print|RaiseException|abs|data|device|dtype|is_\w+|itemsize|layout|max|min|name|nbytes|"
@@ -214,14 +224,19 @@ def _touching(code: str) -> str:
     """Return the first name in TorchScript that could touch files or memory outside tensors; "" if there is none.
 
     A name after `torch.` or `ops.` must be that of a known operator. A name after another dot may be anything but an
-    operator that isn't known, since TorchScript also calls operators as methods of their first input.
+    operator that isn't known, since TorchScript also calls operators as methods of their first input. After `self.`, it
+    may be that of an operator of tensors if nothing in the code can make a tensor of self: then it is the module's own.
+    A comment could, as one with the types of a function's parameters.
     """
+    commented = any(found[0][0] == "#" for found in _APART.finditer(code))
     code = _APART.sub(lambda found: '"0"' if _NO_NAME.fullmatch(found[0]) else '""', code)
+    rebound = commented or re.search(r"\bself\b", _SELF.sub(" ", code), re.ASCII)
+    own = set() if rebound else {found.end() - 1 for found in _OF_SELF.finditer(code)}
     for found in _NAMES.finditer(code):
         outer, inner = found["outer"], found["inner"]
         if found["odd"] or (outer and not _is_operator(outer)):
             return found[0]
-        if inner is not None and not _is_part(inner):
+        if inner is not None and not _is_part(inner, of_self=found.start() in own):
             return found[0]
     gotten = 1
     while gotten:
@@ -235,8 +250,13 @@ def _is_operator(name: str) -> bool:
     return found is not None and (found["aten"] is None or is_known(found["aten"]))
 
 
-def _is_part(name: str) -> bool:
-    """Whether a name after a dot isn't a method by which a tensor calls an operator that isn't known."""
+def _is_part(name: str, *, of_self: bool) -> bool:
+    """Whether a name after a dot isn't a method by which a value calls an operator that isn't known.
+
+    Args:
+        name: The name.
+        of_self: Whether the value before the dot is an object of one of the file's own classes, thus no tensor.
+    """
     import torch
 
     if not name:
@@ -244,7 +264,8 @@ def _is_part(name: str) -> bool:
     if is_known(name) or name == "resize":  # that one copies, and modules have parts of that name
         return True
     schemas = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
-    return not any(one.name == "self" for each in schemas for one in each.arguments)
+    kinds = {a.type.kind() for each in schemas for a in each.arguments if a.name == "self"}
+    return not kinds - ({"TensorType"} if of_self else set())
 
 
 def _check_pickle(path: Path, record: str, data: bytes) -> None:
@@ -440,13 +461,32 @@ def _answers(module: Any, given: Mapping[str, Array], batch: int) -> dict[str, A
 
     try:
         with torch.no_grad(), silenced():
-            outputs = flat_outputs(module(*_tensors(given, batch)))
+            answer = module(*_tensors(given, batch))
+            outputs = flat_outputs(answer)
     except Exception as error:  # the module is the user's own code
         shown = ", ".join(f"{n} {a.dtype}{[batch, *a.shape]}" for n, a in given.items())
         raise InputError(f"the model can't run {shown}: {_last_line(error)}") from error
     if not outputs:
         raise InputError("the model returns no tensor: there is nothing to compare")
+    if other := _other_than_tensors(answer):
+        raise InputError(
+            f"the model returns {other}, but torch exports only tensors and tuples of them from TorchScript: return "
+            "those, or give the module that it was made from (my.py:model)"
+        )
     return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+
+def _other_than_tensors(answer: Any, place: str = "") -> str:
+    """Return the first thing in an answer that is neither a tensor nor a tuple, in words; "" if there is none."""
+    import torch
+
+    if isinstance(answer, tuple):
+        parts = (_other_than_tensors(one, f"{place}[{n}]") for n, one in enumerate(answer))
+        return next(filter(None, parts), "")
+    if isinstance(answer, torch.Tensor):
+        return ""
+    kind = "nothing" if answer is None else f"a value of type {type(answer).__name__}"
+    return f"{kind} at {place}" if place else kind
 
 
 def _axes(

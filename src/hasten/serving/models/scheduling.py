@@ -364,11 +364,14 @@ class Scheduler(Generic[P]):
         if until_ns is not None:
             return Wait(until_ns)
         self._waiting_since_ns = None
-        level, turn, _ = items[0].order
-        self._turns[level].begun(turn)
+        firsts: dict[int, int] = {}
         for item in items:
+            level, turn, _ = item.order
+            firsts.setdefault(level, turn)
             item.state = "running"
-            self._latest = max(self._latest, item.order[1])
+            self._latest = max(self._latest, turn)
+        for level, turn in firsts.items():  # a batch may hold requests of several
+            self._turns[level].begun(turn)
         self._remove(items)
         return BatchRun(items, rows)
 
