@@ -56,10 +56,9 @@ _OF_SELF = re.compile(
 )
 """Pattern of the first parameter of a method, up to the dot before a name in it."""
 _SELF = re.compile(
-    rf'^  def \w+\(self: __torch__\.[\w.]+[,)]|\bgetattr\(self, "0"\)|{_OF_SELF.pattern}',
-    re.ASCII | re.MULTILINE,
+    rf'\bdef \w+\(self: __torch__\.|\bgetattr\(self, "0"\)|{_OF_SELF.pattern}', re.ASCII
 )
-"""Pattern of what TorchScript writes of that parameter, none of which gives it another value or type."""
+"""Pattern of what TorchScript writes of that parameter, none of which gives it another value."""
 _OPERATOR = re.compile(
     r"(?:torch|ops\.aten)\.(?P<aten>\w+)|"
     r"ops\.prim\.(?:NumToTensor|Print|RaiseException|abs|data|device|dtype|is_\w+|itemsize|layout|max|min|name|nbytes|"
@@ -226,11 +225,9 @@ def _touching(code: str) -> str:
     A name after `torch.` or `ops.` must be that of a known operator. A name after another dot may be anything but an
     operator that isn't known, since TorchScript also calls operators as methods of their first input. After `self.`, it
     may be that of an operator of tensors if nothing in the code can make a tensor of self: then it is the module's own.
-    A comment could, as one with the types of a function's parameters.
     """
-    commented = any(found[0][0] == "#" for found in _APART.finditer(code))
     code = _APART.sub(lambda found: '"0"' if _NO_NAME.fullmatch(found[0]) else '""', code)
-    rebound = commented or re.search(r"\bself\b", _SELF.sub(" ", code), re.ASCII)
+    rebound = re.search(r"\bself\b", _SELF.sub(" ", code), re.ASCII) is not None
     own = set() if rebound else {found.end() - 1 for found in _OF_SELF.finditer(code)}
     for found in _NAMES.finditer(code):
         outer, inner = found["outer"], found["inner"]
