@@ -90,17 +90,6 @@ LINES = [
     ('_9 = getattr(input, "to_\\163parse")()', "getattr"),
     ('_9 = getattr(getattr(self, "0"), "to_sparse")()', "getattr"),
     ('_9 = getattr((input).relu(), "0" if False else "to_sparse")()', "getattr"),
-    ("self = input\n    _9 = self.to_sparse()", ".to_sparse"),
-    ("self, _9 = input, input\n    _8 = self.to_sparse()", ".to_sparse"),
-    ("(self) = input\n    _9 = (self).to_sparse()", ".to_sparse"),
-    ("for self in [input]:\n      _9 = self.to_sparse()", ".to_sparse"),
-    ("_9 = [self.to_sparse() for self in [input]]", ".to_sparse"),
-    ("_9 = annotate(Tensor, self).to_sparse()", ".to_sparse"),
-    ("_9 = input.relu (self).to_sparse()", ".to_sparse"),
-    ("_9 = input.self.to_sparse()", ".to_sparse"),
-    ("_9 = input. self.to_sparse()", "."),
-    ("_9 = self.training.to_sparse()", ".to_sparse"),
-    ("_9 = self.local_value()", ".local_value"),
     ("__torch__ = input\n    _9 = __torch__.to_sparse()", "__torch__"),
     ("_9 = unchecked_cast(__torch__.Net, self)", "unchecked_cast"),
     ("_9 = unchecked_cast(List[__torch__.Net], [self])", "unchecked_cast"),
@@ -182,49 +171,6 @@ def test_plain_modules_are_taken(tmp_path: Path) -> None:
     assert refusal(written(tmp_path / "net.pt")) == ""
     torch.jit.script(Named().eval()).save(str(tmp_path / "named.pt"))
     assert refusal(tmp_path / "named.pt") == ""
-
-
-class Tripled(torch.nn.Module):  # type: ignore[misc,name-defined]
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
-        return x * 3
-
-
-class OwnNames(torch.nn.Module):  # type: ignore[misc,name-defined]
-    """Parts and methods of its own with the names of operators that aren't known."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.put, self.set = Tripled(), torch.nn.Linear(4, 4)
-        self.to_sparse = torch.nn.Sequential(Tripled(), Tripled())
-        self.coalesce = torch.nn.ModuleList([Tripled()])
-        self.values_ = torch.nn.Parameter(torch.ones(4))
-
-    def resize_as(self, x: torch.Tensor, by: int) -> torch.Tensor:  # type: ignore[name-defined]
-        return x + by
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
-        for part in self.coalesce:
-            x = part(x)
-        return self.resize_as(self.put(x), 2) + self.set(x) * self.to_sparse(x) + self.values_
-
-
-@pytest.mark.parametrize("traced", [True, False])
-def test_a_modules_own_parts_and_methods_may_have_names_of_operators(
-    tmp_path: Path, traced: bool
-) -> None:
-    net, path = OwnNames().eval(), tmp_path / "net.pt"
-    script = torch.jit.trace(net, torch.ones(1, 4)) if traced else torch.jit.script(net)
-    script.save(str(path))
-    assert refusal(path) == ""
-    assert torch.equal(find_model(str(path))(torch.ones(1, 4)), net(torch.ones(1, 4)))
-
-
-def test_a_function_that_is_given_a_tensor_as_self_isnt_run(tmp_path: Path) -> None:
-    path = written(tmp_path / "net.pt", "_9 = __torch__.own.sparse(input, )")
-    function = "def sparse(self: Tensor) -> Tensor:\n  return self.to_sparse()\n"
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("net/code/__torch__/own.py", function)
-    assert refusal(path) == f"{path} has '.to_sparse'{ADVICE}"
 
 
 def test_a_part_of_another_class_than_the_code_says_is_refused(tmp_path: Path) -> None:

@@ -50,15 +50,6 @@ _NAMES = re.compile(
 """Pattern of numbers, of the file's own types and functions, of names of operators and torch's own classes, of names
 after other dots, and of what a plain module doesn't have: signs by which a string could end elsewhere than it seems to,
 and casts to a class, after which TorchScript reads an object as if it had the fields of that class."""
-_OF_SELF = re.compile(
-    r"(?:(?<![\w.])self|(?:(?<=[=(,] )|(?<=\()|(?<=\breturn ))\(self\))\.",
-    re.ASCII,
-)
-"""Pattern of the first parameter of a method, up to the dot before a name in it."""
-_SELF = re.compile(
-    rf'\bdef \w+\(self: __torch__\.|\bgetattr\(self, "0"\)|{_OF_SELF.pattern}', re.ASCII
-)
-"""Pattern of what TorchScript writes of that parameter, none of which gives it another value."""
 _OPERATOR = re.compile(
     r"(?:torch|ops\.aten)\.(?P<aten>\w+)|"
     r"ops\.prim\.(?:NumToTensor|Print|RaiseException|abs|data|device|dtype|is_\w+|itemsize|layout|max|min|name|nbytes|"
@@ -223,17 +214,14 @@ def _touching(code: str) -> str:
     """Return the first name in TorchScript that could touch files or memory outside tensors; "" if there is none.
 
     A name after `torch.` or `ops.` must be that of a known operator. A name after another dot may be anything but an
-    operator that isn't known, since TorchScript also calls operators as methods of their first input. After `self.`, it
-    may be that of an operator of tensors if nothing in the code can make a tensor of self: then it is the module's own.
+    operator that isn't known, since TorchScript also calls operators as methods of their first input.
     """
     code = _APART.sub(lambda found: '"0"' if _NO_NAME.fullmatch(found[0]) else '""', code)
-    rebound = re.search(r"\bself\b", _SELF.sub(" ", code), re.ASCII) is not None
-    own = set() if rebound else {found.end() - 1 for found in _OF_SELF.finditer(code)}
     for found in _NAMES.finditer(code):
         outer, inner = found["outer"], found["inner"]
         if found["odd"] or (outer and not _is_operator(outer)):
             return found[0]
-        if inner is not None and not _is_part(inner, of_self=found.start() in own):
+        if inner is not None and not _is_part(inner):
             return found[0]
     gotten = 1
     while gotten:
@@ -247,13 +235,8 @@ def _is_operator(name: str) -> bool:
     return found is not None and (found["aten"] is None or is_known(found["aten"]))
 
 
-def _is_part(name: str, *, of_self: bool) -> bool:
-    """Whether a name after a dot isn't a method by which a value calls an operator that isn't known.
-
-    Args:
-        name: The name.
-        of_self: Whether the value before the dot is an object of one of the file's own classes, thus no tensor.
-    """
+def _is_part(name: str) -> bool:
+    """Whether a name after a dot isn't a method by which a tensor calls an operator that isn't known."""
     import torch
 
     if not name:
@@ -261,8 +244,7 @@ def _is_part(name: str, *, of_self: bool) -> bool:
     if is_known(name) or name == "resize":  # that one copies, and modules have parts of that name
         return True
     schemas = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
-    kinds = {a.type.kind() for each in schemas for a in each.arguments if a.name == "self"}
-    return not kinds - ({"TensorType"} if of_self else set())
+    return not any(one.name == "self" for each in schemas for one in each.arguments)
 
 
 def _check_pickle(path: Path, record: str, data: bytes) -> None:
