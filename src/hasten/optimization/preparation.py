@@ -400,7 +400,7 @@ def _check_graph(job: Job, target: Target, source: Model, preparation: Pipeline 
     job.notes += filter(None, [already_quantized.words(proto)])
     job.notes += frozen.words(proto, source.inputs)
     if preparation is not None:
-        job.notes += filter(None, [check_vocabulary(preparation, proto)])
+        job.notes += filter(None, [check_vocabulary(preparation, proto, source.inputs)])
 
 
 def _note(job: Job, ready: Ready) -> None:

@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 
 from hasten.certificate.promise import Promise
+from hasten.core.lookups import Lookup
 from hasten.core.model import Model
 from hasten.core.ranges import ValueRange, ranges_of
 from hasten.core.shapes import Extent
@@ -20,11 +21,13 @@ from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.parts import Parts
 from hasten.inputs.data.spool import Spool
 from hasten.inputs.metrics.unlabelled import missing_labels
+from hasten.inputs.models.embedding import lookups_of
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.set_metrics.base import SetMetric
 from hasten.measure.workbench import Workbench
 from hasten.optimization.folding import Given
 from hasten.optimization.unrolling import Unrolled
+from hasten.passes.onnx_files import read_onnx
 from hasten.passes.small_model import SmallModel
 
 _CHANGES = 2
@@ -106,6 +109,11 @@ class Ready:
         if self.unrolled is not None:
             return ranges_of(_parts(self.unrolled.calibration))
         return ranges_of(_parts(self.parts.calibration, self.parts.search))
+
+    @cached_property
+    def lookups(self) -> tuple[Lookup, ...]:
+        """Tables that the original looks its inputs' numbers up in."""
+        return lookups_of(read_onnx(self.model, weights=False), self.model.inputs)
 
     @property
     def steps_each(self) -> float:
