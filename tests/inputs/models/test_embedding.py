@@ -1,7 +1,9 @@
+import warnings
 from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from tests.inputs.pipeline.test_text import CONTENT, WORDS
 
 from hasten.core.lookups import Lookup
@@ -123,3 +125,44 @@ def test_the_tables_of_an_inputs_numbers_are_found(
     given: str, body: str, shape: tuple[int, ...], rows: tuple[int, ...], tmp_path: Path
 ) -> None:
     assert tables(tmp_path, given, body) == ((Lookup("x", shape, rows),) if rows else ())
+
+
+class Product(torch.nn.Module):
+    """A table for each of two columns, one of which is looked up twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kind, self.shop, self.coarse = (torch.nn.Embedding(n, 4) for n in (10, 300, 200))
+        self.scores = torch.nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kind, shop = x[:, 0], x[:, 2]
+        found: torch.Tensor = self.scores(
+            torch.cat([self.kind(kind), self.shop(shop), self.coarse(shop)], 1)
+        )
+        return found
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_each_column_of_torchs_exports_has_its_own_table(
+    dynamo: bool, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    path, sample = tmp_path / "m.onnx", torch.zeros(2, 3, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if dynamo:
+            shapes = ({0: torch.export.Dim("batch")},)
+            torch.onnx.export(
+                Product().eval(), (sample,), path, dynamo=True, dynamic_shapes=shapes, verbose=False
+            )
+        else:
+            torch.onnx.export(
+                Product().eval(),
+                (sample,),
+                path,
+                dynamo=False,
+                input_names=["x"],
+                dynamic_axes={"x": {0: "batch"}},
+            )
+    assert lookups_of(read(path), load(path).inputs) == (Lookup("x", (1, 3), (10, 0, 200)),)
