@@ -72,3 +72,22 @@ def test_a_smaller_model_with_a_smaller_table_refuses_what_it_lacks(tmp_path: Pa
         )
     assert result.winner.label.startswith("small model"), result.why
     assert "20, and the table that it looks up has 20 rows:" in refused(tmp_path / "b.hasten", 20)
+
+
+@pytest.mark.parametrize("engines", [("openvino",), ("onnxruntime", "openvino")])
+def test_data_with_numbers_beyond_the_table_is_refused(
+    engines: tuple[str, ...], tmp_path: Path
+) -> None:
+    with quick_runs(races=False), pytest.raises(InputError) as error:
+        hasten.optimize(
+            tokens(tmp_path, "tokens", 15),
+            IDS[:400],
+            max_drop=0.2,
+            metric="agreement",
+            engines=engines,
+            out=tmp_path / "b.hasten",
+        )
+    assert str(error.value).startswith(
+        "the data doesn't suit the model: input 'ids' has the number 1"
+    )
+    assert not (tmp_path / "b.hasten").exists()

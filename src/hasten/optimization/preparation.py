@@ -185,6 +185,7 @@ def prepare(
         job.journal.append(ASKING)
     if sequences is not None and isinstance(dataset, SequenceData):
         ready = replace(ready, unrolled=unroll(job, source, parts, sequences, dataset))
+    ready.check_numbers()
     ready = replace(ready, tested=expected_look(job, parts).promise(ready.promise))
     if isinstance(dataset, TableRows):
         job.notes += dataset.notes
