@@ -23,6 +23,8 @@ from hasten.core.target import Target
 from hasten.core.tensors import Tensors
 from hasten.engines.base import Engine
 from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.inputs.models.embedding import lookups_of
+from hasten.inputs.models.onnx import load, read
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.measure.closed_loop import Block
 from hasten.measure.curve import CURVE, CurvePoint, curve_record
@@ -48,7 +50,7 @@ def bundle_of(
     pipeline: Pipeline | None = None,
     sequences: Sequences | None = None,
 ) -> Path:
-    """Write a bundle of an .onnx file whose only open dimension is the batch.
+    """Write a bundle of an .onnx file whose only open dimension is the batch, with its tables as a run states them.
 
     Args:
         folder: Folder to write the bundle into; a bundle of its name there is replaced.
@@ -70,7 +72,12 @@ def bundle_of(
     other = winner if exact is None else built(place / "exact", exact, ONE_THREAD)
     status = "exact" if exact is None else "certified"
     stating = stated(
-        winner, other if keep_exact else None, status=status, pipeline=pipeline, sequences=sequences
+        winner,
+        other if keep_exact else None,
+        status=status,
+        pipeline=pipeline,
+        sequences=sequences,
+        lookups=lookups_of(read(model), load(model).inputs),
     )
     write(path, stating, extra, requests=requests)
     return path

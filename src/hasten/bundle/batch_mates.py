@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from hasten.core.lookups import RowNumbers
 from hasten.core.tensors import Array, Tensors, TensorSpec, unlike_rows
 from hasten.errors import CandidateError
 
@@ -25,9 +26,20 @@ def share_batch_axis(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 
 
 def made_up(
-    specs: Sequence[TensorSpec], rows: int | None, rng: np.random.Generator, loud: float = 1.0
+    specs: Sequence[TensorSpec],
+    rows: int | None,
+    rng: np.random.Generator,
+    loud: float = 1.0,
+    numbers: RowNumbers | None = None,
 ) -> dict[str, Array]:
     """Make a random request of `rows` rows; None for as many rows as the specs state.
+
+    Args:
+        specs: Inputs of one request, without open dimensions.
+        rows: Size of the first axis.
+        rng: Source of the random numbers.
+        loud: Factor of floats.
+        numbers: Check that the request must pass; None for none.
 
     Raises:
         CandidateError: it would be larger than `MOST_BYTES`.
@@ -48,27 +60,31 @@ def made_up(
             made[spec.name] = array.astype(dtype, copy=False)
         else:
             made[spec.name] = rng.integers(0, 2, sizes, np.int8).astype(dtype)
-    return made
+    return made if numbers is None else numbers.within(made)
 
 
-def mates(requests: Sequence[Tensors], specs: Sequence[TensorSpec]) -> Iterator[Tensors]:
+def mates(
+    requests: Sequence[Tensors], specs: Sequence[TensorSpec], numbers: RowNumbers | None = None
+) -> Iterator[Tensors]:
     """Yield batch mates for the first of some requests, without end, scaled up by `LOUD`.
 
     Args:
         requests: Requests of one row each, of which those of the first one's shapes can be mates; if there
             are none, the mates are random.
         specs: Inputs of one request, without open dimensions.
+        numbers: Check that the mates must pass; None for none.
     """
     rng = np.random.default_rng(1)
     while not requests:
-        yield made_up(specs, 1, rng, LOUD)
+        yield made_up(specs, 1, rng, LOUD, numbers)
     first, *others = requests
     alike = [one for one in others if all(one[name].shape == first[name].shape for name in first)]
     for request in itertools.cycle((*alike, first)):
         with np.errstate(over="ignore"):
-            yield {
+            loud = {
                 n: a * a.dtype.type(LOUD) if a.dtype.kind == "f" else a for n, a in request.items()
             }
+        yield loud if numbers is None else numbers.within(loud)
 
 
 def stacked(requests: Sequence[Tensors]) -> dict[str, Array]:

@@ -29,6 +29,7 @@ from hasten.bundle.packing.unpacking import unpacked
 from hasten.bundle.requests import kept_requests
 from hasten.core.cache_folder import VARIABLE
 from hasten.core.devices import at_hand, check_measurable
+from hasten.core.lookups import RowNumbers
 from hasten.core.processes import interpreter
 from hasten.core.records import type_name
 from hasten.core.scratch import SCRATCH
@@ -277,7 +278,8 @@ def _request(folder: Path, manifest: Manifest, seed: int) -> dict[str, Any]:
     if kept := kept_requests(folder, manifest):
         return kept[0]
     artifact = artifact_of(folder, manifest.winner, manifest, ())
-    return made_up(artifact.request, None, np.random.default_rng(seed))
+    numbers = RowNumbers.of(manifest.lookups, artifact.inputs)
+    return made_up(artifact.request, None, np.random.default_rng(seed), numbers=numbers)
 
 
 def _label(parts: Mapping[str, Part]) -> str:

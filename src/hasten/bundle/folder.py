@@ -24,6 +24,7 @@ from hasten.bundle.manifest import (
     check_engines,
     check_pipeline,
     check_sequences,
+    check_tables,
     check_values,
     naming_packages,
     one_line,
@@ -342,6 +343,7 @@ def parsed(data: bytes, path: Path, said: str = "") -> Manifest:
         check_pipeline(manifest)
         check_sequences(manifest)
         check_requests(manifest)
+        check_tables(manifest)
         check_ranges(manifest.ranges, manifest.winner.artifact.inputs)
         if manifest.comparison is not None:
             manifest.comparison.check()

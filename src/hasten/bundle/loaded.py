@@ -19,6 +19,7 @@ from hasten.bundle.spreading import FEW_ROWS, Spread
 from hasten.bundle.states import StateSession
 from hasten.bundle.stored import Stored
 from hasten.core.forks import after_forks
+from hasten.core.lookups import RowNumbers
 from hasten.core.shapes import Extent, check_alike
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
 from hasten.core.varying import in_words, no_batches, of_sample
@@ -239,7 +240,7 @@ class Loaded:
         """Return a call without arguments that answers from and to the same arrays each time.
 
         Fill the inputs, call, and read the outputs. The arrays are checked here, once; their numbers, which
-        change with each call, aren't. The call keeps a session of its own, which is freed with the bundle,
+        change with each call, aren't, but each call checks those that the model looks up in a table. The call keeps a session of its own, which is freed with the bundle,
         and the arrays; it is for one thread: while one is in it, another gets an error. Bind one for each
         thread.
 
@@ -252,7 +253,7 @@ class Loaded:
 
         Returns:
             The call. It raises CandidateError where the engine fails, another thread is in it, or the
-            bundle is closed.
+            bundle is closed, and InputError where a number is no row of a table that the model looks it up in.
 
         Raises:
             InputError: an array doesn't fit; the message says which, and what the model takes or gives. Or the
@@ -416,6 +417,11 @@ class Loaded:
         return self._pool.outputs
 
     @property
+    def numbers(self) -> RowNumbers | None:
+        """Check that each request's numbers are rows of the tables that the model looks them up in; None for none."""
+        return self._pool.numbers
+
+    @property
     def batch_sizes(self) -> tuple[int, ...] | None:
         """Batch sizes that the model takes; None if it takes any."""
         return self._pool.batch_sizes
@@ -465,6 +471,7 @@ class Loaded:
             Arrays by output name, with the dtypes and shapes that `outputs` gives.
 
         Raises:
+            InputError: a number is no row of a table that the model looks it up in.
             CandidateError: the engine failed, or the bundle is closed.
         """
         if self._most_alone < math.inf and (count := self._divided(tensors)):

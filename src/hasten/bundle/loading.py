@@ -21,6 +21,7 @@ from hasten.bundle.signatures import Trusted, keys_of
 from hasten.bundle.stored import Stored, stored_at
 from hasten.core.cache_folder import cache_folder
 from hasten.core.devices import at_hand
+from hasten.core.lookups import RowNumbers
 from hasten.engines.base import Artifact
 from hasten.engines.buckets import padder_of
 from hasten.engines.compile_cache import CompileCache
@@ -170,7 +171,8 @@ def _open(
             warnings.warn(_warning(notes, exact=exact), kind, stacklevel=3)
         limit = sessions or sessions_for(engine, artifact, target, here.threads)
         compiled = _compiled(cache, artifact, item, manifest)
-        pool = SessionPool(engine, artifact, target, limit, compiled)
+        numbers = RowNumbers.of(manifest.lookups, artifact.inputs)
+        pool = SessionPool(engine, artifact, target, limit, compiled, numbers)
     judged = which == "winner" and manifest.status == "certified"
     opened = Loaded(
         stored,

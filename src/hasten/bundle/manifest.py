@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from hasten.core.comparison import Comparison
+from hasten.core.lookups import Lookup, check_lookups
 from hasten.core.ranges import ValueRange
 from hasten.core.records import file_digest, leaves, to_record
 from hasten.core.sequences import Sequences, check_states
@@ -91,6 +92,7 @@ class Manifest:
         shapes: Dimensions in which the samples that it was made with differ, and their sizes.
         comparison: Figures, scores and decisions of the winner beside the exact model's, on the sealed
             samples; None where nothing was compared.
+        lookups: Tables that the models look their inputs' numbers up in, whose rows all requests must have.
         least: Pixels of the shorter side that are enough where the winner's pictures are decoded smaller than
             the pipeline says, as `Decode.least`; 0 where they aren't.
         ranges: Ranges of the inputs' numbers in the samples that calibrated and that the search saw; none
@@ -118,6 +120,7 @@ class Manifest:
     shapes: tuple[Extent, ...] = ()
     comparison: Comparison | None = None
     ranges: tuple[ValueRange, ...] = ()
+    lookups: tuple[Lookup, ...] = ()
     least: int = 0
     varying: tuple[str, ...] = ()
     files: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -248,6 +251,17 @@ def check_sequences(manifest: Manifest) -> None:
             if not states:
                 raise InputError("it states sequences without a state")
             check_states(states, item.artifact.inputs, item.artifact.outputs)
+
+
+def check_tables(manifest: Manifest) -> None:
+    """Check that the tables that numbers are looked up in can be those of both models' inputs.
+
+    Raises:
+        InputError: they can't; the message names the input.
+    """
+    for item in (manifest.winner, manifest.exact):
+        if item is not None:
+            check_lookups(manifest.lookups, item.artifact.inputs)
 
 
 def nested_engines(record: dict[str, Any]) -> dict[str, dict[str, Any]]:

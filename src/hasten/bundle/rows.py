@@ -126,7 +126,8 @@ class BoundRow:
             outputs for the row by name, without a batch axis.
 
         Raises:
-            InputError: the row can't be read; the message names the column.
+            InputError: the row can't be read; the message names the column. Or a number is no row of a table that
+                the model looks it up in.
             CandidateError: the engine failed, another thread is in this call, or the bundle is closed.
         """
         self._read(row, self.row)

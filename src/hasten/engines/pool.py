@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from queue import Empty, SimpleQueue
 
 from hasten.core.forks import ForkedLock, after_forks
+from hasten.core.lookups import RowNumbers
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.base import Artifact, Engine, Session, share
@@ -58,6 +59,7 @@ class SessionPool:
         rows_apart: Whether a batch's rows are computed apart; see `Session`.
         lends_calls: Whether bound calls take no session of their own; see `Session`.
         compiling_s: Seconds that a compiler took for the first session; see `Session`.
+        numbers: Check of each request's numbers; None for no check.
         limit: Largest number of sessions.
 
     Args:
@@ -66,6 +68,7 @@ class SessionPool:
         target: Target with the device, and the number of threads of each session.
         limit: Largest number of sessions, at least 1.
         compiled: Cache of what the engine made of the artifact; None to open it without one.
+        numbers: Check of each request's numbers before an engine gets them; None for no check.
 
     Raises:
         CandidateError: the first session can't be opened.
@@ -78,8 +81,10 @@ class SessionPool:
         target: Target,
         limit: int,
         compiled: CompileCache | None = None,
+        numbers: RowNumbers | None = None,
     ) -> None:
         self.limit = limit
+        self.numbers = numbers
         self._compiled = compiled
         self._engine, self._artifact, self._target = engine, artifact, target
         self._lock = threading.RLock()  # a dropped seat may come back while its thread holds it
@@ -105,7 +110,10 @@ class SessionPool:
 
         Raises:
             CandidateError: the runtime failed, or the pool is closed.
+            InputError: an input has other numbers than those that the model takes.
         """
+        if self.numbers is not None:
+            self.numbers(inputs)
         # This repeats `session`, whose context manager costs too much in a call of some
         # microseconds.
         try:
@@ -176,6 +184,18 @@ class SessionPool:
         Raises:
             CandidateError: the session can't be opened, or the pool is closed.
         """
+        call = self._bound(inputs, outputs)
+        numbers = self.numbers
+        if numbers is None:
+            return call
+
+        def checked() -> None:
+            numbers(inputs)
+            call()
+
+        return checked
+
+    def _bound(self, inputs: Tensors, outputs: Tensors) -> Callable[[], None]:
         self.check_open()
         with self.session() as lent:
             if lent.lends_calls:

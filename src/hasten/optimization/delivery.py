@@ -18,6 +18,7 @@ from hasten.certificate.batches import Coverage
 from hasten.certificate.changed import ChangedShare
 from hasten.certificate.looks import Look
 from hasten.core.comparison import Comparison
+from hasten.core.lookups import Lookup
 from hasten.core.ranges import ValueRange
 from hasten.core.records import digest, from_record, to_record, type_name
 from hasten.core.varying import not_covered
@@ -282,6 +283,7 @@ def manifest_of(
         least=shipment.least,
         varying=job.varying,
         ranges=_ranges(ready, shipment.winner) if job.order.keep_requests else (),
+        lookups=tuple(_lookups(ready, shipment)),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 
@@ -290,6 +292,20 @@ def _ranges(ready: Ready, winner: Part) -> tuple[ValueRange, ...]:
     """Return the ranges of the winner's inputs."""
     names = {spec.name for spec in winner.artifact.inputs}
     return tuple(one for one in ready.ranges if one.input in names)
+
+
+def _lookups(ready: Ready, shipment: Shipment) -> Iterator[Lookup]:
+    """Yield the tables that the bundle's models look their inputs' numbers up in, each once."""
+    smaller = {record.get("sha256") for record in shipment.winner.passes}
+    found = list(ready.lookups)
+    for small in ready.small_models:
+        if small.sha256 in smaller:
+            found += small.lookups(ready.model)
+    parts = filter(None, (shipment.winner, shipment.exact))
+    models = [{spec.name: spec for spec in part.artifact.inputs} for part in parts]
+    for one in dict.fromkeys(found):
+        if all(one.input in specs and one.fits(specs[one.input]) for specs in models):
+            yield one
 
 
 def part_of(candidate: Candidate, artifact: Artifact) -> bundle.Part:

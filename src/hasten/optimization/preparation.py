@@ -185,6 +185,7 @@ def prepare(
         job.journal.append(ASKING)
     if sequences is not None and isinstance(dataset, SequenceData):
         ready = replace(ready, unrolled=unroll(job, source, parts, sequences, dataset))
+    ready.check_numbers()
     ready = replace(ready, tested=expected_look(job, parts).promise(ready.promise))
     if isinstance(dataset, TableRows):
         job.notes += dataset.notes
@@ -400,7 +401,7 @@ def _check_graph(job: Job, target: Target, source: Model, preparation: Pipeline 
     job.notes += filter(None, [already_quantized.words(proto)])
     job.notes += frozen.words(proto, source.inputs)
     if preparation is not None:
-        job.notes += filter(None, [check_vocabulary(preparation, proto)])
+        job.notes += filter(None, [check_vocabulary(preparation, proto, source.inputs)])
 
 
 def _note(job: Job, ready: Ready) -> None:

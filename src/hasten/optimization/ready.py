@@ -11,20 +11,24 @@ from typing import Self
 import numpy as np
 
 from hasten.certificate.promise import Promise
+from hasten.core.lookups import Lookup, RowNumbers
 from hasten.core.model import Model
 from hasten.core.ranges import ValueRange, ranges_of
 from hasten.core.shapes import Extent
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
+from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.parts import Parts
 from hasten.inputs.data.spool import Spool
 from hasten.inputs.metrics.unlabelled import missing_labels
+from hasten.inputs.models.embedding import lookups_of
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.set_metrics.base import SetMetric
 from hasten.measure.workbench import Workbench
 from hasten.optimization.folding import Given
 from hasten.optimization.unrolling import Unrolled
+from hasten.passes.onnx_files import read_onnx
 from hasten.passes.small_model import SmallModel
 
 _CHANGES = 2
@@ -101,11 +105,37 @@ class Ready:
 
         Of much data only the first samples are read, up to 256 MiB.
         """
+        return ranges_of(self._single_parts())
+
+    def _single_parts(self) -> Iterator[Tensors]:
+        """Yield samples of single requests that calibrate or that the search sees, some at a time."""
         if self.kept is not None:
-            return ranges_of(_parts(self.kept))
+            return _parts(self.kept)
         if self.unrolled is not None:
-            return ranges_of(_parts(self.unrolled.calibration))
-        return ranges_of(_parts(self.parts.calibration, self.parts.search))
+            return _parts(self.unrolled.calibration)
+        return _parts(self.parts.calibration, self.parts.search)
+
+    @cached_property
+    def lookups(self) -> tuple[Lookup, ...]:
+        """Tables that the original looks its inputs' numbers up in."""
+        return lookups_of(read_onnx(self.model, weights=False), self.model.inputs)
+
+    def check_numbers(self) -> None:
+        """Check that the samples' numbers are rows of the original's tables, as the bundle will of each request.
+
+        Of much data only the first samples are read, as for `ranges`.
+
+        Raises:
+            InputError: one isn't; the message names the input, the number and the rows.
+        """
+        numbers = RowNumbers.of(self.lookups, self.model.inputs)
+        if numbers is None:
+            return
+        for part in self._single_parts():
+            try:
+                numbers(part)
+            except InputError as error:
+                raise InputError(f"the data doesn't suit the model: {error}") from error
 
     @property
     def steps_each(self) -> float:

@@ -21,7 +21,7 @@ from hasten.inputs.metrics import default_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.outputs import class_output
 from hasten.inputs.metrics.same_answers import EXACT_TOLERANCE, SameAnswers
-from hasten.inputs.models.embedding import embedding_rows
+from hasten.inputs.models.embedding import lookups_of
 from hasten.inputs.models.source import load_model
 from hasten.optimization.job import Job
 from hasten.optimization.order import Order
@@ -80,11 +80,7 @@ def load_without_data(job: Job, found: Any) -> tuple[Model, Dataset]:
     folder.mkdir()
     model = load_model(found, None, folder, job.order.custom_ops)
     proto = read_onnx(model, weights=False)
-    rows = {
-        spec.name: known
-        for spec in model.inputs
-        if (known := embedding_rows(proto.graph, spec.name)) is not None
-    }
+    rows = {table.input: table.least for table in lookups_of(proto, model.inputs)}
     ways = plans(model.inputs, deciding_inputs(proto.graph))
     arrays, plan = _that_run(model, ways, rows, job.order.seed)
     job.notes.append(_said(model, plan))

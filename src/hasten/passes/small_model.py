@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from hasten.core.lookups import Lookup
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.models.embedding import lookups_of
 from hasten.passes.base import Pass
 
 if TYPE_CHECKING:
@@ -92,6 +94,13 @@ class SmallModel(Pass):
     def source(self, original: Model) -> Model:
         """Return the smaller model's own file as a model, whose tensors keep their own names."""
         return replace(original, path=self.path, files=self.files)
+
+    def lookups(self, original: Model) -> tuple[Lookup, ...]:
+        """Return the tables that the smaller model looks the original's inputs up in; see `lookups_of`."""
+        from hasten.passes.onnx_files import read_onnx
+
+        renamed, inputs, _ = _renamed(read_onnx(self.source(original), weights=False), original)
+        return lookups_of(renamed, inputs)
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         # Imported here, so that importing this module doesn't need onnx.

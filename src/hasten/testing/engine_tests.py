@@ -29,8 +29,9 @@ from hasten.engines.layers import LayerTime, summarize
 from hasten.engines.origins import traced
 from hasten.engines.pool import SessionPool
 from hasten.engines.reference import Reference
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, InputError
 from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.models.embedding import lookups_of
 from hasten.inputs.models.onnx import load, read
 from hasten.measure.environment import environment
 from hasten.testing import models
@@ -227,9 +228,7 @@ class EngineTests:
     def test_tasks_that_ask_a_bundle_get_the_answers_that_one_thread_gets(
         self, target: Target, tmp_path: Path
     ) -> None:
-        known = to_record(self.engine)["type"] in Engine.registry
-        if target.kind != "host" or "host" not in self.engine.families or not known:
-            pytest.skip(f"no bundle of {self.engine} is opened on this host")
+        self.skip_without_bundles(target)
         model = load(models.linear_classifier(tmp_path))
         (row,) = request_for(model.inputs).values()
         artifact = self.built(model.settled_by({"x": row[0]}), target, tmp_path)
@@ -245,6 +244,45 @@ class EngineTests:
             together = asyncio.run(all_at_once())
         for got, expected in zip(together, alone, strict=True):
             assert_same(got, expected)
+
+    def test_a_bundle_answers_the_rows_of_its_tables_and_refuses_other_numbers(
+        self, target: Target, tmp_path: Path
+    ) -> None:
+        self.skip_without_bundles(target)
+        model = load(models.mixed_inputs(tmp_path)).settled_by(_mixed_sample(0))
+        try:
+            artifact = self.built(model, target, tmp_path)
+        except CandidateError as refused:
+            pytest.skip(f"the engine doesn't take the model: {refused}")
+        lookups = lookups_of(read(model.path), model.inputs)
+        assert {one.input: one.least for one in lookups} == {"ids": 10, "kind": 10}
+        manifest = replace(
+            _exact(part("tables", (), self.engine, artifact), target), lookups=lookups
+        )
+        bundle.write(tmp_path / "tables.hasten", manifest, {})
+        plain = {
+            n: a if not a.ndim and n != "kind" else a[None] for n, a in _mixed_sample(0).items()
+        }
+        with bundle.load(tmp_path / "tables.hasten", cache=False) as loaded:
+            right = loaded(plain)
+            from_the_end = {**plain, "ids": plain["ids"] - 10, "kind": plain["kind"] - 10}
+            for name, array in loaded(from_the_end).items():
+                np.testing.assert_allclose(array, right[name], TOLERANCE, TOLERANCE)
+            for name in ("ids", "kind"):
+                for number in (10, -11):
+                    wrong = plain[name].copy()
+                    wrong.flat[-1] = number
+                    with pytest.raises(InputError) as caught:
+                        loaded({**plain, name: wrong})
+                    assert f"input {name!r} has the number {number}, " in str(caught.value)
+                    assert_one_line(caught.value)
+            assert_same(loaded(plain), right)
+
+    def skip_without_bundles(self, target: Target) -> None:
+        """Skip a test of a bundle that can't be opened here."""
+        known = to_record(self.engine)["type"] in Engine.registry
+        if target.kind != "host" or "host" not in self.engine.families or not known:
+            pytest.skip(f"no bundle of {self.engine} is opened on this host")
 
     def test_sessions_side_by_side_leave_each_other_alone(
         self, target: Target, tmp_path: Path

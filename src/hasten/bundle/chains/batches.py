@@ -45,10 +45,11 @@ def batch_sizes(loaded: Loaded, most: int | None) -> tuple[tuple[int, ...], str]
     if not tried:
         return (1,), ""
     kept = [{n: a[:1] for n, a in request.items()} for request in loaded.requests]
-    others = mates(kept, loaded.request)
+    others = mates(kept, loaded.request, loaded.numbers)
     start_ns = time.perf_counter_ns()
     try:
-        lone = kept[0] if kept else made_up(loaded.request, 1, np.random.default_rng(0))
+        rng = np.random.default_rng(0)
+        lone = kept[0] if kept else made_up(loaded.request, 1, rng, numbers=loaded.numbers)
         each_bytes = sum(array.nbytes for array in lone.values())
         alone = loaded.run(lone)
         best_ns = _least_ns(loaded, lone)

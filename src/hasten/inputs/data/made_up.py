@@ -94,8 +94,8 @@ def make_up(
 ) -> dict[str, Array]:
     """Return made-up samples by input name, each of shape `(n, ...)`, n at most `count`.
 
-    Masks and lengths are 1, of any type. Other floats are normally distributed. Integers are below the
-    rows of the table that they look up, and else 0 or 1.
+    Masks and lengths are 1, of any type. Numbers that are looked up are below the rows of their table. Other
+    floats are normally distributed, and other integers 0 or 1.
 
     Args:
         specs: Specs of the model's inputs.
@@ -149,7 +149,7 @@ def _values(
 ) -> Array:
     dtype = np.dtype(spec.dtype)
     name = spec.name.lower()
-    if dtype.kind not in "iub":
+    if dtype.kind not in "iub" and rows is None:
         if name.rstrip("_.:0123456789").endswith(_ENDS):
             return np.ones(shape, dtype)
         return rng.standard_normal(shape, np.float32).astype(dtype, copy=False)

@@ -1,10 +1,16 @@
-"""Rows of the embedding that a model looks tokens up in."""
+"""Tables that a model looks its inputs' numbers up in, such as the embedding of tokens."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from hasten.core.lookups import MOST_NUMBERS, Lookup
+from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.text import Tokenize
@@ -12,18 +18,44 @@ from hasten.inputs.pipeline.text import Tokenize
 if TYPE_CHECKING:
     import onnx
 
-_SAME_VALUES = frozenset(("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"))
+_SAME_VALUES = frozenset(
+    ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+)
 """Operators that hand numbers on as they are."""
+_PARTS = frozenset(("Gather", "Slice", "Split"))
+"""Operators that hand some of the numbers on."""
+_WHOLE = (6, 7)
+"""ONNX's numbers of int32 and int64, to one of which a cast keeps the numbers of rows."""
+_TABLES = {
+    ("", "Gather"): ((1, 0),),
+    ("com.microsoft", "EmbedLayerNormalization"): ((0, 2), (1, 4)),
+}
+"""Operators that look numbers up: places of the inputs with the numbers and with the table."""
+_OF_A_TABLE = frozenset(("Cast", "DequantizeLinear", "Identity", "QuantizeLinear"))
+"""Operators whose output has as many rows as their first input."""
+_OPEN = 61
+"""Size that stands for an open one: larger than what is cut off at one end."""
+_MOST_PLACES = 1 << 18
+"""Largest size of an input that may have tables."""
+_MOST_STEPS = 8
+"""Largest number of operators between a constant and the table that is made of it."""
 _ROUNDED = 128
 """Largest multiple to which models usually round the rows of their embedding up."""
 _SPARE = 1.01
 """Rows that some models have in reserve, by what their tokenizer and rounding explain."""
 
 
-def check_vocabulary(pipeline: Pipeline, proto: onnx.ModelProto) -> str:
+def check_vocabulary(
+    pipeline: Pipeline, proto: onnx.ModelProto, inputs: Sequence[TensorSpec]
+) -> str:
     """Check that a model's embedding has a row for every token of its pipeline's tokenizer.
 
     A model whose embedding can't be found, as in one that was split or fused, passes.
+
+    Args:
+        pipeline: Steps before the model.
+        proto: Model, with or without its external data.
+        inputs: Specs of its inputs.
 
     Returns:
         Note for people where the embedding has more rows than its rounding up explains, as where
@@ -32,10 +64,10 @@ def check_vocabulary(pipeline: Pipeline, proto: onnx.ModelProto) -> str:
     Raises:
         InputError: the tokenizer has more tokens than the embedding has rows.
     """
-    for step in pipeline.steps:
-        if not isinstance(step, Tokenize):
-            continue
-        rows = embedding_rows(proto.graph, step.ids)
+    tokenizers = [step for step in pipeline.steps if isinstance(step, Tokenize)]
+    tables = lookups_of(proto, inputs) if tokenizers else ()
+    for step in tokenizers:
+        rows = next((table.least for table in tables if table.input == step.ids), None)
         if rows is not None and step.vocabulary > rows:
             raise InputError(
                 f"the tokenizer's numbers go up to {step.vocabulary - 1}, but the model's "
@@ -50,16 +82,131 @@ def check_vocabulary(pipeline: Pipeline, proto: onnx.ModelProto) -> str:
     return ""
 
 
-def embedding_rows(graph: onnx.GraphProto, name: str) -> int | None:
-    """Return the rows of the first matrix that a graph looks an input's numbers up in, or None."""
-    sizes = {tensor.name: tensor.dims for tensor in graph.initializer}
-    handed_on = {name}
-    for node in graph.node:  # ONNX has nodes in the order of their computation
-        if node.op_type in _SAME_VALUES and node.input[0] in handed_on:
-            handed_on.update(node.output)
-        elif node.op_type == "Gather" and node.input[1] in handed_on:
-            axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 0)
-            dims = sizes.get(node.input[0])
-            if dims is not None and len(dims) == 2 and axis in (-2, -1, 0, 1):
-                return int(dims[axis])
-    return None
+def lookups_of(proto: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> tuple[Lookup, ...]:
+    """Return the tables that a graph looks the numbers of its inputs up in, as they are.
+
+    A number that is calculated with before, or looked up in a branch or a loop, isn't found.
+
+    Args:
+        proto: Model, with or without its external data.
+        inputs: Specs of its inputs.
+    """
+    found, constants = [], _Constants(proto)
+    looked_up = [(name, count) for name, count in constants.tables() if count]
+    for spec in inputs if looked_up else ():
+        sizes = [_OPEN if isinstance(size, str) else size for size in spec.shape]
+        if np.dtype(spec.dtype).kind not in "iuf" or not 0 < math.prod(sizes) <= _MOST_PLACES:
+            continue
+        rows = np.zeros(math.prod(sizes), np.int64)
+        places = constants.places(spec.name, np.arange(rows.size).reshape(sizes))
+        for name, count in looked_up:
+            if name in places:
+                own = places[name].ravel()
+                rows[own] = np.where(rows[own] > 0, np.minimum(rows[own], count), count)
+        rows = rows.reshape(sizes)
+        for axis, size in enumerate(spec.shape):
+            if isinstance(size, str) or (rows == rows.take([0], axis)).all():
+                rows = _alike(rows, axis)
+        if rows.size > MOST_NUMBERS:
+            rows = _alike(rows, None)
+        if rows.any():
+            found.append(Lookup(spec.name, rows.shape, tuple(rows.ravel().tolist())))
+    return tuple(found)
+
+
+def _alike(rows: Array, axis: int | None) -> Array:
+    """Return the rows that each place along an axis has at most, or 0 where one has no table."""
+    every = (rows > 0).all(axis, keepdims=True)
+    return np.where(every, rows.max(axis, keepdims=True), 0)
+
+
+def _domain(node: onnx.NodeProto) -> str:
+    return "" if node.domain == "ai.onnx" else node.domain
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    return next((int(entry.i) for entry in node.attribute if entry.name == "axis"), 0)
+
+
+class _Constants:
+    """Constants of a graph: tables, and what says how a node moves numbers."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self._nodes = proto.graph.node
+        self._tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+        self._makers = {name: node for node in self._nodes for name in node.output}
+        self._sets = {entry.domain: entry.version for entry in proto.opset_import}
+
+    def tables(self) -> Iterator[tuple[str, int]]:
+        """Yield each tensor of numbers that are looked up, and the rows of its table; 0 where it isn't constant."""
+        for node in self._nodes:
+            for numbers, table in _TABLES.get((_domain(node), node.op_type), ()):
+                if len(node.input) > max(numbers, table):
+                    yield node.input[numbers], self._size(node.input[table], _axis(node))
+
+    def places(self, name: str, own: Array) -> dict[str, Array]:
+        """Return the tensors with an input's numbers, each as the places of the input that they are from.
+
+        Where the order of the places isn't known, they have one axis.
+
+        Args:
+            name: Name of the input.
+            own: Numbers of its places.
+        """
+        found = {name: own}
+        for node in self._nodes:  # ONNX has nodes in the order of their computation
+            if not _domain(node) and node.input and node.input[0] in found:
+                found.update(
+                    zip(node.output, self._moved(node, found[node.input[0]]), strict=False)
+                )
+        return found
+
+    def _size(self, table: str, axis: int) -> int:
+        """Return the size of a constant table along an axis; 0 for another tensor, or no such axis."""
+        for _ in range(_MOST_STEPS):
+            node, tensor = self._makers.get(table), self._tensors.get(table)
+            if node is not None and node.op_type == "Constant":
+                tensor = next((one.t for one in node.attribute if one.name == "value"), None)
+            if tensor is not None:
+                dims = tensor.dims
+                return int(dims[axis]) if -len(dims) <= axis < len(dims) else 0
+            if node is None or node.op_type not in _OF_A_TABLE or not node.input:
+                return 0
+            table = node.input[0]
+        return 0
+
+    def _moved(self, node: onnx.NodeProto, given: Array) -> list[Array]:
+        """Return the places that the numbers of a node's outputs are from; none where it calculates with them."""
+        kept = node.op_type in _SAME_VALUES
+        if not kept and (node.op_type not in _PARTS or given.ndim == 1):
+            return []
+        if node.op_type == "Cast":
+            whole = any(one.name == "to" and one.i in _WHOLE for one in node.attribute)
+            return [given] if whole else []
+        if node.op_type == "Identity" or given.ndim == 1:
+            return [given]
+        others = {name for name in node.input[1:] if name}
+        makers = [self._makers[name] for name in others if name in self._makers]
+        tensors = [self._tensors[name] for name in others if name in self._tensors]
+        large = sum(math.prod(tensor.dims) for tensor in tensors) > MOST_NUMBERS
+        known = len(makers) + len(tensors) == len(others) and not large
+        if known and all(maker.op_type == "Constant" for maker in makers):
+            with contextlib.suppress(Exception):  # the evaluator raises many, on damaged graphs too
+                return self._evaluated([*makers, node], tensors, given)
+        return [given.ravel()] if kept else []
+
+    def _evaluated(
+        self, nodes: Sequence[onnx.NodeProto], tensors: Sequence[onnx.TensorProto], given: Array
+    ) -> list[Array]:
+        # Imported here: only a model that moves numbers before it looks them up needs it.
+        from onnx import TensorProto, helper
+        from onnx.reference import ReferenceEvaluator
+
+        *_, node = nodes
+        taken, *made = (
+            helper.make_tensor_value_info(name, TensorProto.INT64, None)
+            for name in (node.input[0], *node.output)
+        )
+        graph = helper.make_graph(nodes, "moved", [taken], made, tensors)
+        answers = ReferenceEvaluator(graph, self._sets).run(None, {node.input[0]: given})
+        return [np.asarray(answer) for answer in answers]

@@ -169,7 +169,10 @@ class OpenBundle:
         rng = np.random.default_rng(seed)
         rows = 1 if self.batched else None
         for number in range(len(self.requests) or count):
-            yield self.requests[number] if self.requests else made_up(self.first.request, rows, rng)
+            if self.requests:
+                yield self.requests[number]
+            else:
+                yield made_up(self.first.request, rows, rng, numbers=self.first.numbers)
 
     def close(self) -> None:
         """Free the engines."""
@@ -365,7 +368,7 @@ def _warm_up(
         return
     opened.timed = {name: array.shape for name, array in lone.items()}
     sizes = [1]
-    beside = mates(opened.requests, opened.first.request)
+    beside = mates(opened.requests, opened.first.request, opened.first.numbers)
     within = opened.first.keeps_to
     if within is not None:
         known = {size: p50_ns for size, p50_ns in known.items() if size in within}

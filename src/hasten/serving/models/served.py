@@ -174,6 +174,7 @@ class ServedModel:
             self._batching.stay_away()
         pipeline = opened.manifest.pipeline
         self._row_arrays = RowArrays.of(pipeline, self.inputs)
+        self._numbers = opened.first.numbers
         waits_ns = settings.deadline_ns, clock_ns, settings.most_wait_ns
         winners = opened.manifest.pipeline_of(opened.which)
         smaller = None if winners == pipeline else winners
@@ -321,8 +322,8 @@ class ServedModel:
             rows, key = plan.rows, plan.key
         else:
             rows, key = self._looked_at(query)
-        if self._row_arrays is not None:
-            self._check_numbers(self._row_arrays, query)
+        if self._row_arrays is not None or self._numbers is not None:
+            self._check_numbers(query)
         if self.cache is not None:  # copied: clients may change shared memory after it was hashed
             query.inputs = {name: np.array(array) for name, array in query.inputs.items()}
         timeout_ns = query.timeout_ns or self.settings.deadline_ns
@@ -342,15 +343,18 @@ class ServedModel:
             self.refused(query, failure)
             raise
 
-    def _check_numbers(self, check: RowArrays, query: Query) -> None:
-        """Check the numbers of rows that come as the model takes them.
+    def _check_numbers(self, query: Query) -> None:
+        """Check the numbers of a request, before it shares a batch with others.
 
         Raises:
-            ProtocolError: the step `row` refuses one.
+            ProtocolError: the step `row` refuses one, or it is no row of a table that the model looks it up in.
         """
-        ((name, array),) = query.inputs.items()
         try:
-            check.check(name, array)
+            if self._row_arrays is not None:
+                ((name, array),) = query.inputs.items()
+                self._row_arrays.check(name, array)
+            if self._numbers is not None:
+                self._numbers(query.inputs)
         except InputError as error:
             failure = ProtocolError(Kind.INVALID, str(error))
             self.refused(query, failure)

@@ -1,0 +1,92 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hasten.core.lookups import Lookup, RowNumbers, check_lookups
+from hasten.core.tensors import Array, TensorSpec
+from hasten.errors import InputError
+
+IDS = TensorSpec("ids", "int64", ("batch", 3))
+EVERY = RowNumbers([Lookup("ids", (1, 1), (10,))])
+SOME = RowNumbers([Lookup("ids", (1, 3), (10, 0, 2))])
+
+
+def request(numbers: Any, dtype: str = "int64") -> dict[str, Array]:
+    return {"ids": np.array(numbers, dtype)}
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "float32"])
+def test_rows_count_from_the_begin_and_from_the_end(dtype: str) -> None:
+    EVERY(request([[0, 9, -1], [-10, 5, 5]], dtype))
+    for number in (10, 11, 100, -11, -100):
+        with pytest.raises(InputError):
+            EVERY(request([[0, 0, 0], [0, number, 0]], dtype))
+    EVERY(request(np.zeros((0, 3)), dtype))
+
+
+def test_the_message_names_the_input_the_number_and_the_rows() -> None:
+    for check, numbers, number, rows in (
+        (EVERY, [[1, 2, 3], [4, 30522, 70000]], 30522, 10),
+        (SOME, [[1, 2, 1], [9, 30522, 2]], 2, 2),
+        (SOME, [[1, 2, 1], [-11, 30522, 1]], -11, 10),
+    ):
+        with pytest.raises(InputError) as error:
+            check(request(numbers))
+        assert str(error.value) == (
+            f"input 'ids' has the number {number}, and the table that it looks up has {rows} rows: give numbers from "
+            f"0 to {rows - 1}, as the model's own tokenizer or categories do"
+        )
+
+
+def test_the_largest_numbers_of_a_type_are_refused() -> None:
+    for dtype in ("int64", "uint64", "uint8", "int32"):
+        for number in {np.iinfo(dtype).max, np.iinfo(dtype).min} - {0}:
+            with pytest.raises(InputError):
+                EVERY(request([[0, 0, number]], dtype))
+
+
+def test_of_a_float_its_whole_part_counts() -> None:
+    EVERY(request([[9.9, -10.9, 0.5]], "float32"))
+    for number in (10.0, -11.0, np.nan, np.inf, -np.inf):
+        with pytest.raises(InputError):
+            EVERY(request([[0, 0, number]], "float32"))
+        SOME(request([[0, number, 0]], "float32"))
+
+
+def test_made_up_numbers_are_brought_within_the_tables() -> None:
+    made = {**request([[-5, 70, 5.5], [11, 1, -1]], "float32"), "x": np.ones(2)}
+    np.testing.assert_array_equal(EVERY.within(made)["ids"], [[0, 9, 5.5], [9, 1, 0]])
+    found = SOME.within(made)
+    np.testing.assert_array_equal(found["ids"], [[0, 70, 1], [9, 1, 0]])
+    assert found["ids"].dtype == np.float32
+    assert found["x"] is made["x"]
+    SOME(found)
+
+
+def test_only_inputs_that_are_looked_up_are_checked() -> None:
+    assert RowNumbers.of([], [IDS]) is None
+    assert RowNumbers.of([Lookup("other", (1, 1), (10,))], [IDS]) is None
+    assert RowNumbers.of([Lookup("ids", (1, 1), (0,))], [IDS]) is None
+    assert RowNumbers.of([Lookup("ids", (1, 1), (10,))], [IDS]) is not None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Lookup("other", (1, 1), (10,)),
+        Lookup("ids", (1,), (10,)),
+        Lookup("ids", (2, 1), (10, 10)),
+        Lookup("ids", (1, 3), (10,)),
+        Lookup("ids", (1, 2), (10, 10)),
+        Lookup("ids", (1, 1), (-1,)),
+        Lookup("ids", (0, 1), ()),
+    ],
+)
+def test_tables_that_an_input_cannot_have_are_refused(wrong: Lookup) -> None:
+    check_lookups([Lookup("ids", (1, 3), (10, 0, 2))], [IDS])
+    with pytest.raises(InputError) as error:
+        check_lookups([wrong], [IDS])
+    assert str(error.value) == (
+        f"it states rows of tables of the input {wrong.input!r}, which don't fit it"
+    )
