@@ -187,7 +187,7 @@ def test_an_answer_of_other_things_than_tensors_is_refused(
 ) -> None:
     path = saved(kind(), tmp_path / "net.pt")
     with pytest.raises(InputError) as error:
-        load_model(find_model(path), {"x": X}, tmp_path)
+        torchscript.export(torchscript.load(path), {"x": X}, tmp_path)
     assert str(error.value) == (
         f"the model returns {said}, but torch exports only tensors and tuples of them from TorchScript: return "
         "those, or give the module that it was made from (my.py:model)"
@@ -196,7 +196,7 @@ def test_an_answer_of_other_things_than_tensors_is_refused(
 
 def test_tuples_in_tuples_are_exported(tmp_path: Path) -> None:
     path = saved(OfTuples(), tmp_path / "net.pt")
-    model = load_model(find_model(path), {"x": X}, tmp_path)
+    model = torchscript.export(torchscript.load(path), {"x": X}, tmp_path)
     assert [spec.name for spec in model.outputs] == ["output_0", "output_1_0", "output_1_1"]
 
 
