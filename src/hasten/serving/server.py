@@ -268,4 +268,5 @@ class Server:
             await self._loop.run_in_executor(None, self._tracing.close)
         self.state.coding.shutdown(wait=False, cancel_futures=True)
         self.state.labelling.close()
+        self.routes.close()
         self.state.memory.unregister()
