@@ -265,7 +265,7 @@ def test_one_text_is_made_for_all_who_ask_meanwhile_or_soon_after(
     state = server.server.state
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(scraping(server)) for _ in range(40)]
-        until(lambda: held.forms and len(state.connections) == 40)
+        until(lambda: bool(held.forms) and len(state.connections) == 40)
         until(lambda: not any(one.idle for one in list(state.connections)))
         for _ in range(100):
             scraping(server, leaves=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import http.client
@@ -10,6 +11,7 @@ import os
 import queue
 import resource
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from hasten.errors import InputError
 from hasten.serving import server as server_module
 from hasten.serving.changing_files import ChangingFiles
 from hasten.serving.grpc.methods import SCOPES
+from hasten.serving.observation import metrics
 from hasten.serving.protocol.messages import METHODS, SERVICE
 from hasten.serving.protocol.rights import Scope
 from hasten.serving.protocol.tokens import read_clients
@@ -495,6 +498,35 @@ def test_the_only_token_is_read_again_too(bundle: Path, tmp_path: Path) -> None:
         file.write_text("the-other-of-two-tokens")
         until(lambda: ask(server, "GET /v2", "the-other-of-two-tokens")[0] == 200)
         assert ask(server, "GET /v2", "the-first-of-two-tokens")[0] == 401
+
+
+@pytest.mark.usefixtures("looking")
+def test_a_token_is_removed_while_all_threads_for_other_work_are_busy(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By scrapes whose text isn't written, and by anything else on the loop's own threads."""
+    file, go, written = tmp_path / "token", threading.Event(), metrics.written
+
+    def held(*given: Any) -> tuple[bytes, str]:
+        go.wait(PATIENCE_S)
+        return written(*given)
+
+    def fill() -> None:
+        for _ in range(64):
+            asyncio.get_running_loop().run_in_executor(None, go.wait, PATIENCE_S)
+
+    monkeypatch.setattr(metrics, "written", held)
+    file.write_text("the-first-of-two-tokens")
+    with ServerThread(place_of(bundle), token_file=file) as server, contextlib.ExitStack() as stack:
+        stack.callback(go.set)
+        server.call(fill)
+        for _ in range(64):
+            one = stack.enter_context(http_connection(server))
+            one.request(
+                "GET", "/metrics", headers={"Authorization": "Bearer the-first-of-two-tokens"}
+            )
+        file.write_text("the-other-of-two-tokens")
+        until(lambda: ask(server, "GET /v2", "the-first-of-two-tokens")[0] == 401)
 
 
 @contextlib.contextmanager
