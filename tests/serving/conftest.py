@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from hasten.serving.http import page
 from hasten.serving.models import opening
 from hasten.serving.observation import scrapes
 
@@ -21,7 +22,8 @@ def _warm_ups_are_whole() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _figures_are_of_now() -> Iterator[None]:
-    """Have each scrape tell what was counted before it."""
+    """Have each answer of figures tell what was counted before it."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(scrapes, "_KEPT_NS", 0)
+        for module in (scrapes, page):
+            patched.setattr(module, "_KEPT_NS", 0)
         yield

@@ -52,7 +52,7 @@ class Routes:
     """
 
     def __init__(self, state: ServerState) -> None:
-        self._state, self._scrapes = state, Scrapes(state)
+        self._state, self._scrapes, self._figures = state, Scrapes(state), page.KeptFigures(state)
         model = "v2/models/{name}"
         version = "v2/models/{name}/versions/{version}"
         region = "/region/{region}"
@@ -302,7 +302,7 @@ class Routes:
         return Response(200, page.PAGE, b"text/html; charset=utf-8", page.HEADERS)
 
     def _live_page(self, request: PlainRequest) -> Response:
-        return _json(page.figures(self._state))
+        return Response(200, self._figures.text())
 
 
 NO_CUDA = "this server has no CUDA shared memory: send tensors, or use system shared memory"
