@@ -11,8 +11,9 @@ import os
 import queue
 import resource
 import socket
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from hasten.serving.changing_files import ChangingFiles
 from hasten.serving.grpc.methods import SCOPES
 from hasten.serving.observation import metrics
 from hasten.serving.protocol.messages import METHODS, SERVICE
-from hasten.serving.protocol.rights import Scope
+from hasten.serving.protocol.rights import Client, Rights, Scope, digest_of
 from hasten.serving.protocol.tokens import read_clients
 
 TOKENS = {scope: f"the-token-to-{scope}-with" for scope in ("infer", "read", "control")}
@@ -266,6 +267,35 @@ def test_a_file_that_states_no_clients_is_one_line_without_its_tokens(
         read_clients(file)
     assert str(caught.value) == error.replace("{file}", str(file))
     assert "secret" not in str(caught.value)
+
+
+def calls_in(work: Callable[[], Any]) -> int:
+    """How many functions are called, of Python and C."""
+    count = 0
+
+    def seen(_: Any, event: str, __: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(seen)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_token_is_found_by_the_same_steps_among_a_thousand_clients(known: bool) -> None:
+    def steps(clients: int) -> int:
+        read = frozenset((Scope.READ,))
+        rights = Rights(Client(f"{n}", read, digest_of(b"token-of-%d" % n)) for n in range(clients))
+        token = b"token-of-1" if known else b"token-of-none"
+        assert (rights._bearer(b"Bearer " + token) is not None) == known
+        return calls_in(lambda: rights._bearer(b"Bearer " + token))
+
+    assert steps(2) == steps(1024)
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o660, 0o602, 0o610])
