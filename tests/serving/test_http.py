@@ -1137,14 +1137,39 @@ def test_a_head_that_is_refused_gets_no_body_either(server: ServerThread) -> Non
     assert got.endswith(b"\r\n\r\n")
 
 
+@pytest.mark.parametrize("size", [0, 300, 5000])
 def test_a_client_that_sends_many_requests_at_once_lets_others_in_between(
-    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
+    one = request("/v2/models/solid/config", method="GET", headers={"A": "a" * size})
     with turns_of(server, monkeypatch, "send") as turns, Client(server) as client:
-        client.send(request("/v2/models/solid/config", method="GET") * 200)
+        client.send(one)
+        assert client.answer()[0] == 200
+        server.call(lambda: client.send(one * 200))  # all are there when the loop looks
         answers = [client.answer() for _ in range(200)]
     assert [status for status, _, _ in answers] == [200] * 200
-    assert max(turns.count(each) for each in turns) <= connection._AT_ONCE
+    # One that waited since the turn before goes first.
+    assert max(turns.count(each) for each in turns) <= connection._AT_ONCE + 1
+
+
+def test_few_requests_wait_on_a_connection_whatever_was_sent(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each that waits takes far more memory than its bytes."""
+    waiting, begin = list[int](), Connection._begin
+
+    def seen(self: Connection, *given: Any) -> None:
+        waiting.append(len(self._backlog))
+        begin(self, *given)
+
+    monkeypatch.setattr(Connection, "_begin", seen)
+    one = b"GET /v2 HTTP/1.1\r\nHost: here\r\n\r\n"
+    with Client(server) as client:
+        client.send(one)
+        assert client.answer()[0] == 200
+        server.call(lambda: client.send(one * 2000))
+        assert [client.answer()[0] for _ in range(2000)] == [200] * 2000
+    assert 0 < max(waiting) <= 4096 / len(one)
 
 
 def test_http_1_0_is_answered_and_closed(server: ServerThread) -> None:

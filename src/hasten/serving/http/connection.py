@@ -49,6 +49,8 @@ log = logging.getLogger("hasten.serving")
 _DIRECT_BYTES = 64 << 10
 """Size above which a body is received into its own memory, except the part that arrived with its
 headers."""
+_HEAD_BYTES = 4 << 10
+"""Bytes that are received at once outside of a body: each waiting request takes many times its own."""
 _ALIGNMENT = 64
 _SMALL_BYTES = 64 << 10
 """Size up to which an answer is sent in one piece."""
@@ -122,7 +124,7 @@ class Connection(asyncio.BufferedProtocol):
         self._leaving = False
         self._transport: asyncio.Transport
         self._parser = httptools.HttpRequestParser(self)
-        self._view = state.received
+        self._view, self._heads = state.received, state.received[:_HEAD_BYTES]
         self._head_bytes = 0
         self._url = self._method = b""
         self._headers: dict[bytes, bytes] = {}
@@ -138,6 +140,8 @@ class Connection(asyncio.BufferedProtocol):
         self._busy = False
         self._at_once = 0
         """Requests that were received whole since the loop last heard others."""
+        self._more = False
+        """Whether the last bytes filled the buffer, so that the loop reads on before it hears others."""
         self._ticket: Ticket | RawTicket | StepTicket | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
@@ -229,7 +233,7 @@ class Connection(asyncio.BufferedProtocol):
         """Return the memory to receive into: the body itself, if it is a long one."""
         if self._in_body and self._body is not None:
             return self._body[self._filled :]  # type: ignore[no-any-return]
-        return self._view
+        return self._view if self._in_body else self._heads
 
     def buffer_updated(self, count: int) -> None:
         """Handle `count` received bytes."""
@@ -238,7 +242,9 @@ class Connection(asyncio.BufferedProtocol):
             clients.heard(self._number, self.clock_ns())
         if self._hung_up or self._refusal is not None:
             return
-        self._at_once = 0
+        if not self._more:
+            self._at_once = 0
+        self._more = False
         if self._in_body and self._body is not None:
             self._filled += count
             try:
@@ -250,6 +256,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._parser = httptools.HttpRequestParser(self)  # for the bytes after this body
                 self.on_message_complete()
             return
+        self._more = count == len(self._view if self._in_body else self._heads)
         if not self._in_body:
             self._head_bytes += count
         self._feed(self._view[:count])
