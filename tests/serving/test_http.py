@@ -492,6 +492,8 @@ def test_a_turn_of_the_loop_parses_one_long_body(
 
 
 def test_clients_take_turns_with_long_bodies_and_who_left_takes_none() -> None:
+    budget, done, turn = LoopBudget(), list[tuple[str, int]](), 0
+
     async def work(client: str, size: int) -> None:
         await budget.take(client, size)
         done.append((client, turn))
@@ -515,7 +517,6 @@ def test_clients_take_turns_with_long_bodies_and_who_left_takes_none() -> None:
         assert budget.took(MIB)
         assert not budget.took(1)
 
-    budget, done, turn = LoopBudget(), list[tuple[str, int]](), 0
     asyncio.run(all_at_once())
     assert [client for client, _ in done[:6]] == [
         "greedy",
