@@ -30,10 +30,12 @@ from tests.support.waiting import PATIENCE_S, until
 from hasten.serving import server as server_module
 from hasten.serving.http import connection
 from hasten.serving.http.connection import Connection
+from hasten.serving.loop_budget import TURN_BYTES, LoopBudget
 from hasten.serving.state import Limits
 from hasten.serving.wire import http_bodies
 from hasten.testing import models
 
+MIB = 1 << 20
 ROW = np.arange(4, dtype=np.float32)
 JSON_REQUEST = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": ROW.tolist()}]
@@ -425,6 +427,107 @@ def test_others_are_answered_while_a_body_is_unpacked(
         until(lambda: sum(not one.idle for one in server.server.state.connections) == 1)
         answered.set()
         assert slow.answer()[0] == 400
+
+
+@contextlib.contextmanager
+def turns_of(server: ServerThread, monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[Any]:
+    """The turn of the loop in which each call of a method of connections happens."""
+    turns: list[int] = []
+    turn, called = 0, getattr(Connection, name)
+
+    def next_turn() -> None:
+        nonlocal turn
+        turn += 1
+        if turn < 2**40:
+            asyncio.get_running_loop().call_soon(next_turn)
+
+    def seen(*given: Any) -> Any:
+        turns.append(turn)
+        return called(*given)
+
+    monkeypatch.setattr(Connection, name, seen)
+    server.call(next_turn)
+    try:
+        yield turns
+    finally:
+        turn = 2**40
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_turn_of_the_loop_parses_one_long_body(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    """Those of several clients are all there in one turn: unpacked, or with their last bytes."""
+    ready, go = list[bool](), threading.Event()
+
+    def held_up(*given: Any) -> Any:
+        assert go.wait(PATIENCE_S)
+        data = http_bodies.decompressed(*given)
+        ready.append(True)
+        return data
+
+    body = json.dumps(JSON_REQUEST).encode() + b" " * 100_000
+    headers = {"Content-Encoding": "gzip"} if packed else {}
+    sent = request(body=gzip.compress(body) if packed else body, headers=headers)
+    kept = 0 if packed else 1
+    monkeypatch.setattr(connection, "decompressed", held_up)
+
+    def at_once(clients: list[Client]) -> None:
+        go.set()
+        for client in clients:
+            client.send(sent[len(sent) - kept :])
+        until(lambda: not packed or len(ready) == 8)
+
+    with contextlib.ExitStack() as stack:
+        turns = stack.enter_context(turns_of(server, monkeypatch, "_infer"))
+        clients = [stack.enter_context(Client(server)) for _ in range(8)]
+        for client in clients:
+            client.send(sent[: len(sent) - kept])
+        least = 8 * (len(sent) - kept - 1000)
+        until(lambda: held(server)[1] >= (least if not packed else 8))
+        until(lambda: sum(not one.idle for one in list(server.server.state.connections)) >= 8)
+        server.call(lambda: at_once(clients))
+        assert [client.answer()[0] for client in clients] == [200] * 8
+    assert len(turns) == len(set(turns)) == 8
+
+
+def test_clients_take_turns_with_long_bodies_and_who_left_takes_none() -> None:
+    budget, done, turn = LoopBudget(), list[tuple[str, int]](), 0
+
+    async def work(client: str, size: int) -> None:
+        await budget.take(client, size)
+        done.append((client, turn))
+
+    async def all_at_once() -> None:
+        nonlocal turn
+        tasks = [
+            asyncio.create_task(work(client, size))
+            for client, size in (
+                *[("greedy", MIB)] * 3,
+                ("gone", MIB),
+                ("other", MIB),
+                *[("small", TURN_BYTES // 4)] * 5,
+            )
+        ]
+        await asyncio.sleep(0)
+        tasks[3].cancel()
+        while not all(task.done() for task in tasks):
+            await asyncio.sleep(0)
+            turn += 1
+        assert budget.took(MIB)
+        assert not budget.took(1)
+
+    asyncio.run(all_at_once())
+    assert [client for client, _ in done[:6]] == [
+        "greedy",
+        "greedy",
+        "other",
+        "small",
+        "greedy",
+        "small",
+    ]
+    turns = [turn for client, turn in done if client != "small"]
+    assert len(turns) == len(set(turns)) == 4
 
 
 def test_who_leaves_while_a_body_is_unpacked_leaves_nothing(tmp_path: Path) -> None:
@@ -1035,32 +1138,39 @@ def test_a_head_that_is_refused_gets_no_body_either(server: ServerThread) -> Non
     assert got.endswith(b"\r\n\r\n")
 
 
+@pytest.mark.parametrize("size", [0, 300, 5000])
 def test_a_client_that_sends_many_requests_at_once_lets_others_in_between(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    one = request("/v2/models/solid/config", method="GET", headers={"A": "a" * size})
+    with turns_of(server, monkeypatch, "send") as turns, Client(server) as client:
+        client.send(one)
+        assert client.answer()[0] == 200
+        server.call(lambda: client.send(one * 200))  # all are there when the loop looks
+        answers = [client.answer() for _ in range(200)]
+    assert [status for status, _, _ in answers] == [200] * 200
+    # One that waited since the turn before goes first.
+    assert max(turns.count(each) for each in turns) <= connection._AT_ONCE + 1
+
+
+def test_few_requests_wait_on_a_connection_whatever_was_sent(
     server: ServerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turns: list[int] = []
-    turn, send = 0, Connection.send
+    """Each that waits takes far more memory than its bytes."""
+    waiting, begin = list[int](), Connection._begin
 
-    def next_turn() -> None:
-        nonlocal turn
-        turn += 1
-        if turn < 2**40:
-            asyncio.get_running_loop().call_soon(next_turn)
+    def seen(self: Connection, *given: Any) -> None:
+        waiting.append(len(self._backlog))
+        begin(self, *given)
 
-    def seen(*given: Any) -> None:
-        turns.append(turn)
-        send(*given)
-
-    monkeypatch.setattr(Connection, "send", seen)
-    server.call(next_turn)
-    try:
-        with Client(server) as client:
-            client.send(request("/v2/models/solid/config", method="GET") * 200)
-            answers = [client.answer() for _ in range(200)]
-    finally:
-        turn = 2**40
-    assert [status for status, _, _ in answers] == [200] * 200
-    assert max(turns.count(each) for each in turns) <= connection._AT_ONCE
+    monkeypatch.setattr(Connection, "_begin", seen)
+    one = b"GET /v2 HTTP/1.1\r\nHost: here\r\n\r\n"
+    with Client(server) as client:
+        client.send(one)
+        assert client.answer()[0] == 200
+        server.call(lambda: client.send(one * 2000))
+        assert [client.answer()[0] for _ in range(2000)] == [200] * 2000
+    assert 0 < max(waiting) <= 4096 / len(one)
 
 
 def test_http_1_0_is_answered_and_closed(server: ServerThread) -> None:

@@ -8,6 +8,7 @@ import http.client
 import io
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from tests.support.accessibility import violations
 from tests.support.chromium import chromium, in_chromium
 from tests.support.servers import ServerThread, bundle_of, place_of
 
+from hasten.serving.http import page
 from hasten.serving.http.page import figures
 from hasten.serving.models.repository import Repository
 from hasten.serving.settings import ModelPlace
@@ -184,6 +186,42 @@ def test_figures_are_of_the_requests_that_were_made(bundle: Path) -> None:
     assert served["now"]["p50_ns"] <= served["now"]["p90_ns"] <= served["now"]["p99_ns"]
     assert served["queue"] == {"rows": 0, "wait_ns": 0}
     assert served["shadow"] is None
+
+
+def test_figures_are_made_once_for_all_who_ask_within_a_moment(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ServerState] = []
+
+    def counted(state: ServerState, clock_ns: Callable[[], int]) -> dict[str, Any]:
+        made.append(state)
+        return figures(state, clock_ns)
+
+    monkeypatch.setattr(page, "figures", counted)
+    monkeypatch.setattr(page, "_KEPT_NS", 3_600 * SECOND)
+    question = b"GET /live.json HTTP/1.1\r\nHost: here\r\n\r\n"
+    with ServerThread(place_of(bundle)) as running:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", running.http_port), PATIENCE_S) as one:
+                one.sendall(
+                    question * 20 + question.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+                )
+                assert one.makefile("rb").read().count(b"HTTP/1.1 200 OK") == 21
+    assert len(made) == 1
+
+
+def test_figures_are_made_again_once_their_moment_is_over(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "_KEPT_NS", SECOND)
+    with ServerThread(place_of(bundle)) as running:
+        state = running.server.state
+        now_ns, uptimes = [state.began_ns], []
+        told = page.KeptFigures(state, clock_ns=lambda: now_ns[0])
+        for _ in range(5):
+            uptimes.append(json.loads(running.call(told.text))["uptime_s"])
+            now_ns[0] += SECOND // 2
+    assert uptimes == [0, 0, 1, 1, 2]
 
 
 # -- what it shows

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
+import socket
+import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,8 @@ from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import PATIENCE_S, until
 
 from hasten.serving.models.statistics import BOUNDS_NS, STAGES
+from hasten.serving.observation import metrics, scrapes
+from hasten.serving.observation.scrapes import Scrapes
 from hasten.testing import models
 
 DOORS = {"model": "doors", "version": "1"}
@@ -208,3 +214,103 @@ def test_a_model_that_is_not_loaded_is_not_ready(server: ServerThread) -> None:
     found = scrape(server)
     assert found("hasten_model_ready", **DOORS) == 0
     assert found.families["nv_inference_count"].samples == []
+
+
+# -- many scrapes
+
+
+class Held:
+    """Writing of the metrics' text, which waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.go, self.forms = threading.Event(), list[str]()
+        self._written = metrics.written
+
+    def __call__(self, families: list[Any], form: str) -> tuple[bytes, str]:
+        self.forms.append(form)
+        self.go.wait(PATIENCE_S)
+        return self._written(families, form)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    writing = Held()
+    monkeypatch.setattr(metrics, "written", writing)
+    monkeypatch.setattr(scrapes, "_KEPT_NS", 3_600_000_000_000)
+    yield writing
+    writing.go.set()
+
+
+def scraping(server: ServerThread, accept: str = "", leaves: bool = False) -> socket.socket:
+    """Connect and ask for the metrics; close at once, with RST, if `leaves`."""
+    one = socket.create_connection(("127.0.0.1", server.http_port), PATIENCE_S)
+    if leaves:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    one.sendall(f"GET /metrics HTTP/1.1\r\nHost: here\r\nAccept: {accept}\r\n\r\n".encode())
+    if leaves:
+        one.close()
+    return one
+
+
+def told_to(one: socket.socket) -> bytes:
+    answer = http.client.HTTPResponse(one)
+    answer.begin()
+    assert answer.status == 200
+    return answer.read()
+
+
+def test_one_text_is_made_for_all_who_ask_meanwhile_or_soon_after(
+    server: ServerThread, held: Held
+) -> None:
+    state = server.server.state
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(scraping(server)) for _ in range(40)]
+        until(lambda: bool(held.forms) and len(state.connections) == 40)
+        until(lambda: not any(one.idle for one in list(state.connections)))
+        for _ in range(100):
+            scraping(server, leaves=True)
+        until(lambda: len(state.connections) == 40)
+        held.go.set()
+        texts = {told_to(one) for one in clients}
+    assert len(texts) == 1
+    assert scrape(server).text.encode() in texts
+    assert held.forms == [metrics.PROMETHEUS]
+
+
+def test_no_header_makes_a_text_of_its_own_but_openmetrics(
+    server: ServerThread, held: Held
+) -> None:
+    held.go.set()
+    versions = [f"{kind};version=1.{n}.0" for n in range(9) for kind in ("text/plain", OPENMETRICS)]
+    escaped = [f"{kind};escaping={how}" for how in ("dots", "values") for kind in versions]
+    for accept in (*versions, *escaped, "a/b," * 2000 + OPENMETRICS):
+        assert ask(server, "GET", "/metrics", Accept=accept)[0] == 200
+    assert sorted(held.forms) == [metrics.OPENMETRICS, metrics.PROMETHEUS]
+
+
+def test_a_text_is_made_again_once_its_moment_is_over(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrapes, "_KEPT_NS", 100)
+    now_ns = 0
+    shared = Scrapes(server.server.state, clock_ns=lambda: now_ns)
+    try:
+        first, _ = server.call(lambda: shared.text(""))
+        infer(server, 1)
+        now_ns = 99
+        assert server.call(lambda: shared.text(""))[0] is first
+        now_ns = 100
+        assert Scrape(server.call(lambda: shared.text(""))[0].decode())(
+            "nv_inference_count", **DOORS
+        )
+    finally:
+        shared.close()
+
+
+def test_a_text_that_cant_be_made_is_no_reason_not_to_make_the_next(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(metrics, "written", lambda *_: 1 // 0)
+        assert ask(server, "GET", "/metrics")[0] == 500
+    assert ask(server, "GET", "/metrics")[0] == 200

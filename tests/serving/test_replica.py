@@ -14,6 +14,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,10 +24,12 @@ from typing import Any
 import pytest
 from tests.support.models import identity
 from tests.support.servers import bundle_of
+from tests.support.waiting import until
 
 from hasten.bundle import MANIFEST, read
 from hasten.core.records import from_record, to_record
 from hasten.errors import InputError
+from hasten.serving.cluster import federation
 from hasten.serving.cluster import replica as replica_module
 from hasten.serving.cluster.federation import Federation, joined
 from hasten.serving.cluster.ingress import ReplicaEntry
@@ -145,10 +149,10 @@ def test_metrics_of_a_pool_without_replicas_ask_for_the_token() -> None:
     caller = Client("caller", frozenset({Scope.INFER}), digest_of(b"a-word-for-callers"))
     with Federation(dict, lambda: "all 1\n", rights=lambda: Rights([reader, caller])) as door:
         said = "this server requires a token: send Authorization: Bearer TOKEN\n"
-        assert door.page() == door.page("Bearer wrong") == (401, said)
+        assert door.page() == door.page("Bearer wrong") == (401, said.encode())
         lacks = "this needs the scope read, but 'caller' has only infer\n"
-        assert door.page("Bearer a-word-for-callers") == (403, lacks)
-        assert door.page("Bearer a-word-for-readers") == (200, 'all{replica="all"} 1\n')
+        assert door.page("Bearer a-word-for-callers") == (403, lacks.encode())
+        assert door.page("Bearer a-word-for-readers") == (200, b'all{replica="all"} 1\n')
 
 
 @pytest.mark.parametrize(
@@ -176,6 +180,35 @@ def test_the_page_of_all_replicas_answers_once_and_in_text(
     }
     asked = "the metrics are asked for with GET or HEAD: "
     assert body == (said if status == 200 else f"{asked}{said}\n")
+
+
+def test_the_page_of_all_replicas_is_made_once_for_all_who_ask_meanwhile_or_soon_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, go, made = list[str](), threading.Event(), list[int]()
+
+    def together() -> str:
+        made.append(1)
+        go.wait(60)
+        return f"all {len(made)}\n"
+
+    def ask() -> None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{door.port}", timeout=60) as answer:
+            asked.append(answer.read().decode())
+
+    monkeypatch.setattr(federation, "_KEPT_NS", 3_600_000_000_000)
+    with Federation(dict, together) as door:
+        threads = [threading.Thread(target=ask) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        until(lambda: bool(made))
+        go.set()
+        for thread in threads:
+            thread.join(60)
+        ask()
+        monkeypatch.setattr(federation, "_KEPT_NS", 0)
+        ask()
+    assert asked == ['all{replica="all"} 1\n'] * 21 + ['all{replica="all"} 2\n']
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import http.client
@@ -10,7 +11,9 @@ import os
 import queue
 import resource
 import socket
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,9 @@ from hasten.errors import InputError
 from hasten.serving import server as server_module
 from hasten.serving.changing_files import ChangingFiles
 from hasten.serving.grpc.methods import SCOPES
+from hasten.serving.observation import metrics
 from hasten.serving.protocol.messages import METHODS, SERVICE
-from hasten.serving.protocol.rights import Scope
+from hasten.serving.protocol.rights import Client, Rights, Scope, digest_of
 from hasten.serving.protocol.tokens import read_clients
 
 TOKENS = {scope: f"the-token-to-{scope}-with" for scope in ("infer", "read", "control")}
@@ -265,6 +269,35 @@ def test_a_file_that_states_no_clients_is_one_line_without_its_tokens(
     assert "secret" not in str(caught.value)
 
 
+def calls_in(work: Callable[[], Any]) -> int:
+    """How many functions are called, of Python and C."""
+    count = 0
+
+    def seen(_: Any, event: str, __: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(seen)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_token_is_found_by_the_same_steps_among_a_thousand_clients(known: bool) -> None:
+    def steps(clients: int) -> int:
+        read = frozenset((Scope.READ,))
+        rights = Rights(Client(f"{n}", read, digest_of(b"token-of-%d" % n)) for n in range(clients))
+        token = b"token-of-1" if known else b"token-of-none"
+        assert (rights._bearer(b"Bearer " + token) is not None) == known
+        return calls_in(lambda: rights._bearer(b"Bearer " + token))
+
+    assert steps(2) == steps(1024)
+
+
 @pytest.mark.parametrize("mode", [0o604, 0o660, 0o602, 0o610])
 def test_a_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
     file = tokens_file(tmp_path, mode=mode)
@@ -495,6 +528,35 @@ def test_the_only_token_is_read_again_too(bundle: Path, tmp_path: Path) -> None:
         file.write_text("the-other-of-two-tokens")
         until(lambda: ask(server, "GET /v2", "the-other-of-two-tokens")[0] == 200)
         assert ask(server, "GET /v2", "the-first-of-two-tokens")[0] == 401
+
+
+@pytest.mark.usefixtures("looking")
+def test_a_token_is_removed_while_all_threads_for_other_work_are_busy(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By scrapes whose text isn't written, and by anything else on the loop's own threads."""
+    file, go, written = tmp_path / "token", threading.Event(), metrics.written
+
+    def held(*given: Any) -> tuple[bytes, str]:
+        go.wait(PATIENCE_S)
+        return written(*given)
+
+    def fill() -> None:
+        for _ in range(64):
+            asyncio.get_running_loop().run_in_executor(None, go.wait, PATIENCE_S)
+
+    monkeypatch.setattr(metrics, "written", held)
+    file.write_text("the-first-of-two-tokens")
+    with ServerThread(place_of(bundle), token_file=file) as server, contextlib.ExitStack() as stack:
+        stack.callback(go.set)
+        server.call(fill)
+        for _ in range(64):
+            one = stack.enter_context(http_connection(server))
+            one.request(
+                "GET", "/metrics", headers={"Authorization": "Bearer the-first-of-two-tokens"}
+            )
+        file.write_text("the-other-of-two-tokens")
+        until(lambda: ask(server, "GET /v2", "the-first-of-two-tokens")[0] == 401)
 
 
 @contextlib.contextmanager

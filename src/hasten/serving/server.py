@@ -9,6 +9,7 @@ import socket
 import ssl
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from hasten.errors import InputError
@@ -74,6 +75,8 @@ class Server:
 
             self._tracing = Tracing()
         self._rights = ChangingFiles("tokens", settings.token_files(), settings.rights)
+        self._watching = ThreadPoolExecutor(1, "hasten-files")
+        """Thread that looks at files: nothing that clients ask for is done on it."""
         self._looking: asyncio.Task[None] | None = None
         if settings.token_files() or settings.tls_files() or settings.key_files():
             self._looking = loop.create_task(self._look())
@@ -113,9 +116,8 @@ class Server:
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
-                await asyncio.to_thread(self._rights.look)
-                await asyncio.to_thread(self._tls.look)
-                await asyncio.to_thread(self._keys.look)
+                for files in (self._rights, self._tls, self._keys):
+                    await self._loop.run_in_executor(self._watching, files.look)
             except Exception:  # later changes must not be missed
                 log.exception("the files with tokens, certificates and keys couldn't be checked")
             self.state.rights = self._rights.value
@@ -266,6 +268,8 @@ class Server:
         self.state.repository.close()
         if self._tracing is not None:
             await self._loop.run_in_executor(None, self._tracing.close)
+        self._watching.shutdown(wait=False, cancel_futures=True)
         self.state.coding.shutdown(wait=False, cancel_futures=True)
         self.state.labelling.close()
+        self.routes.close()
         self.state.memory.unregister()

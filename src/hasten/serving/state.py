@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Protocol
 
 from hasten.serving.fairness import Shares
+from hasten.serving.loop_budget import LoopBudget
 from hasten.serving.models.repository import Repository
 from hasten.serving.models.room import ROOM_BYTES
 from hasten.serving.monitoring.line import Line
@@ -124,6 +125,7 @@ class ServerState:
         began_ns: Time of the start, on the monotonic clock.
         coding: Threads that decompress bodies and encode long answers: few, to bound the memory in use at once.
         labelling: Line of requests of labels, which wait to be scored.
+        parsing: Bytes of long bodies that each turn of the loop parses.
         received: Buffer that all connections receive into; its content is parsed before the next
             receive.
     """
@@ -145,6 +147,7 @@ class ServerState:
         default_factory=lambda: ThreadPoolExecutor(2, "hasten-coding")
     )
     labelling: Line = field(default_factory=Line)
+    parsing: LoopBudget = field(default_factory=LoopBudget)
     received: memoryview = field(default_factory=lambda: memoryview(bytearray(_RECEIVE_BYTES)))
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from hasten.serving.protocol.origins import ONE_HOST, Origins
 from hasten.serving.protocol.rights import Rights, Scope
 
 _PATIENCE_S = 5.0
+_KEPT_NS = 1_000_000_000
+"""Time for which a page is the answer to all who ask."""
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{)?")
 
@@ -95,9 +98,8 @@ class Federation:
             def do_HEAD(self) -> None:
                 self.do_GET()
 
-            def _tell(self, status: int, page: str) -> None:
+            def _tell(self, status: int, body: bytes) -> None:
                 """Answer, and close: a body isn't read, and would be taken for a proxy's next request."""
-                body = page.encode()
                 self.send_response(status)
                 self.send_header("Content-Type", _TEXT)
                 self.send_header("Content-Length", str(len(body)))
@@ -111,7 +113,8 @@ class Federation:
             ) -> None:
                 """Answer what can't be parsed, or has another method, with one line."""
                 why = message or HTTPStatus(code).phrase
-                self._tell(code, f"the metrics are asked for with GET or HEAD: {why:.200}\n")
+                said = f"the metrics are asked for with GET or HEAD: {why:.200}\n"
+                self._tell(code, said.encode())
 
             def log_message(self, *arguments: object) -> None:
                 pass
@@ -122,6 +125,9 @@ class Federation:
 
         self._places = places
         self._asking = ThreadPoolExecutor(16, "hasten-federation")
+        self._making = threading.Lock()
+        self._made: bytes | None = None
+        self._made_ns = 0
         self._server = Server(("127.0.0.1", 0), Page)
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
@@ -140,7 +146,7 @@ class Federation:
         self._server.server_close()
         self._asking.shutdown(wait=False, cancel_futures=True)
 
-    def answer(self, headers: Message) -> tuple[int, str]:
+    def answer(self, headers: Message) -> tuple[int, bytes]:
         """Return the HTTP status and the page for a request with these headers."""
         if self._origins is not None:
             known = {
@@ -151,11 +157,11 @@ class Federation:
             if len(headers.get_all("Host", ())) != 1:
                 refusal = ProtocolError(Kind.INVALID, ONE_HOST)
             if refusal is not None:
-                return refusal.kind.http, f"{refusal}\n"
+                return refusal.kind.http, f"{refusal}\n".encode()
         return self.page(headers.get("Authorization"))
 
-    def page(self, authorization: str | None = None) -> tuple[int, str]:
-        """Ask every replica for its metrics; one that doesn't answer is left out.
+    def page(self, authorization: str | None = None) -> tuple[int, bytes]:
+        """Return the joined page; one is made at a time, for all who ask meanwhile or within a second after.
 
         Args:
             authorization: Authorization header of the client; None if there is none.
@@ -168,12 +174,20 @@ class Federation:
             try:
                 rights.check(Scope.READ, (authorization or "").encode("latin-1"))
             except ProtocolError as error:
-                return error.kind.http, f"{error}\n"
+                return error.kind.http, f"{error}\n".encode()
+        with self._making:
+            if self._made is None or time.monotonic_ns() - self._made_ns >= _KEPT_NS:
+                self._made = self._all().encode()
+                self._made_ns = time.monotonic_ns()
+            return 200, self._made
+
+    def _all(self) -> str:
+        """Ask every replica for its metrics, and join them; one that doesn't answer is left out."""
         places = self._places()
         answers = self._asking.map(lambda place: _asked(place, self._secret), places.values())
         found = dict(zip(places, answers, strict=True))
         pages = {replica: page for replica, (status, page) in found.items() if status == 200}
-        return 200, joined({**pages, "all": self._together()})
+        return joined({**pages, "all": self._together()})
 
 
 def _asked(place: tuple[str, int], secret: str) -> tuple[int, str]:

@@ -49,6 +49,8 @@ log = logging.getLogger("hasten.serving")
 _DIRECT_BYTES = 64 << 10
 """Size above which a body is received into its own memory, except the part that arrived with its
 headers."""
+_HEAD_BYTES = 4 << 10
+"""Bytes that are received at once outside of a body: each waiting request takes many times its own."""
 _ALIGNMENT = 64
 _SMALL_BYTES = 64 << 10
 """Size up to which an answer is sent in one piece."""
@@ -122,7 +124,7 @@ class Connection(asyncio.BufferedProtocol):
         self._leaving = False
         self._transport: asyncio.Transport
         self._parser = httptools.HttpRequestParser(self)
-        self._view = state.received
+        self._view, self._heads = state.received, state.received[:_HEAD_BYTES]
         self._head_bytes = 0
         self._url = self._method = b""
         self._headers: dict[bytes, bytes] = {}
@@ -138,6 +140,8 @@ class Connection(asyncio.BufferedProtocol):
         self._busy = False
         self._at_once = 0
         """Requests that were received whole since the loop last heard others."""
+        self._more = False
+        """Whether the last bytes filled the buffer, so that the loop reads on before it hears others."""
         self._ticket: Ticket | RawTicket | StepTicket | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
@@ -229,7 +233,7 @@ class Connection(asyncio.BufferedProtocol):
         """Return the memory to receive into: the body itself, if it is a long one."""
         if self._in_body and self._body is not None:
             return self._body[self._filled :]  # type: ignore[no-any-return]
-        return self._view
+        return self._view if self._in_body else self._heads
 
     def buffer_updated(self, count: int) -> None:
         """Handle `count` received bytes."""
@@ -238,7 +242,9 @@ class Connection(asyncio.BufferedProtocol):
             clients.heard(self._number, self.clock_ns())
         if self._hung_up or self._refusal is not None:
             return
-        self._at_once = 0
+        if not self._more:
+            self._at_once = 0
+        self._more = False
         if self._in_body and self._body is not None:
             self._filled += count
             try:
@@ -250,6 +256,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._parser = httptools.HttpRequestParser(self)  # for the bytes after this body
                 self.on_message_complete()
             return
+        self._more = count == len(self._view if self._in_body else self._heads)
         if not self._in_body:
             self._head_bytes += count
         self._feed(self._view[:count])
@@ -359,8 +366,8 @@ class Connection(asyncio.BufferedProtocol):
             self._check_crowd()
         stated = headers.get(b"content-length")
         if stated is not None:
-            size = int(stated) if stated.isdigit() and len(stated) < _LONGEST_NUMBER else -1
-            if size < 0:
+            size = _stated(stated)
+            if size is None:
                 raise ProtocolError(Kind.INVALID, f"Content-Length is not a size: {stated[:40]!r}")
             if size > _DIRECT_BYTES:  # a shorter one is checked as it comes
                 self._check_room(size)
@@ -532,7 +539,9 @@ class Connection(asyncio.BufferedProtocol):
         exchange = Exchange(self, headers, keep_alive, reserved, method == b"HEAD")
         self._exchange = exchange
         arrived_ns = self.clock_ns()
-        if b"content-encoding" in headers:
+        if b"content-encoding" in headers or (
+            len(body) > _DIRECT_BYTES and not self.state.parsing.took(_json_bytes(headers, body))
+        ):
             work = self._unpack(exchange, method, url, headers, body, arrived_ns)
             self._unpacking = asyncio.get_running_loop().create_task(work)
             return
@@ -547,9 +556,10 @@ class Connection(asyncio.BufferedProtocol):
         packed: Any,
         arrived_ns: int,
     ) -> None:
-        """Answer a request with a compressed body, which a thread decompresses."""
+        """Answer a request with a compressed body, which a thread decompresses, or with one that waits for its turn."""
         try:
             body = await self._plain(exchange, headers, packed)
+            await self.state.parsing.take(self.client, _json_bytes(headers, body))
             self._unpacking = None
         except ProtocolError as failure:
             exchange.respond(failure_response(failure))
@@ -690,7 +700,7 @@ class Connection(asyncio.BufferedProtocol):
 
     async def _plain(self, exchange: Exchange, headers: dict[bytes, bytes], body: Any) -> Any:
         """Decompress a body, and count its memory."""
-        encoding = headers[b"content-encoding"].decode("latin-1").strip().lower()
+        encoding = headers.get(b"content-encoding", b"").decode("latin-1").strip().lower()
         if encoding in ("", "identity"):
             return body
         state = self.state
@@ -881,9 +891,20 @@ def _asked(method: bytes, url: bytes) -> tuple[str, tuple[str, ...]]:
     return "GET" if method == b"HEAD" else method.decode(), parts
 
 
+def _stated(header: bytes) -> int | None:
+    """Return the size that a header states; None if it states none."""
+    return int(header) if header.isdigit() and len(header) < _LONGEST_NUMBER else None
+
+
+def _json_bytes(headers: dict[bytes, bytes], body: Any) -> int:
+    """Return the size of a body's JSON: that of the body, unless tensors follow."""
+    stated = _stated(headers.get(b"inference-header-content-length", b""))
+    return len(body) if stated is None else min(stated, len(body))
+
+
 def _memory(size: int, header: bytes) -> memoryview:
     """Allocate memory for a body such that the bytes after its JSON are aligned."""
-    begin = int(header) if header.isdigit() and len(header) < _LONGEST_NUMBER else 0
+    begin = _stated(header) or 0
     room = np.empty(size + 2 * _ALIGNMENT, np.uint8)
     shift = -(room.ctypes.data + begin) % _ALIGNMENT
     return memoryview(room)[shift : shift + size]  # type: ignore[arg-type]

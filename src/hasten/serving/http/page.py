@@ -10,6 +10,8 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+import orjson
+
 from hasten.core.tensors import Array
 from hasten.reporting.style import STYLE
 from hasten.serving.models.repository import Registered
@@ -20,6 +22,8 @@ from hasten.serving.state import ServerState
 
 NOW_SECONDS = 10
 """Length of "now" on the page: long enough for a p99, short enough to show a change."""
+_KEPT_NS = 500_000_000
+"""Time for which the same figures are told to all who ask."""
 
 _LIVE = files("hasten.serving.http") / "live"
 _SCRIPT = "".join((_LIVE / name).read_text() for name in ("words.js", "charts.js", "page.js"))
@@ -51,6 +55,29 @@ HEADERS: list[tuple[bytes, bytes]] = [
     (b"Cross-Origin-Opener-Policy", b"same-origin"),
     (b"Cache-Control", b"no-cache"),
 ]
+
+
+class KeptFigures:
+    """JSON of the page's figures, which is made again once its moment is over: it takes 0.2 ms for each model.
+
+    Args:
+        state: State of the server.
+        clock_ns: Monotonic clock, in nanoseconds.
+    """
+
+    def __init__(
+        self, state: ServerState, clock_ns: Callable[[], int] = time.perf_counter_ns
+    ) -> None:
+        self._state, self._clock_ns = state, clock_ns
+        self._made_ns: int | None = None
+        self._text = b""
+
+    def text(self) -> bytes:
+        """Return the figures of now, or of a moment ago."""
+        if self._made_ns is None or self._clock_ns() - self._made_ns >= _KEPT_NS:
+            self._text = orjson.dumps(figures(self._state, self._clock_ns))
+            self._made_ns = self._clock_ns()
+        return self._text
 
 
 def figures(

@@ -15,7 +15,7 @@ from hasten.serving import facts, logs
 from hasten.serving.http import page
 from hasten.serving.http.messages import PlainRequest, Response
 from hasten.serving.models.repository import Registered
-from hasten.serving.observation import metrics
+from hasten.serving.observation.scrapes import Scrapes
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.rights import Scope
 from hasten.serving.state import ServerState
@@ -52,7 +52,7 @@ class Routes:
     """
 
     def __init__(self, state: ServerState) -> None:
-        self._state = state
+        self._state, self._scrapes, self._figures = state, Scrapes(state), page.KeptFigures(state)
         model = "v2/models/{name}"
         version = "v2/models/{name}/versions/{version}"
         region = "/region/{region}"
@@ -101,6 +101,10 @@ class Routes:
         ):
             parts = tuple(part for part in path.split("/") if part)
             self._tables[method].append(Route(parts, scope, handler))
+
+    def close(self) -> None:
+        """End what answers are made with."""
+        self._scrapes.close()
 
     def scope(self, method: str, path: tuple[str, ...]) -> Scope | None:
         """Return the scope of a request; None if there is no such path, or it takes other methods."""
@@ -288,9 +292,7 @@ class Routes:
 
     async def _metrics(self, request: PlainRequest) -> Response:
         accepted = request.headers.get(b"accept", b"").decode("latin-1")
-        collected = metrics.collected(self._state)
-        # In a thread, so that requests are answered while thousands of lines are written.
-        body, content_type = await asyncio.to_thread(metrics.written, collected, accepted)
+        body, content_type = await self._scrapes.text(accepted)
         return Response(200, body, content_type.encode())
 
     def _openapi(self, request: PlainRequest) -> Response:
@@ -300,7 +302,7 @@ class Routes:
         return Response(200, page.PAGE, b"text/html; charset=utf-8", page.HEADERS)
 
     def _live_page(self, request: PlainRequest) -> Response:
-        return _json(page.figures(self._state))
+        return Response(200, self._figures.text())
 
 
 NO_CUDA = "this server has no CUDA shared memory: send tensors, or use system shared memory"

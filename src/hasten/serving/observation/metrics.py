@@ -19,6 +19,8 @@ from hasten.serving.state import ServerState
 
 Value: TypeAlias = Callable[[ServedModel], float]
 
+PROMETHEUS, OPENMETRICS = "text/plain", "application/openmetrics-text; version=1.0.0"
+"""Forms of the text, as an Accept header asks for them."""
 _MODEL = ("model", "version")
 _UNTYPED = re.compile(rb"^(# TYPE nv_\w+) untyped$", re.MULTILINE)
 _REASONS = {
@@ -168,10 +170,26 @@ def collected(state: ServerState) -> list[Any]:
     ]
 
 
-def written(families: list[Any], accepted: str) -> tuple[bytes, str]:
+@functools.lru_cache(64)
+def form_of(accepted: str) -> str:
+    """Return which of the two forms, `PROMETHEUS` or `OPENMETRICS`, an Accept header asks for."""
+    from prometheus_client.exposition import choose_encoder
+
+    try:
+        _, content_type = choose_encoder(accepted)
+    except (TypeError, ValueError):  # the accepted version is not a number
+        return PROMETHEUS
+    return OPENMETRICS if content_type.startswith("application/openmetrics-text") else PROMETHEUS
+
+
+def written(families: list[Any], form: str) -> tuple[bytes, str]:
     """Write metric families and the system's figures of this process as text; on any thread.
 
     This is the slow part of a scrape: a millisecond or more per model.
+
+    Args:
+        families: Families, as `collected` returns them.
+        form: `PROMETHEUS` or `OPENMETRICS`.
 
     Returns:
         The text and its content type.
@@ -179,10 +197,7 @@ def written(families: list[Any], accepted: str) -> tuple[bytes, str]:
     from prometheus_client import CollectorRegistry, ProcessCollector
     from prometheus_client.exposition import choose_encoder
 
-    try:
-        encode, content_type = choose_encoder(accepted)
-    except (TypeError, ValueError):  # the accepted version is not a number
-        encode, content_type = choose_encoder("")
+    encode, content_type = choose_encoder(form)
     registry = CollectorRegistry()
     registry.register(_Taken(families))
     registry.register(ProcessCollector(registry=None))

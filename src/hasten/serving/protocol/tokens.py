@@ -19,7 +19,7 @@ LEAST_TOKEN = 16
 _MOST_BYTES = 16_384
 _MOST_FILE_BYTES = 1 << 20
 _MOST_CLIENTS = 1024
-"""Largest number of clients in a file: each request is compared with the token of every one."""
+"""Largest number of clients in a file."""
 _FORMS = {
     "token": f"one word of {LEAST_TOKEN} to {_MOST_BYTES:,} ASCII characters",
     "sha256": "the SHA-256 of a token, in 64 hexadecimal digits",

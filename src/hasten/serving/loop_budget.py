@@ -1,0 +1,69 @@
+"""Bound the bytes that one turn of the event loop parses, so that others are heard in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+TURN_BYTES = 64 << 10
+"""Bytes of JSON that are parsed in one turn of the loop; a longer body is parsed in a turn of its own."""
+
+
+class LoopBudget:
+    """Budget of the loop's turns for long bodies; used on the loop's thread only.
+
+    Bodies that find no room wait. Clients take turns then, and a client's bodies go in order of arrival.
+    """
+
+    def __init__(self) -> None:
+        self._spent = 0
+        self._scheduled = False
+        self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
+
+    def took(self, size: int) -> bool:
+        """Take bytes of this turn if there is room and nobody waits; return whether they were taken."""
+        if self._waiting or not self._is_room(size):
+            return False
+        self._spent += size
+        self._schedule()
+        return True
+
+    async def take(self, client: str, size: int) -> None:
+        """Take bytes of this turn, or of the first turn that has room for them.
+
+        Args:
+            client: Client that the body is counted under.
+            size: Size of what is parsed, in bytes.
+        """
+        if self.took(size):
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append((size, waiter))
+        self._schedule()
+        await waiter
+
+    def _is_room(self, size: int) -> bool:
+        return not self._spent or self._spent + size <= TURN_BYTES
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        """Begin a turn's budget, and let those go on in the next turn that there is room for."""
+        self._spent, self._scheduled = 0, False
+        while self._waiting:
+            client, queue = next(iter(self._waiting.items()))
+            size, waiter = queue[0]
+            if not waiter.done():  # it is, if its client went away
+                if not self._is_room(size):
+                    break
+                self._spent += size
+                waiter.set_result(None)
+            queue.popleft()
+            del self._waiting[client]
+            if queue:
+                self._waiting[client] = queue  # behind the other clients
+        if self._spent:
+            self._schedule()
