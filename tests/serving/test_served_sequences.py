@@ -315,7 +315,13 @@ def served(server: ServerThread, name: str = "gru") -> Any:
 
 
 def queued(
-    server: ServerThread, steps: Array, id_: int, *, bad: int = -1, end: bool = False
+    server: ServerThread,
+    steps: Array,
+    id_: int,
+    *,
+    bad: int = -1,
+    end: bool = False,
+    goes_on: bool = False,
 ) -> list[Answer | ProtocolError]:
     """Send all steps of a sequence at once, without waiting for answers; step `bad` doesn't fit."""
 
@@ -324,7 +330,7 @@ def queued(
         for t, x in enumerate(steps):
             future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             width = recurrent.WIDE - (t == bad)
-            place = SequenceStep(id_, start=t == 0, end=end and t == len(steps) - 1)
+            place = SequenceStep(id_, start=t == 0 and not goes_on, end=end and t == len(steps) - 1)
             query = Query("gru", "", str(t), {"x": x[np.newaxis, :width]}, sequence=place)
             query.arrived_ns = query.parsed_ns = model._clock_ns()
             try:
@@ -395,6 +401,89 @@ def test_after_a_first_request_that_fails_there_is_no_sequence(server: ServerThr
         "sequence_start"
     )
     assert server.call(lambda: ("", 73) not in served(server).sequences._records)
+
+
+def arrange(
+    server: ServerThread, steps: Array, places: list[SequenceStep], late: int, leaves: int = -1
+) -> list[str]:
+    """Send steps at once, of which one has no time left, and the client of another leaves; return what each gets."""
+
+    async def run() -> list[str]:
+        model, said, tickets = served(server), [""] * len(places), []
+        for t, place in enumerate(places):
+            query = Query("gru", "", "", {"x": steps[t][np.newaxis]}, sequence=place)
+            query.arrived_ns = query.parsed_ns = model._clock_ns()
+            query.timeout_ns = int(t == late)
+
+            def done(answer: Answer | ProtocolError, t: int = t) -> None:
+                said[t] = str(answer) if isinstance(answer, ProtocolError) else "answered"
+
+            tickets.append(model.accept(query, done))
+            if t == leaves:
+                tickets[t].cancel()
+        while not all(ticket.over for ticket in tickets):
+            await asyncio.sleep(0)
+        return said
+
+    return server.call(run)
+
+
+@pytest.mark.usefixtures("waiting")
+def test_a_failed_end_leaves_the_sequence_open(server: ServerThread, unrolled: Unrolled) -> None:
+    steps = recurrent.sequences(1, 3, seed=10)[0]
+    assert arrange(server, steps, [SequenceStep(81, start=True)], -1) == ["answered"]
+    end = SequenceStep(81, end=True)
+    assert arrange(server, steps, [end], 0) == ["the deadline had passed when the request arrived"]
+    kept = server.call(lambda: served(server).sequences._records["", 81].carrier.states["h"])
+    np.testing.assert_array_equal(kept, unrolled(steps[:1])[1])
+    assert arrange(server, steps, [SequenceStep(81), end, SequenceStep(81)], -1) == [
+        "answered",
+        "answered",
+        "there is no sequence 81: it has ended; start it with a request that sets sequence_start",
+    ]
+    assert server.call(lambda: ("", 81) not in served(server).sequences._records)
+
+
+@pytest.mark.usefixtures("waiting")
+def test_an_end_whose_client_leaves_leaves_the_sequence_open(server: ServerThread) -> None:
+    steps = recurrent.sequences(1, 3, seed=11)[0]
+    places = [SequenceStep(82, start=True), SequenceStep(82, end=True), SequenceStep(82)]
+    assert arrange(server, steps, places, -1, leaves=1) == ["answered", "", "answered"]
+    assert arrange(server, steps, [SequenceStep(82, end=True)], -1, leaves=0) == [""]
+    assert arrange(server, steps, [SequenceStep(82, end=True)], -1) == ["answered"]
+
+
+def test_a_failed_start_leaves_the_older_sequence_as_it_was(
+    server: ServerThread, unrolled: Unrolled
+) -> None:
+    steps = recurrent.sequences(1, 3, seed=12)[0]
+    start, step = SequenceStep(83, start=True), SequenceStep(83)
+    assert arrange(server, steps, [start, step], -1) == ["answered"] * 2
+    assert arrange(server, steps, [start], 0) == [
+        "the deadline had passed when the request arrived"
+    ]
+    broken = steps.copy()
+    broken[0, 3] = np.nan
+    assert "would have NaN or Inf after step 0" in arrange(server, broken, [start], -1)[0]
+    (answer,) = queued(server, steps[2:], 83, goes_on=True)
+    assert isinstance(answer, Answer)
+    np.testing.assert_array_equal(answer.outputs["scores"], unrolled(steps)[0][2:])
+
+
+@pytest.mark.usefixtures("waiting")
+def test_steps_behind_a_start_that_fails_never_go_on_with_the_older_sequence(
+    server: ServerThread,
+) -> None:
+    steps = recurrent.sequences(1, 5, seed=13)[0]
+    start, step = SequenceStep(84, start=True), SequenceStep(84)
+    told = arrange(server, steps, [start, step, start, step, step], late=2, leaves=3)
+    anew = (
+        "the sequence 84 didn't begin anew, since the request with sequence_start failed: send that again "
+        "before this one"
+    )
+    late = "the deadline had passed when the request arrived"
+    assert told == ["answered", "answered", late, "", anew]
+    assert arrange(server, steps, [step, SequenceStep(84, end=True)], -1) == ["answered"] * 2
 
 
 def test_a_step_with_nan_is_refused_and_the_sequence_goes_on(

@@ -24,6 +24,8 @@ _MOST_GONE = 4096
 """Number of ended sequences whose end can still be explained to a client that comes late."""
 
 
+_FAILED = "its first request failed"
+
 _Key: TypeAlias = tuple[str, SequenceId]
 """Name of the client, and its identifier of the sequence: no client goes on with another's."""
 
@@ -51,14 +53,16 @@ class StepTicket:
         query: Request as it was parsed.
         over: Whether the request is answered, refused or given up.
         inner: Step at the engine, with the states; None while it waits for its turn.
+        begins: Number of the start that the step belongs to, among those of its record; its own if it is one.
     """
 
-    __slots__ = ("_done", "_kept", "_record", "inner", "over", "query")
+    __slots__ = ("_done", "_kept", "_record", "begins", "inner", "over", "query")
 
     def __init__(self, kept: KeptSequences, record: _Record, query: Query, done: Done) -> None:
         self._kept, self._record, self.query, self._done = kept, record, query, done
         self.inner: Cancellable | None = None
         self.over = False
+        self.begins = record.number(query)
 
     def cancel(self) -> None:
         """Give up the request, whose client went away: the step didn't happen."""
@@ -82,13 +86,15 @@ class _Record:
     """One sequence: its states, and its requests in the order of arrival."""
 
     __slots__ = (
+        "_starts",
         "begun",
         "carrier",
         "client",
         "key",
+        "latest",
         "line",
         "looping",
-        "open",
+        "over",
         "running",
         "used_ns",
     )
@@ -99,13 +105,27 @@ class _Record:
         """Client in whose share it is counted."""
         self.line: deque[StepTicket] = deque()
         self.running: StepTicket | None = None
-        self.begun = self.looping = False
-        self.open = True
-        """Whether the last request that arrived leaves the sequence open."""
+        self.looping = False
+        self._starts = 0
+        """Number of starts that have arrived."""
+        self.begun = 0
+        """Number of the start whose states are kept; 0 without any."""
+        self.latest = 0
+        """Number of the start that the next request without one belongs to."""
+        self.over = _FAILED
+        """Reason that a request gets which finds no states."""
 
     @property
     def idle(self) -> bool:
         return self.running is None and not self.line
+
+    def number(self, query: Query) -> int:
+        """Return the number of the start that a request belongs to which arrives now."""
+        assert query.sequence is not None
+        if query.sequence.start:
+            self._starts += 1
+            self.latest = self._starts
+        return self.latest
 
 
 Records: TypeAlias = "OrderedDict[_Key, _Record]"
@@ -188,9 +208,7 @@ class KeptSequences:
         except ProtocolError as failure:
             self.model.refused(query, failure)
             raise
-        assert query.sequence is not None
         ticket = StepTicket(self, record, query, done)
-        record.open = not query.sequence.end
         record.line.append(ticket)
         self._pending += 1
         self._none_left.clear()
@@ -219,10 +237,9 @@ class KeptSequences:
         self._expire(now_ns)
         key = query.name, step.id
         record = self._records.get(key)
-        if record is None or not (record.open or step.start):
+        if record is None:
             if not step.start:
-                why = None if record is None else "it has ended"
-                raise ProtocolError(Kind.INVALID, self._unknown(key, why))
+                raise ProtocolError(Kind.INVALID, self._unknown(key, None))
             self._take_place(query.client)
             record = self._records[key] = _Record(
                 key, query.client, Carrier(self._loaded, self._sequences), now_ns
@@ -292,17 +309,22 @@ class KeptSequences:
                 self._run(record, record.line.popleft())
         finally:
             record.looping = False
-        if record.idle and not (record.open and record.begun):
-            self._end(record, "its first request failed" if record.open else "it has ended")
+        if record.idle and not record.begun:
+            self._end(record, record.over)
 
     def _run(self, record: _Record, ticket: StepTicket) -> None:
         record.running = ticket
         step = ticket.query.sequence
         assert step is not None
         if step.start:
-            record.begun = False  # until it is answered
-        elif not record.begun:
-            why = self._unknown(record.key, "its first request failed")
+            record.over = _FAILED  # unless it is answered
+        elif not record.begun or ticket.begins != record.begun:
+            why = self._unknown(record.key, record.over)
+            if record.begun:
+                why = (
+                    f"the sequence {step.id!r:.100} didn't begin anew, since the request with sequence_start "
+                    "failed: send that again before this one"
+                )
             failure = ProtocolError(Kind.INVALID, why)
             self.model.refused(ticket.query, failure)
             ticket.tell(failure)
@@ -328,10 +350,13 @@ class KeptSequences:
         assert step is not None
         if isinstance(answer, Answer):
             try:
-                if step.start:
-                    record.carrier.reset({})
-                record.carrier.take(_owned(answer.outputs, self._sequences))
-                record.begun = True
+                carrier = record.carrier
+                if step.start:  # the older states are kept until this succeeded
+                    carrier = Carrier(self._loaded, self._sequences)
+                carrier.take(_owned(answer.outputs, self._sequences))
+                record.carrier, record.begun = carrier, ticket.begins
+                if step.end:
+                    record.begun, record.over = 0, "it has ended"
                 told = self._chosen(answer, ticket.query)
             except CandidateError as error:
                 told = ProtocolError(Kind.INVALID, str(error))
@@ -355,6 +380,10 @@ class KeptSequences:
                 record.line.remove(ticket)
             except ValueError:
                 return
+        step = ticket.query.sequence
+        assert step is not None
+        if step.start and record.latest == ticket.begins != record.begun:
+            record.latest = record.begun  # the start failed: later steps go on with what was before
         record.used_ns = self._clock_ns()
         self._pending -= 1
         if not self._pending:
