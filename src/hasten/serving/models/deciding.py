@@ -33,9 +33,9 @@ from hasten.serving.models.decisions import as_json
 from hasten.serving.models.prepared import row_bytes, together
 from hasten.serving.models.room import COPIES, LARGE, ROOM, NoRoomError, Place
 from hasten.serving.models.statistics import Statistics
-from hasten.serving.models.turns import Turns
 from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault, without_frames
 from hasten.serving.protocol.requests import DECISION, RAW, Answer, Query
+from hasten.serving.turns import Turns
 
 _MOST_WAITING = 1024
 _QUICK_NS = 100_000
