@@ -495,7 +495,11 @@ def test_nothing_waits_for_scoring_but_labels_in_a_bounded_line(tmp_path: Path) 
 def test_a_client_with_few_labels_does_not_wait_behind_all_of_anothers() -> None:
     async def worked() -> list[str]:
         line, over, order = Line(), threading.Event(), list[str]()
-        waiting = [line.work("greedy", 64_000, over.wait, PATIENCE_S)]
+
+        def held() -> None:
+            assert over.wait(PATIENCE_S)
+
+        waiting = [line.work("greedy", 64_000, held)]
         waiting += [line.work("greedy", 64_000, order.append, "greedy") for _ in range(9)]
         waiting += [line.work("other", 30, order.append, "other") for _ in range(3)]
         tasks = [asyncio.ensure_future(each) for each in waiting]
@@ -522,7 +526,7 @@ def test_a_line_that_closes_drops_what_waits() -> None:
         await asyncio.to_thread(began.wait, PATIENCE_S)
         line.close()
         over.set()
-        return await asyncio.gather(first, second, return_exceptions=True)
+        return [*await asyncio.gather(first, second, return_exceptions=True)]
 
     first, second = asyncio.run(closed())
     assert first == "worked"

@@ -68,7 +68,7 @@ class Line:
         with self._lock:
             self._thread.submit(self._next)
             turn = self._turns.next(client, _EACH_BYTES + size_bytes)
-            call = partial(function, *args, **kwargs)
+            call: Callable[[], R] = partial(function, *args, **kwargs)
             heapq.heappush(self._waiting, (turn, next(self._orders), answer, call))
         working = asyncio.wrap_future(answer)
         working.add_done_callback(lambda _: self._shares.give(client, 1))
