@@ -22,7 +22,10 @@ from tests.support.servers import ServerProcess, ServerThread, bundle_of, place_
 from tests.support.waiting import PATIENCE_S, until
 
 from hasten.cli import main
+from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.messages import SERVICE
+from hasten.serving.protocol.rights import Rights, Scope
+from hasten.serving.protocol.tokens import read_clients
 
 TOKEN = "a-token-that-may-control"
 CLIENTS = f"""
@@ -211,6 +214,20 @@ def test_a_certificate_that_no_client_of_the_file_has_may_do_nothing(
     assert ask(server, made, "nobody", "GET /v2/health/ready") == (200, "")
     assert call(server.grpc_port, made, "nobody", "ModelStatistics") == ("PERMISSION_DENIED", error)
     assert call(server.grpc_port, made, "nobody", "ServerReady") == ("OK", "")
+
+
+def test_a_name_with_a_letter_that_only_looks_like_another_is_another(tmp_path: Path) -> None:
+    kelvin = "\N{KELVIN SIGN}"
+    assert kelvin.lower() == "k"
+    text = '[one]\nscopes = ["read"]\ncertificate = "Desk.Example"\n'
+    rights = Rights(read_clients(tokens_file(tmp_path, text)))
+    rights.check(Scope.READ, b"", ["DESK.example"])
+    with pytest.raises(ProtocolError, match="knows no client with this certificate"):
+        rights.check(Scope.READ, b"", [f"des{kelvin}.example"])
+    other = Rights(read_clients(tokens_file(tmp_path, text.replace("k", kelvin))))
+    with pytest.raises(ProtocolError, match="knows no client with this certificate"):
+        other.check(Scope.READ, b"", ["desk.example"])
+    other.check(Scope.READ, b"", [f"des{kelvin}.example"])
 
 
 def test_a_request_with_a_token_has_its_rights_instead(server: ServerThread, made: Path) -> None:

@@ -114,6 +114,38 @@ def test_a_picture_as_the_body_is_answered_by_the_decision(
             assert answer["decision"][0]["label"] == name
 
 
+@pytest.mark.parametrize(
+    ("stage", "timeout_us", "said"),
+    [
+        ("_prepared", 1_000, "the deadline passed before the sample was prepared"),
+        ("_decided", 1_000_000, "the deadline passed before the decision was made"),
+    ],
+)
+def test_a_sample_gets_its_error_at_the_deadline_though_a_thread_goes_on_with_it(
+    server: ServerThread,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    timeout_us: int,
+    said: str,
+) -> None:
+    model = server.server.state.repository.find("colour")
+    over, worked = threading.Event(), getattr(model.deciding, stage)
+
+    def held(*given: Any) -> Any:
+        assert over.wait(PATIENCE_S)
+        return worked(*given)
+
+    monkeypatch.setattr(deciding, "_QUICK_NS", -1)  # on a thread, always
+    monkeypatch.setattr(model.deciding, stage, held)
+    with triton.InferenceServerClient(server.host, network_timeout=PATIENCE_S) as client:
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("colour", raw(triton, [picture(1)]), timeout=timeout_us)
+        assert (caught.value.status(), caught.value.message()) == ("504", said)
+        assert server.call(lambda: model.idle)
+        over.set()
+        assert client.infer("colour", raw(triton, [picture(1)])).as_numpy("decision").size == 1
+
+
 @pytest.mark.parametrize("kind", ["application/octet-stream", "text/plain; charset=utf-8"])
 def test_the_body_counts_and_not_what_it_is_called(server: ServerThread, kind: str) -> None:
     status, answer = post(server, picture(2, "PNG"), kind)

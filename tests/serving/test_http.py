@@ -1173,6 +1173,71 @@ def test_few_requests_wait_on_a_connection_whatever_was_sent(
     assert 0 < max(waiting) <= 4096 / len(one)
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://here/v2", 200),
+        ("HTTPS://here:80/v2?a=b", 200),
+        ("http://127.0.0.1/v2", 200),
+        ("http://here", 200),
+        ("http://here?a=b", 200),
+        ("http://here/v3", 404),
+        ("http://rebound.example/v2", 403),
+        ("http://rebound.example?/here", 403),
+        ("http://user@here/v2", 403),
+        ("http://here@rebound.example/v2", 403),
+        ("ftp://here/v2", 404),
+    ],
+)
+@pytest.mark.parametrize("upgrade", ["", "Connection: upgrade\r\nUpgrade: h2c\r\n"])
+def test_the_name_in_a_target_counts_instead_of_the_host(
+    server: ServerThread, target: str, status: int, upgrade: str
+) -> None:
+    other = "rebound.example" if status == 200 else "here"
+    with Client(server) as client:
+        client.send(f"GET {target} HTTP/1.1\r\nHost: {other}\r\n{upgrade}\r\n".encode())
+        assert client.answer()[0] == status
+    with Client(server) as client:
+        client.send(f"GET {target} HTTP/1.1\r\n{upgrade}\r\n".encode())
+        assert client.answer()[0] == 400
+    with Client(server) as client:
+        client.send(f"GET {target} HTTP/1.0\r\n{upgrade}\r\n".encode())
+        assert client.answer()[0] == status
+
+
+def test_an_inference_may_name_the_server_in_its_target(server: ServerThread) -> None:
+    sent = request(body=json.dumps(JSON_REQUEST).encode())
+    with Client(server) as client:
+        client.send(sent.replace(b"/v2", b"http://here/v2", 1) + sent)
+        first, second = client.answer(), client.answer()
+    assert first[0] == 200
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("lines", "got"),
+    [
+        ("Transfer-Encoding: gzip, chunked", "gzip, chunked"),
+        ("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked", "gzip, chunked"),
+        ("Transfer-Encoding: identity, chunked", "identity, chunked"),
+    ],
+)
+def test_a_coding_of_the_transfer_that_isnt_undone_is_refused(
+    server: ServerThread, lines: str, got: str
+) -> None:
+    with Client(server) as client:
+        client.send(
+            f"POST /v2/models/solid/infer HTTP/1.1\r\nHost: here\r\n{lines}\r\n\r\n".encode()
+            + b"2\r\n{}\r\n0\r\n\r\n"
+        )
+        status, _, body = client.answer()
+        assert (status, json.loads(body)["error"]) == (
+            400,
+            f"the only Transfer-Encoding here is chunked; got {got!r}: compress a body by Content-Encoding",
+        )
+        assert client.at_end()
+
+
 def test_http_1_0_is_answered_and_closed(server: ServerThread) -> None:
     with Client(server) as client:
         client.send(b"GET /v2/health/live HTTP/1.0\r\n\r\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import http.client
@@ -32,7 +33,7 @@ from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
 from hasten.serving.monitoring import kept
 from hasten.serving.monitoring.labels import Labels
-from hasten.serving.monitoring.line import MOST_WAITING
+from hasten.serving.monitoring.line import MOST_WAITING, Line
 from hasten.serving.wire.json_labels import labels_of
 from hasten.testing.models import write
 
@@ -489,6 +490,47 @@ def test_nothing_waits_for_scoring_but_labels_in_a_bounded_line(tmp_path: Path) 
             found = [json.loads(each.getresponse().read()) for each in senders.values()]
         assert found.count({"taken": 1}) == 1
         assert found.count({"twice": 1}) == MOST_WAITING - 1
+
+
+def test_a_client_with_few_labels_does_not_wait_behind_all_of_anothers() -> None:
+    async def worked() -> list[str]:
+        line, over, order = Line(), threading.Event(), list[str]()
+
+        def held() -> None:
+            assert over.wait(PATIENCE_S)
+
+        waiting = [line.work("greedy", 64_000, held)]
+        waiting += [line.work("greedy", 64_000, order.append, "greedy") for _ in range(9)]
+        waiting += [line.work("other", 30, order.append, "other") for _ in range(3)]
+        tasks = [asyncio.ensure_future(each) for each in waiting]
+        await asyncio.sleep(0)  # each task takes its place
+        over.set()
+        await asyncio.gather(*tasks)
+        line.close()
+        return order
+
+    assert asyncio.run(worked()) == ["other"] * 3 + ["greedy"] * 9
+
+
+def test_a_line_that_closes_drops_what_waits() -> None:
+    async def closed() -> list[Any]:
+        line, began, over = Line(), threading.Event(), threading.Event()
+
+        def held() -> str:
+            began.set()
+            over.wait(PATIENCE_S)
+            return "worked"
+
+        first = asyncio.ensure_future(line.work("one", 1, held))
+        second = asyncio.ensure_future(line.work("one", 1, held))
+        await asyncio.to_thread(began.wait, PATIENCE_S)
+        line.close()
+        over.set()
+        return [*await asyncio.gather(first, second, return_exceptions=True)]
+
+    first, second = asyncio.run(closed())
+    assert first == "worked"
+    assert isinstance(second, asyncio.CancelledError)
 
 
 def test_answers_go_out_while_a_label_is_scored_and_the_audit_is_full(tmp_path: Path) -> None:

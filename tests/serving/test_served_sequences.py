@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -66,7 +67,9 @@ def unrolled(model: Path, engine: Engine) -> Unrolled:
 @pytest.fixture(scope="module")
 def server(folder: Path, bundle: Path) -> Iterator[ServerThread]:
     with ServerThread(
-        place_of(bundle),
+        place_of(bundle, most_wait_ns=60 * 10**9),
+        place_of(bundle, "brief", deadline_ns=1_000_000),
+        place_of(bundle, "impatient", most_wait_ns=1_000),
         place_of(bundle, "few", most_sequences=2),
         place_of(bundle, "small", sequence_bytes=3 * 4 * recurrent.HIDDEN),
         place_of(bundle, "fleeting", sequence_idle_ns=1),
@@ -315,7 +318,13 @@ def served(server: ServerThread, name: str = "gru") -> Any:
 
 
 def queued(
-    server: ServerThread, steps: Array, id_: int, *, bad: int = -1, end: bool = False
+    server: ServerThread,
+    steps: Array,
+    id_: int,
+    *,
+    bad: int = -1,
+    end: bool = False,
+    goes_on: bool = False,
 ) -> list[Answer | ProtocolError]:
     """Send all steps of a sequence at once, without waiting for answers; step `bad` doesn't fit."""
 
@@ -324,7 +333,7 @@ def queued(
         for t, x in enumerate(steps):
             future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             width = recurrent.WIDE - (t == bad)
-            place = SequenceStep(id_, start=t == 0, end=end and t == len(steps) - 1)
+            place = SequenceStep(id_, start=t == 0 and not goes_on, end=end and t == len(steps) - 1)
             query = Query("gru", "", str(t), {"x": x[np.newaxis, :width]}, sequence=place)
             query.arrived_ns = query.parsed_ns = model._clock_ns()
             try:
@@ -395,6 +404,165 @@ def test_after_a_first_request_that_fails_there_is_no_sequence(server: ServerThr
         "sequence_start"
     )
     assert server.call(lambda: ("", 73) not in served(server).sequences._records)
+
+
+def arrange(
+    server: ServerThread,
+    steps: Sequence[Array] | Array,
+    places: list[SequenceStep],
+    late: int = -1,
+    leaves: int = -1,
+) -> list[str]:
+    """Send steps at once, of which one has no time left, and the client of another leaves; return what each gets."""
+
+    async def run() -> list[str]:
+        model, said, tickets = served(server), [""] * len(places), []
+        for t, place in enumerate(places):
+            query = Query("gru", "", "", {"x": steps[t][np.newaxis]}, sequence=place)
+            query.arrived_ns = query.parsed_ns = model._clock_ns()
+            query.timeout_ns = int(t == late)
+
+            def done(answer: Answer | ProtocolError, t: int = t) -> None:
+                said[t] = str(answer) if isinstance(answer, ProtocolError) else "answered"
+
+            tickets.append(model.accept(query, done))
+            if t == leaves:
+                tickets[t].cancel()
+        while not all(ticket.over for ticket in tickets):
+            await asyncio.sleep(0)
+        return said
+
+    return server.call(run)
+
+
+@pytest.mark.usefixtures("waiting")
+def test_a_failed_end_leaves_the_sequence_open(server: ServerThread, unrolled: Unrolled) -> None:
+    steps = recurrent.sequences(1, 3, seed=10)[0]
+    assert arrange(server, steps, [SequenceStep(81, start=True)]) == ["answered"]
+    end = SequenceStep(81, end=True)
+    assert arrange(server, steps, [end], 0) == ["the deadline had passed when the request arrived"]
+    kept = server.call(lambda: served(server).sequences._records["", 81].carrier.states["h"])
+    np.testing.assert_array_equal(kept, unrolled(steps[:1])[1])
+    assert arrange(server, steps, [SequenceStep(81), end, SequenceStep(81)]) == [
+        "answered",
+        "answered",
+        "there is no sequence 81: it has ended; start it with a request that sets sequence_start",
+    ]
+    assert server.call(lambda: ("", 81) not in served(server).sequences._records)
+
+
+@pytest.mark.usefixtures("waiting")
+def test_an_end_whose_client_leaves_leaves_the_sequence_open(server: ServerThread) -> None:
+    steps = recurrent.sequences(1, 3, seed=11)[0]
+    places = [SequenceStep(82, start=True), SequenceStep(82, end=True), SequenceStep(82)]
+    assert arrange(server, steps, places, leaves=1) == ["answered", "", "answered"]
+    assert arrange(server, steps, [SequenceStep(82, end=True)], leaves=0) == [""]
+    assert arrange(server, steps, [SequenceStep(82, end=True)]) == ["answered"]
+
+
+def test_a_failed_start_leaves_the_older_sequence_as_it_was(
+    server: ServerThread, unrolled: Unrolled
+) -> None:
+    steps = recurrent.sequences(1, 3, seed=12)[0]
+    start, step = SequenceStep(83, start=True), SequenceStep(83)
+    assert arrange(server, steps, [start, step]) == ["answered"] * 2
+    assert arrange(server, steps, [start], 0) == [
+        "the deadline had passed when the request arrived"
+    ]
+    broken = steps.copy()
+    broken[0, 3] = np.nan
+    assert "would have NaN or Inf after step 0" in arrange(server, broken, [start])[0]
+    (answer,) = queued(server, steps[2:], 83, goes_on=True)
+    assert isinstance(answer, Answer)
+    np.testing.assert_array_equal(answer.outputs["scores"], unrolled(steps)[0][2:])
+
+
+@pytest.mark.usefixtures("waiting")
+def test_steps_behind_a_start_that_fails_never_go_on_with_the_older_sequence(
+    server: ServerThread,
+) -> None:
+    steps = recurrent.sequences(1, 5, seed=13)[0]
+    start, step = SequenceStep(84, start=True), SequenceStep(84)
+    unlike = [*steps[:2], steps[2, :-1], *steps[3:]]
+    told = arrange(server, unlike, [start, step, start, step, step], leaves=3)
+    anew = (
+        "the sequence 84 didn't begin anew, since the request with sequence_start failed: send that again "
+        "before this one"
+    )
+    assert told == [
+        "answered",
+        "answered",
+        "input 'x': the model takes FP32[batch, 12]; got FP32[1, 11]",
+        "",
+        anew,
+    ]
+    assert arrange(server, steps, [step, SequenceStep(84, end=True)]) == ["answered"] * 2
+
+
+@pytest.mark.usefixtures("waiting")
+def test_a_start_that_fails_while_an_earlier_one_runs_leaves_that_one_going_on(
+    server: ServerThread,
+) -> None:
+    steps = recurrent.sequences(1, 4, seed=15)[0]
+    start, step = SequenceStep(85, start=True), SequenceStep(85)
+    told = arrange(server, steps, [start, start, step, SequenceStep(85, end=True)], late=1)
+    late = "the deadline passed while earlier requests of the sequence ran"
+    assert told == ["answered", late, "answered", "answered"]
+
+
+@pytest.mark.usefixtures("waiting")
+@pytest.mark.parametrize(
+    ("name", "timeout_ns", "said"),
+    [
+        ("gru", 1_000_000, "the deadline passed while earlier requests of the sequence ran"),
+        ("brief", 0, "the deadline passed while earlier requests of the sequence ran"),
+        (
+            "impatient",
+            0,
+            "overloaded: earlier requests of the sequence took all the time; retry later",
+        ),
+    ],
+)
+def test_a_step_waits_for_its_turn_no_longer_than_it_may(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch, name: str, timeout_ns: int, said: str
+) -> None:
+    """The step before it runs all the while: it ends only when the one that waits has its answer."""
+    (thread,) = served(server, name)._batching._threads
+    released, run = threading.Event(), thread._model
+
+    def held(inputs: Any) -> Any:
+        released.wait(60)
+        return run(inputs)
+
+    monkeypatch.setattr(thread, "_model", held)
+
+    async def ask() -> list[str]:
+        model, told, futures = served(server, name), [], []
+        for t, x in enumerate(recurrent.sequences(1, 3, seed=14)[0]):
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            place = SequenceStep(91, start=t == 0)
+            query = Query("gru", "", "", {"x": x[np.newaxis]}, sequence=place)
+            query.arrived_ns = query.parsed_ns = model._clock_ns()
+            query.timeout_ns = (0 if name == "gru" else 10**12, timeout_ns, 10**12)[t]
+
+            def done(answer: Answer | ProtocolError, t: int = t, future: Any = future) -> None:
+                told.append(f"{t}: {answer if isinstance(answer, ProtocolError) else 'answered'}")
+                future.set_result(None)
+
+            model.accept(query, done)
+            futures.append(future)
+        await futures[1]
+        released.set()
+        await asyncio.gather(*futures)
+        return told
+
+    told = server.call(ask)
+    if name == "impatient":  # all that wait there are refused
+        assert sorted(told[:2]) == [f"1: {said}", f"2: {said}"]
+        assert told[2:] == ["0: answered"]
+    else:
+        assert told == [f"1: {said}", "0: answered", "2: answered"]
+    assert server.call(lambda: served(server, name).idle)
 
 
 def test_a_step_with_nan_is_refused_and_the_sequence_goes_on(

@@ -523,6 +523,85 @@ def test_a_flood_on_a_full_server_leaves_the_supervisor_files_to_open(bundles: P
         assert server.end() == 0
 
 
+CROWD = 600
+"""More connections than the channel between the two processes takes messages."""
+
+
+@pytest.fixture
+def crowd() -> Iterator[contextlib.ExitStack]:
+    """Closes many connections at the end, for which this process may open files enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    try:
+        with contextlib.ExitStack() as stack:
+            yield stack
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def crowding(
+    server: ServerProcess, crowd: contextlib.ExitStack
+) -> list[http.client.HTTPConnection]:
+    """Connect many clients, each of which has sent a request."""
+    clients = []
+    for _ in range(CROWD):
+        client = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE_S)
+        crowd.callback(client.close)
+        client.request("GET", "/v2/health/live")
+        clients.append(client)
+    return clients
+
+
+def statuses(clients: list[http.client.HTTPConnection]) -> list[int]:
+    found = []
+    for client in clients:
+        response = client.getresponse()
+        response.read()
+        found.append(response.status)
+    return found
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_no_client_is_refused_while_the_process_takes_no_further_connections(
+    bundles: Path, crowd: contextlib.ExitStack, ends: bool
+) -> None:
+    with ServerProcess(bundles / "solid.hasten") as server:
+        rested, pid = len(descriptors(server)), server.serving_pid()
+        os.kill(pid, signal.SIGSTOP)
+        clients = crowding(server, crowd)
+        until(lambda: len(descriptors(server)) > rested + 200)
+        if ends:
+            server.process.send_signal(signal.SIGTERM)
+            until(lambda: "draining" in server.errors)
+        os.kill(pid, signal.SIGCONT)
+        assert statuses(clients) == [200] * CROWD
+        crowd.close()
+        if ends:
+            assert server.process.wait(PATIENCE_S) == 0
+        else:
+            until(lambda: len(descriptors(server)) == rested)  # each place is given back
+
+
+def test_requests_are_answered_while_the_supervisor_hears_nothing(
+    bundles: Path, crowd: contextlib.ExitStack
+) -> None:
+    with ServerProcess(bundles / "solid.hasten") as server:
+        client = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE_S)
+        assert ask(server.http_port, "solid", connection=client)[0] == 200
+        rested = len(descriptors(server))
+        assert statuses(crowding(server, crowd)) == [200] * CROWD
+        os.kill(server.process.pid, signal.SIGSTOP)
+        try:
+            crowd.close()  # the process has more to say of them than the supervisor may leave unheard
+            assert [ask(server.http_port, "solid", connection=client)[0] for _ in range(9)] == [
+                200
+            ] * 9
+        finally:
+            os.kill(server.process.pid, signal.SIGCONT)
+        until(lambda: len(descriptors(server)) == rested)
+        client.close()
+
+
 def test_it_drains_though_no_further_file_can_be_opened(bundles: Path) -> None:
     with ServerProcess(bundles / "solid.hasten") as server:
         pid, opened = server.process.pid, descriptors(server)

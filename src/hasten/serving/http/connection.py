@@ -336,6 +336,8 @@ class Connection(asyncio.BufferedProtocol):
         name = name.lower()
         if name == b"host" and name in self._headers:
             raise ProtocolError(Kind.INVALID, ONE_HOST)
+        if name == b"transfer-encoding" and name in self._headers:
+            value = self._headers[name] + b", " + value
         self._headers[name] = value
 
     def on_headers_complete(self) -> None:
@@ -353,6 +355,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._parser.should_upgrade() or self._method == b"CONNECT":
             self._upgrading = True
             return
+        if not self._url.startswith(b"/"):
+            self._take_authority(version)
         self._head_bytes = 0
         self._in_body = True
         self._keep_alive = version == "1.1" and self._parser.should_keep_alive()
@@ -364,6 +368,13 @@ class Connection(asyncio.BufferedProtocol):
             self._check_rights(self.state.rights)
         if self._extra:
             self._check_crowd()
+        coding = headers.get(b"transfer-encoding", b"chunked")
+        if coding.strip().lower() != b"chunked":
+            raise ProtocolError(
+                Kind.INVALID,
+                f"the only Transfer-Encoding here is chunked; got {coding.decode('latin-1')!r:.60}: "
+                "compress a body by Content-Encoding",
+            )
         stated = headers.get(b"content-length")
         if stated is not None:
             size = _stated(stated)
@@ -375,6 +386,17 @@ class Connection(asyncio.BufferedProtocol):
                 self._size = size
         if headers.get(b"expect", b"").lower() == b"100-continue" and not self._busy:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _take_authority(self, version: str) -> None:
+        """Take a target with a scheme and a name apart: the name counts as Host (RFC 9112, 3.2.2)."""
+        scheme, there, rest = self._url.partition(b"://")
+        if not there or scheme.lower() not in (b"http", b"https"):
+            return
+        size = min(len(rest.partition(mark)[0]) for mark in (b"/", b"?"))
+        if b"host" in self._headers or version == "1.0":
+            self._headers[b"host"] = rest[:size]
+        path = rest[size:]
+        self._url = path if path.startswith(b"/") else b"/" + path
 
     def _check_version(self, version: str) -> None:
         if version != "1.0":

@@ -197,8 +197,8 @@ class Routes:
                 f"labels have no use for {name!r}: its certificate is about changed answers",
             )
         # On a thread: they are scored, and the evidence is written to a file.
-        line = self._state.labelling
-        return _json(await line.work(request.client, watch.label, request.name, request.body))
+        line, size = self._state.labelling, len(request.body)
+        return _json(await line.work(request.client, size, watch.label, request.name, request.body))
 
     # -- tracing and logging
 

@@ -34,9 +34,9 @@ from hasten.serving.models.decisions import as_json
 from hasten.serving.models.prepared import row_bytes, together
 from hasten.serving.models.room import COPIES, LARGE, ROOM, NoRoomError, Place
 from hasten.serving.models.statistics import Statistics
-from hasten.serving.models.turns import Turns
 from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault, without_frames
 from hasten.serving.protocol.requests import DECISION, RAW, Answer, Query
+from hasten.serving.turns import Turns
 
 _MOST_WAITING = 1024
 _QUICK_NS = 100_000
@@ -109,6 +109,7 @@ class RawTicket:
         job: Work that waits for a thread, at most one; emptied when the request is over.
         deadline_ns: Time after which the request's answer comes too late.
         timer: Timer that refuses the request if it waits too long for memory.
+        late_timer: Timer that refuses the request at its deadline; None without one.
         smaller: Samples whose pictures were decoded smaller, which the exact model doesn't take; else none.
     """
 
@@ -120,6 +121,7 @@ class RawTicket:
         "job",
         "kept",
         "key",
+        "late_timer",
         "model",
         "origins",
         "over",
@@ -143,6 +145,7 @@ class RawTicket:
         self.short, self.prepared_bytes = False, 0
         self.job: list[Callable[[], None]] = []
         self.timer: asyncio.TimerHandle | None = None
+        self.late_timer: asyncio.TimerHandle | None = None
         self.deadline_ns: float = math.inf
         self.smaller: list[bytes] = []
 
@@ -259,6 +262,8 @@ class Deciding:
         if timeout_ns:
             ticket.deadline_ns = query.arrived_ns + timeout_ns
         self._run(ticket, partial(self._prepared, ticket, samples), self._ask)
+        if not ticket.over and timeout_ns:
+            self._late(ticket)
         return ticket
 
     def ticket(self, query: Query, done: Done, rows: int) -> RawTicket:
@@ -274,8 +279,9 @@ class Deciding:
             self._shares.give(ticket.query.client, 1)
         self._prepared_bytes -= ticket.prepared_bytes
         ticket.prepared_bytes = 0
-        if ticket.timer is not None:
-            ticket.timer.cancel()
+        for timer in (ticket.timer, ticket.late_timer):
+            if timer is not None:
+                timer.cancel()
         ticket.place.leave()
         if not self._under_way:
             self._none_left.set()
@@ -434,17 +440,26 @@ class Deciding:
     def _waits(self, ticket: RawTicket) -> None:
         """Note that a request waits for memory, which it may do for a while."""
         if not ticket.over and ticket.timer is None:
-            left_ns = ticket.deadline_ns - self._clock_ns()
-            wait_s = max(0.0, min(self._most_wait_ns, left_ns) / 1e9)
-            late = left_ns <= self._most_wait_ns
-            ticket.timer = self._loop.call_later(wait_s, self._give_up, ticket, late)
+            ticket.timer = self._loop.call_later(self._most_wait_ns / 1e9, self._give_up, ticket)
 
-    def _give_up(self, ticket: RawTicket, late: bool) -> None:
-        """Refuse a request that still waits for memory; `late` if it is its deadline that passes."""
+    def _give_up(self, ticket: RawTicket) -> None:
+        """Refuse a request that still waits for memory."""
         ticket.timer = None
         if ticket.place.wanted_bytes:
             said = "overloaded: other samples take the memory that this one needs; retry later"
-            failure = _late() if late else ProtocolError(Kind.OVERLOADED, said, retry_s=1.0)
+            failure = ProtocolError(Kind.OVERLOADED, said, retry_s=1.0)
+            self.model.refused(ticket.query, failure)
+            ticket.tell(failure)
+
+    def _late(self, ticket: RawTicket) -> None:
+        """Refuse a request at its deadline, though a thread may go on with it; in the queue, that does so itself."""
+        ticket.late_timer = None
+        left_ns = ticket.deadline_ns - self._clock_ns()
+        if left_ns > 0:  # the loop's timers round to milliseconds
+            ticket.late_timer = self._loop.call_later(left_ns / 1e9, self._late, ticket)
+        elif ticket.inner is None or ticket.inner.over:
+            stage = "sample was prepared" if ticket.inner is None else "decision was made"
+            failure = ProtocolError(Kind.LATE, f"the deadline passed before the {stage}")
             self.model.refused(ticket.query, failure)
             ticket.tell(failure)
 
@@ -477,7 +492,7 @@ class Deciding:
     def _prepared(self, ticket: RawTicket, samples: list[bytes]) -> Tensors:
         """Return a request's prepared samples as tensors, one row each; on a thread."""
         if self._clock_ns() > ticket.deadline_ns:
-            raise _late()
+            raise ProtocolError(Kind.LATE, "the deadline passed before the sample was prepared")
         self._check_sent(ticket.query, samples)
         ticket.place.hold(COPIES * row_bytes(self.model.inputs) * len(samples))
         ticket.origins.clear()
@@ -642,7 +657,3 @@ def _do(job: list[Callable[[], None]]) -> None:
     except IndexError:
         return
     work()
-
-
-def _late() -> ProtocolError:
-    return ProtocolError(Kind.LATE, "the deadline passed before the sample was prepared")

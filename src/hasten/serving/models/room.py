@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from hasten.inputs.pipeline.decoded_bytes import FEW_BYTES
 from hasten.inputs.pipeline.memory import making_room
-from hasten.serving.models.turns import Turns
 from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.turns import Turns
 
 ROOM_BYTES = 40 << 20
 """Memory of a process for all samples at once, beyond what their bytes pay for."""

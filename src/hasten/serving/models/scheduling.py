@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from hasten.serving.models.latencies import Latencies
-from hasten.serving.models.turns import Turns
 from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.turns import Turns
 
 USUAL_PRIORITY = 2
 """Priority of a request that states none: others can have a higher or a lower one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -23,6 +24,8 @@ _MOST_WAITING = 256
 _MOST_GONE = 4096
 """Number of ended sequences whose end can still be explained to a client that comes late."""
 
+
+_FAILED = "its first request failed"
 
 _Key: TypeAlias = tuple[str, SequenceId]
 """Name of the client, and its identifier of the sequence: no client goes on with another's."""
@@ -51,44 +54,63 @@ class StepTicket:
         query: Request as it was parsed.
         over: Whether the request is answered, refused or given up.
         inner: Step at the engine, with the states; None while it waits for its turn.
+        begins: Number of the start that the step belongs to, among those of its record; its own if it is one.
+        timer: Timer that refuses the step if it waits too long for its turn; None while it needn't.
     """
 
-    __slots__ = ("_done", "_kept", "_record", "inner", "over", "query")
+    __slots__ = ("_done", "_kept", "_record", "begins", "inner", "over", "query", "timer")
 
     def __init__(self, kept: KeptSequences, record: _Record, query: Query, done: Done) -> None:
         self._kept, self._record, self.query, self._done = kept, record, query, done
         self.inner: Cancellable | None = None
         self.over = False
+        self.begins = record.number(query)
+        self.timer: asyncio.TimerHandle | None = None
 
     def cancel(self) -> None:
         """Give up the request, whose client went away: the step didn't happen."""
         if self.over:
             return
         self.over = True
+        self.rest()
         if self.inner is not None:
             self.inner.cancel()
         else:
             self._kept.model.refused(self.query, ProtocolError(Kind.GONE, "the client went away"))
         self._kept.left(self._record, self)
 
+    @property
+    def starts(self) -> bool:
+        """Whether the sequence begins with this step."""
+        return self.query.sequence is not None and self.query.sequence.start
+
     def tell(self, answer: Answer | ProtocolError) -> None:
         """Answer the request, unless it is over."""
         if not self.over:
             self.over = True
+            self.rest()
             self._done(answer)
+
+    def rest(self) -> None:
+        """Stop the timer."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
 
 class _Record:
     """One sequence: its states, and its requests in the order of arrival."""
 
     __slots__ = (
+        "_starts",
         "begun",
         "carrier",
         "client",
         "key",
+        "latest",
         "line",
         "looping",
-        "open",
+        "over",
         "running",
         "used_ns",
     )
@@ -99,13 +121,33 @@ class _Record:
         """Client in whose share it is counted."""
         self.line: deque[StepTicket] = deque()
         self.running: StepTicket | None = None
-        self.begun = self.looping = False
-        self.open = True
-        """Whether the last request that arrived leaves the sequence open."""
+        self.looping = False
+        self._starts = 0
+        """Number of starts that have arrived."""
+        self.begun = 0
+        """Number of the start whose states are kept; 0 without any."""
+        self.latest = 0
+        """Number of the start that the next request without one belongs to."""
+        self.over = _FAILED
+        """Reason that a request gets which finds no states."""
 
     @property
     def idle(self) -> bool:
         return self.running is None and not self.line
+
+    def number(self, query: Query) -> int:
+        """Return the number of the start that a request belongs to which arrives now."""
+        assert query.sequence is not None
+        if query.sequence.start:
+            self._starts += 1
+            self.latest = self._starts
+        return self.latest
+
+    def resume(self) -> None:
+        """Let later requests belong to the last start that is kept or waits, after one that failed."""
+        under_way = self.line if self.running is None else (self.running, *self.line)
+        starts = [one.begins for one in under_way if one.starts]
+        self.latest = max(starts, default=self.begun)
 
 
 Records: TypeAlias = "OrderedDict[_Key, _Record]"
@@ -127,6 +169,8 @@ class KeptSequences:
         idle_ns: Time without a request after which a sequence's states go.
         loop: Event loop of the server.
         clock_ns: Monotonic clock, in nanoseconds.
+        deadline_ns: Deadline of a request that states none, from its arrival; 0 for none.
+        most_wait_ns: Longest wait of a request for those of its sequence that came before.
     """
 
     def __init__(
@@ -140,8 +184,11 @@ class KeptSequences:
         idle_ns: int,
         loop: asyncio.AbstractEventLoop,
         clock_ns: Callable[[], int],
+        deadline_ns: int,
+        most_wait_ns: int,
     ) -> None:
         self.model = model
+        self._deadline_ns, self._most_wait_ns = deadline_ns, most_wait_ns
         self.idle_ns = idle_ns
         self._loaded, self._sequences = loaded, sequences
         carrier = Carrier(loaded, sequences)
@@ -188,14 +235,38 @@ class KeptSequences:
         except ProtocolError as failure:
             self.model.refused(query, failure)
             raise
-        assert query.sequence is not None
         ticket = StepTicket(self, record, query, done)
-        record.open = not query.sequence.end
         record.line.append(ticket)
         self._pending += 1
         self._none_left.clear()
         self._next(record)
+        if not ticket.over and record.running is not ticket:
+            self._wait(record, ticket, self._clock_ns())
         return ticket
+
+    def _wait(self, record: _Record, ticket: StepTicket, queued_ns: int) -> None:
+        """Refuse a step in its sequence's line once its deadline passes, or it has waited for too long."""
+        query, now_ns = ticket.query, self._clock_ns()
+        timeout_ns = query.timeout_ns or self._deadline_ns
+        late_ns = query.arrived_ns + timeout_ns if timeout_ns else math.inf
+        end_ns = min(late_ns, queued_ns + self._most_wait_ns)
+        if (
+            now_ns < end_ns
+        ):  # the loop's timers round to milliseconds, so it may be a little early again
+            left_s = (end_ns - now_ns) / 1e9
+            ticket.timer = self._loop.call_later(left_s, self._wait, record, ticket, queued_ns)
+            return
+        failure = ProtocolError(
+            Kind.OVERLOADED,
+            "overloaded: earlier requests of the sequence took all the time; retry later",
+            retry_s=1.0,
+        )
+        if late_ns <= now_ns:
+            why = "the deadline passed while earlier requests of the sequence ran"
+            failure = ProtocolError(Kind.LATE, why)
+        self.model.refused(query, failure)
+        ticket.tell(failure)
+        self.left(record, ticket)
 
     def _record(self, query: Query) -> _Record:
         """Return the sequence that a request belongs to, which it may begin."""
@@ -219,10 +290,9 @@ class KeptSequences:
         self._expire(now_ns)
         key = query.name, step.id
         record = self._records.get(key)
-        if record is None or not (record.open or step.start):
+        if record is None:
             if not step.start:
-                why = None if record is None else "it has ended"
-                raise ProtocolError(Kind.INVALID, self._unknown(key, why))
+                raise ProtocolError(Kind.INVALID, self._unknown(key, None))
             self._take_place(query.client)
             record = self._records[key] = _Record(
                 key, query.client, Carrier(self._loaded, self._sequences), now_ns
@@ -292,17 +362,23 @@ class KeptSequences:
                 self._run(record, record.line.popleft())
         finally:
             record.looping = False
-        if record.idle and not (record.open and record.begun):
-            self._end(record, "its first request failed" if record.open else "it has ended")
+        if record.idle and not record.begun:
+            self._end(record, record.over)
 
     def _run(self, record: _Record, ticket: StepTicket) -> None:
         record.running = ticket
+        ticket.rest()
         step = ticket.query.sequence
         assert step is not None
         if step.start:
-            record.begun = False  # until it is answered
-        elif not record.begun:
-            why = self._unknown(record.key, "its first request failed")
+            record.over = _FAILED  # unless it is answered
+        elif not record.begun or ticket.begins != record.begun:
+            why = self._unknown(record.key, record.over)
+            if record.begun:
+                why = (
+                    f"the sequence {step.id!r:.100} didn't begin anew, since the request with sequence_start "
+                    "failed: send that again before this one"
+                )
             failure = ProtocolError(Kind.INVALID, why)
             self.model.refused(ticket.query, failure)
             ticket.tell(failure)
@@ -328,10 +404,13 @@ class KeptSequences:
         assert step is not None
         if isinstance(answer, Answer):
             try:
-                if step.start:
-                    record.carrier.reset({})
-                record.carrier.take(_owned(answer.outputs, self._sequences))
-                record.begun = True
+                carrier = record.carrier
+                if step.start:  # the older states are kept until this succeeded
+                    carrier = Carrier(self._loaded, self._sequences)
+                carrier.take(_owned(answer.outputs, self._sequences))
+                record.carrier, record.begun = carrier, ticket.begins
+                if step.end:
+                    record.begun, record.over = 0, "it has ended"
                 told = self._chosen(answer, ticket.query)
             except CandidateError as error:
                 told = ProtocolError(Kind.INVALID, str(error))
@@ -355,6 +434,8 @@ class KeptSequences:
                 record.line.remove(ticket)
             except ValueError:
                 return
+        if record.latest == ticket.begins != record.begun:
+            record.resume()
         record.used_ns = self._clock_ns()
         self._pending -= 1
         if not self._pending:

@@ -190,6 +190,8 @@ class ServedModel:
                 idle_ns=settings.sequence_idle_ns,
                 loop=loop,
                 clock_ns=clock_ns,
+                deadline_ns=settings.deadline_ns,
+                most_wait_ns=settings.most_wait_ns,
             )
             if carried is not None
             else None

@@ -16,7 +16,7 @@ from hasten.serving.protocol.errors import Kind, ProtocolError
 ONE_HOST = "a request has one Host header: send it once"
 ANY = "*"
 """Name that stands for any name of a server."""
-NAME = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE)
+NAME = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE | re.ASCII)
 """Pattern of a name that a server may be given: a host's, "*.example.com" for all below it, or "*"."""
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]*)?")
 _MOST_KNOWN = 256

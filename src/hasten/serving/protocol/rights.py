@@ -5,10 +5,13 @@ from __future__ import annotations
 import enum
 import hashlib
 import secrets
+import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hasten.serving.protocol.errors import Kind, ProtocolError
+
+_FOLDING = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 class Scope(enum.Enum):
@@ -30,7 +33,7 @@ class Client:
         name: Name by which people know the client.
         scopes: Scopes of the requests that it may send.
         digest: SHA-256 of its token; b"" for a client that is known by its certificate.
-        certificate: Name in its certificate, in lower case; "" for a client that is known by its token.
+        certificate: Name in its certificate, folded; "" for a client that is known by its token.
     """
 
     name: str
@@ -47,6 +50,14 @@ class Client:
 def digest_of(token: bytes) -> bytes:
     """Return the SHA-256 of a token."""
     return hashlib.sha256(token).digest()
+
+
+def folded(name: str) -> str:
+    """Return a name in a certificate with ASCII letters in lower case, as DNS compares names (RFC 4343).
+
+    Other letters stay, since Unicode has some whose lower case is an ASCII letter.
+    """
+    return name.translate(_FOLDING)
 
 
 class Rights:
@@ -95,7 +106,7 @@ class Rights:
                 )
             clients = [one]
         else:
-            wanted = dict.fromkeys(name.lower() for name in names)
+            wanted = dict.fromkeys(map(folded, names))
             clients = [self._by_certificate[n] for n in wanted if n in self._by_certificate]
             if not clients:
                 raise ProtocolError(

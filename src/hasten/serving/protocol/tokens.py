@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.errors import InputError
-from hasten.serving.protocol.rights import Client, Scope, digest_of
+from hasten.serving.protocol.rights import Client, Scope, digest_of, folded
 
 LEAST_TOKEN = 16
 """Fewest characters of a token that a server takes."""
@@ -158,7 +158,7 @@ def _client(file: Path, name: str, record: Any) -> Client:
     if given == ["sha256"] and _DIGEST.fullmatch(text):
         return Client(name, scopes, bytes.fromhex(text))
     if given == ["certificate"] and text.strip():
-        return Client(name, scopes, certificate=text.lower())
+        return Client(name, scopes, certificate=folded(text))
     raise InputError(f"{where}: {given[0]} must be {_FORMS[given[0]]}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import gc
 import json
@@ -13,6 +12,7 @@ import signal
 import socket
 import sys
 import warnings
+from collections import deque
 from collections.abc import Coroutine
 from typing import Any, NoReturn
 
@@ -44,6 +44,8 @@ log = logging.getLogger("hasten.serving")
 
 _PR_SET_PDEATHSIG = 1
 """Constant of linux/prctl.h; see man 2 PR_SET_PDEATHSIG."""
+_HEARD = 64
+"""Messages that are heard before the event loop goes on with what else there is."""
 _GARBAGE = 20_000
 """Allocations between garbage collections: high, since requests leave no reference cycles behind."""
 
@@ -64,6 +66,8 @@ class Office:
         self._loop = asyncio.get_running_loop()
         self._server: Server
         self._over: asyncio.Future[None] = self._loop.create_future()
+        self._unsent: deque[bytes] = deque()
+        """Messages that wait until the channel takes more."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def work(self) -> int:
@@ -71,10 +75,10 @@ class Office:
         try:
             return await self._work()
         except HastenError as error:
-            self._say(FAILED, str(error))
+            self._fail(str(error))
         except Exception as error:
             log.exception("the server failed")
-            self._say(FAILED, f"{type(error).__name__}: {error}")
+            self._fail(f"{type(error).__name__}: {error}")
         return 2
 
     async def _work(self) -> int:
@@ -118,15 +122,34 @@ class Office:
     def _forgiven(self, one: Registered) -> None:
         self._send(SLOT.pack(FORGIVEN, self._server.number(one)))
 
+    def _fail(self, why: str) -> None:
+        """Say why nothing can be served; the process ends then, so nothing else waits."""
+        self._channel.setblocking(True)
+        self._say(FAILED, why)
+        self._flush()
+
     def _send(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):
-            self._channel.setblocking(True)
-            self._channel.send(data)
-        self._channel.setblocking(False)
+        """Send a message without waiting for the supervisor, which may have much else to do."""
+        self._unsent.append(data)
+        if len(self._unsent) == 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Send the messages that wait, as far as the channel takes them."""
+        try:
+            while self._unsent:
+                self._channel.send(self._unsent[0])
+                self._unsent.popleft()
+        except BlockingIOError:
+            self._loop.add_writer(self._channel.fileno(), self._flush)
+            return
+        except OSError:  # the supervisor is gone, which `_hear` finds
+            self._unsent.clear()
+        self._loop.remove_writer(self._channel.fileno())
 
     def _hear(self) -> None:
-        """Receive and carry out the supervisor's messages."""
-        while True:
+        """Receive and carry out the supervisor's messages, so many that requests needn't wait for long."""
+        for _ in range(_HEARD):
             try:
                 data, numbers, _, _ = socket.recv_fds(self._channel, SLOT.size, 1)
             except BlockingIOError:

@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +60,10 @@ _LINGER_S = 1.0
 _LAST_PLACES = RESERVED // 4
 """Places that are kept for clients with less than half of the allowed connections."""
 _BREATH_S = 0.1
+_BACKLOG = 1024
+"""Connections that the system accepts ahead of the supervisor."""
+_ACCEPTS = 64
+"""Connections that are accepted before the supervisor hears again what else there is."""
 _LAST_RESORT_S = 10.0
 UP_S = 60.0
 """Limit for a process to accept connections; loading models comes after that, and has no limit."""
@@ -100,6 +105,8 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._channel: socket.socket | None = None
+        self._unsent: deque[bytes] = deque()
+        """Messages to the process that wait until its channel takes more."""
         self._up = self._ever_ready = self._ending = False
         self._crashes = 0
         self._last_crash_s = -_CALM_S
@@ -152,7 +159,7 @@ class Supervisor:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
-            listener.listen(1024)
+            listener.listen(_BACKLOG)
         except OSError as error:
             listener.close()
             raise InputError(f"can't listen on {host}:{port}: {error.strerror or error}") from error
@@ -177,8 +184,7 @@ class Supervisor:
             self._start()
         if self._accept_at_s is not None and self._accept_at_s <= now_s:
             self._accept_at_s = None
-            if self._listener is not None:
-                self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+            self._listen_on()
         if self._kill_at_s is not None and self._kill_at_s <= now_s:
             self._kill_at_s = None
             if self._process is not None:
@@ -223,9 +229,8 @@ class Supervisor:
         self._ending = True
         log.info("draining")
         if self._listener is not None:
-            self._accept()  # clients that have connected by now are served
-            with contextlib.suppress(KeyError):
-                self._selector.unregister(self._listener)
+            self._accept(_BACKLOG)  # clients that have connected by now are served
+            self._listen_no_more()
             self._listener.close()
             self._listener = None
         self._kill_at_s = time.monotonic() + self._settings.limits.drain_ns / 1e9 + _LAST_RESORT_S
@@ -233,15 +238,79 @@ class Supervisor:
         self._order(DRAIN)
 
     def _order(self, what: int) -> None:
-        assert self._channel is not None
         with contextlib.suppress(OSError):
-            self._channel.send(SLOT.pack(what, 0))
+            self._tell(SLOT.pack(what, 0))
+
+    def _tell(self, data: bytes) -> None:
+        """Send a message to the process, once those before it are sent.
+
+        Raises:
+            OSError: the process died.
+        """
+        self._unsent.append(data)
+        if len(self._unsent) > 1:  # others wait already
+            return
+        try:
+            self._flush()
+        except OSError:
+            self._unsent.clear()
+            raise
+
+    def _flush(self) -> None:
+        """Send what waits, as far as the channel takes it; accept no connections until all is sent."""
+        channel = self._channel
+        assert channel is not None
+        while self._unsent:
+            data = self._unsent[0]
+            what, slot = SLOT.unpack(data)
+            held = self._held.get(slot) if what == CONNECTION else None
+            try:
+                socket.send_fds(channel, [data], [] if held is None else [held.fileno()])
+            except BlockingIOError:
+                if self._writes(channel):
+                    self._listen_no_more()
+                return
+            self._unsent.popleft()
+
+    def _writes(self, channel: socket.socket) -> bool:
+        """Have the selector say when the channel takes more; return whether it is still open."""
+        both = selectors.EVENT_READ | selectors.EVENT_WRITE
+        try:
+            self._selector.modify(channel, both, self._converse)
+        except KeyError:  # the process has closed it
+            return False
+        return True
+
+    def _converse(self) -> None:
+        """Hear the process, and go on with what waits to be sent to it."""
+        self._hear()
+        channel = self._channel
+        if channel is None:
+            return
+        with contextlib.suppress(OSError):  # the process died, which its end will say
+            self._flush()
+        if not self._unsent:
+            with contextlib.suppress(KeyError):
+                self._selector.modify(channel, selectors.EVENT_READ, self._hear)
+            self._listen_on()
+
+    def _listen_on(self) -> None:
+        """Accept connections again, unless something else is in the way."""
+        if self._listener is not None and self._accept_at_s is None and not self._unsent:
+            with contextlib.suppress(KeyError):  # it does
+                self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    def _listen_no_more(self) -> None:
+        """Leave new connections to the system for now."""
+        if self._listener is not None:
+            with contextlib.suppress(KeyError):  # it is left alone already
+                self._selector.unregister(self._listener)
 
     # -- connections
 
-    def _accept(self) -> None:
+    def _accept(self, most: int = _ACCEPTS) -> None:
         assert self._listener is not None
-        while True:
+        for _ in range(most):
             try:
                 connection, _ = self._listener.accept()
             except BlockingIOError:
@@ -249,8 +318,7 @@ class Supervisor:
             except ConnectionError:  # the client is gone already
                 continue
             except OSError:  # too many files are open: the other clients wait in the backlog
-                with contextlib.suppress(KeyError):  # SIGTERM came while it is left alone already
-                    self._selector.unregister(self._listener)
+                self._listen_no_more()
                 self._accept_at_s = time.monotonic() + _BREATH_S
                 return
             connection.setblocking(False)
@@ -262,7 +330,6 @@ class Supervisor:
 
     def _hand_on(self, connection: socket.socket) -> None:
         """Hand a connection to the process, and keep a duplicate of its socket."""
-        assert self._channel is not None
         client = self._client_of(connection)
         if not self._has_room(client):
             self._turn_away(connection, _CROWDED)
@@ -270,8 +337,8 @@ class Supervisor:
         slot = self._free.pop()
         self._held[slot], self._clients[slot] = connection, client
         try:
-            socket.send_fds(self._channel, [SLOT.pack(CONNECTION, slot)], [connection.fileno()])
-        except OSError:  # the process died, or its channel is full
+            self._tell(SLOT.pack(CONNECTION, slot))
+        except OSError:  # the process died
             del self._held[slot]
             self._free.append(slot)
             self._turn_away(connection)
@@ -458,6 +525,8 @@ class Supervisor:
             self._selector.unregister(channel)
         channel.close()
         self._process, self._channel, self._up = None, None, False
+        self._unsent.clear()
+        self._listen_on()
         self._up_by_s = self._look_at_s = None
         if not self._ending:
             self._start_again(code)
