@@ -204,6 +204,28 @@ def test_the_files_of_compiled_parts_are_found_and_other_texts_are_none() -> Non
         assert external_locations(model.SerializeToString()) == found
 
 
+def test_a_bundle_whose_functions_double_without_end_is_refused(tmp_path: Path) -> None:
+    path = models.built(tmp_path / "m", _GATHERS).path
+    part = built(tmp_path, path, OnnxRuntime(threads=1))
+    write(tmp_path / "model.hasten", stated(part, part), {})
+    file = tmp_path / "model.hasten" / "model" / "model.onnx"
+    proto = onnx.load(file)
+    sets = [*proto.opset_import, helper.make_opsetid("f", 1)]
+    for number in range(25):
+        kind, domain = ("Identity", "") if number == 24 else (f"F{number + 1}", "f")
+        nodes = [helper.make_node(kind, *way, domain=domain) for way in (("a", "c"), ("c", "b"))]
+        proto.functions.append(helper.make_function("f", f"F{number}", ["a"], ["b"], nodes, sets))
+    proto.opset_import.append(sets[-1])
+    proto.graph.node[0].output[0] = "z"
+    proto.graph.node.append(helper.make_node("F0", ["z"], ["y"], domain="f"))
+    forge(tmp_path / "model.hasten", files={"model/model.onnx": proto.SerializeToString()})
+    with pytest.raises(IntegrityError) as error:
+        load(tmp_path / "model.hasten", cache=False)
+    assert str(error.value) == (
+        f"{tmp_path}/model.hasten/model/model.onnx: its functions and their calls make more than 262,144 nodes of it"
+    )
+
+
 def test_a_file_nested_without_end_is_refused_at_once() -> None:
     data = onnx.StringStringEntryProto(key="location", value="x").SerializeToString()
     for _ in range(60):

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +311,61 @@ def test_a_run_is_not_resumed_under_another_set_of_versions(
     assert refused(unfinished) == (
         "can't resume: the stopped run had another set of versions; give the same value, or remove "
         f"{unfinished / 'b.hasten.work'}"
+    )
+
+
+def with_trial(unfinished: Path, place: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Copy an unfinished run, and change the record of its last trial."""
+    copied = Path(shutil.copytree(unfinished, place))
+    known = events(copied)
+    change(next(e for e in reversed(known) if e["kind"] == "trial")["trial"])
+    lines = [json.dumps(event) for event in known]
+    (copied / "b.hasten.work" / "journal.jsonl").write_text("\n".join([*lines, ""]))
+    return copied
+
+
+@pytest.mark.parametrize("kind", ["engine", "pass", "function"])
+def test_a_journal_names_no_code_that_the_command_does_not(
+    unfinished: Path, tmp_path: Path, kind: str
+) -> None:
+    code = tmp_path / "evil.py"
+    code.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    named = f"{code}:X"
+    called, said = "engine", named
+    if kind == "function":
+        said = "hasten.engines.python_function:PythonFunction"
+
+    def change(trial: dict[str, Any]) -> None:
+        nonlocal called
+        if kind == "pass":
+            called = "pass"
+            trial["candidate"]["passes"] = [{"type": named}]
+        elif kind == "engine":
+            trial["candidate"]["engine"] = {"type": named}
+        else:
+            trial["candidate"]["engine"] = {"type": said, "function": named}
+
+    place = with_trial(unfinished, tmp_path / "place", change)
+    answer = refused(place)
+    journal = place / "b.hasten.work" / "journal.jsonl"
+    assert answer.startswith(
+        f"can't resume: a trial in {journal} can't be used: the {called} {said!r:.100}"
+    )
+    assert answer.endswith(f"; remove {journal.parent} to start again")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_journal_names_no_library_that_the_command_does_not(
+    unfinished: Path, tmp_path: Path
+) -> None:
+    def change(trial: dict[str, Any]) -> None:
+        trial["artifact"]["custom_ops"] = ["/evil.so"]
+
+    place = with_trial(unfinished, tmp_path / "place", change)
+    folder = place / "b.hasten.work"
+    assert refused(place) == (
+        f"can't resume: a trial in {folder / 'journal.jsonl'} can't be used: it names the library /evil.so, "
+        f"which this run doesn't; remove {folder} to start again"
     )
 
 

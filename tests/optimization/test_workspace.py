@@ -1,6 +1,7 @@
 """A run's work folder: who may have it, what is removed, and what tells data apart."""
 
 import fcntl
+import os
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -80,6 +81,53 @@ def test_where_there_is_nothing_to_resume_nothing_is_made(tmp_path: Path) -> Non
     assert list(folder.iterdir()) == []
     (folder / JOURNAL).touch()
     assert refused(folder, resume=True) == said
+
+
+@pytest.mark.parametrize(
+    "line", ['{"kind": "trial", "trial": {}}', '{"kind": "begin"}', '{"kind": "begin", "facts": 1}']
+)
+def test_a_journal_that_does_not_begin_as_one_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / JOURNAL).write_text(f"{line}\n")
+    assert refused(tmp_path, resume=True) == (
+        f"{tmp_path / JOURNAL} doesn't begin as the journal of a run: remove {tmp_path}, and run without "
+        "resume=True"
+    )
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("which", ["folder", "journal"])
+@pytest.mark.parametrize("how", ["owner", "rights"])
+def test_a_work_folder_that_others_may_have_written_is_not_used(
+    tmp_path: Path, begun: bool, which: str, how: str
+) -> None:
+    folder = tmp_path / "b.work"
+    if begun:
+        stopped(folder)
+    else:
+        folder.mkdir(mode=0o700)
+        (folder / JOURNAL).touch(mode=0o600)
+    path = folder if which == "folder" else folder / JOURNAL
+    if how == "rights":
+        path.chmod(0o777)
+        why = "every user may write to it"
+    elif os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+        why = "it belongs to another user (number 12345)"
+    else:
+        pytest.skip("only root can give a file to another user")
+    assert refused(folder, resume=begun) == (
+        f"{path} can't be trusted, since {why}: remove {folder}, and run without resume=True"
+    )
+
+
+def test_a_run_under_any_mask_can_be_resumed(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        folder = stopped(tmp_path / "b.work")
+    finally:
+        os.umask(before)
+    with claimed_folder(folder, resume=True) as journal:
+        assert journal.last("begin") is not None
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

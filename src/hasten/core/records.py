@@ -2,7 +2,7 @@
 
 A value of an open family (an engine, a pass, a metric, a pipeline step) is written with a `type`:
 its name in the family's registry, or its import path where it isn't registered. A bundle is
-untrusted input, so a reader follows an import path only where the caller trusts the record.
+untrusted input, so a reader follows an import path only where the caller trusts the record, or that path.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -42,23 +42,35 @@ class Value:
     registry: ClassVar[Registry]
 
     @classmethod
-    def member(cls, name: str, *, trusted: bool = False) -> type[Self]:
+    def member(cls, name: str, *, trusted: bool | Collection[str] = False) -> type[Self]:
         """Import the member of the family that has this name.
 
         Args:
             name: Name in the registry.
-            trusted: Accept an import path that isn't in the registry, too.
+            trusted: Import paths that are accepted though they aren't in the registry; True for all.
 
         Raises:
             KeyError: the registry has no such name.
             InputError: the member can't be imported.
             IntegrityError: the object found isn't a member of this family.
         """
-        by_path = trusted and ":" in name and name not in cls.registry
+        accepted = trusted if isinstance(trusted, bool) else name in trusted
+        by_path = accepted and ":" in name and name not in cls.registry
         found = load_object(name) if by_path else cls.registry.load(name)
         if not (isinstance(found, type) and issubclass(found, cls)):
             raise IntegrityError(f"{name} is not a {cls.__name__}")
         return found
+
+    @classmethod
+    def paths(cls, names: Iterable[str]) -> frozenset[str]:
+        """Return the import paths among names that a user gave, and how records write those members.
+
+        Raises:
+            InputError: one can't be imported.
+            IntegrityError: one isn't a member of this family.
+        """
+        given = {name: cls.member(name, trusted=True) for name in names if ":" in name}
+        return frozenset((*given, *map(import_path, given.values())))
 
     @classmethod
     def members(cls) -> dict[str, type[Self]]:
@@ -102,13 +114,14 @@ def to_record(value: Any) -> Any:
     return value
 
 
-def from_record(cls: type[T], record: Any, *, trusted: bool = False) -> T:
+def from_record(cls: type[T], record: Any, *, trusted: bool | Collection[str] = False) -> T:
     """Read a record back, with strict types.
 
     Args:
         cls: Dataclass, or base class of an open family.
         record: Output of `to_record`, as JSON gives it back.
-        trusted: Accept import paths that aren't in a registry.
+        trusted: Import paths that are accepted though they aren't in a registry; True for all, which only
+            a record that this very run made may have.
 
     Raises:
         IntegrityError: the record doesn't fit the type.
@@ -132,7 +145,7 @@ def from_record(cls: type[T], record: Any, *, trusted: bool = False) -> T:
         raise IntegrityError(f"a {cls.__name__} record can't be read: {error}") from error
 
 
-def _decode_value(kind: type[Value], obj: Any, *, trusted: bool) -> Any:
+def _decode_value(kind: type[Value], obj: Any, *, trusted: bool | Collection[str]) -> Any:
     if not isinstance(obj, dict) or not isinstance(obj.get("type"), str):
         raise IntegrityError(f"a {kind.__name__} record has no type: {obj!r:.200}")
     name = obj["type"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hasten.core.memory_folder import MemoryFolder
 from hasten.core.model import is_file_name, libraries
+from hasten.core.onnx_functions import check_functions
 from hasten.engines.base import Artifact
 from hasten.engines.external_data import external_locations
 from hasten.engines.operators import copied, keep_loaded
@@ -114,6 +115,8 @@ def content(artifact: Artifact, file: Path) -> bytes:
 def check_external(path: Path, beside: list[Path], said: str) -> None:
     """Check that external data of ONNX files lies in files that were checked, whatever their names are.
 
+    The files' functions are checked too: a runtime puts their nodes in the place of each call.
+
     Args:
         path: File that an engine opens.
         beside: Further files of the model.
@@ -121,7 +124,8 @@ def check_external(path: Path, beside: list[Path], said: str) -> None:
 
     Raises:
         IntegrityError: a location isn't that of a file beside, so that a runtime would read another one,
-            or it may be a tag with which a runtime reads an address in memory.
+            or it may be a tag with which a runtime reads an address in memory; or a file's functions become
+            too many nodes.
     """
     for file in (path, *beside):
         if not file.stat().st_size:
@@ -130,6 +134,10 @@ def check_external(path: Path, beside: list[Path], said: str) -> None:
             file.open("rb") as opened,
             mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
+            try:
+                check_functions(data)
+            except IntegrityError as error:
+                raise IntegrityError(f"{said}: {error}") from error
             for location in external_locations(data):
                 if not is_file_name(location) or file.parent / location not in beside:
                     raise IntegrityError(

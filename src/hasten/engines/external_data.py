@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 
+from hasten.core.protobufs import parts
 from hasten.errors import IntegrityError
 
 _WITHIN: dict[str, dict[int, str]] = {
@@ -26,8 +27,6 @@ _NAME, _TEXT = 1, 4
 _MOST_DEEP = 100
 """Messages within each other that a parser of protobuf takes."""
 _MOST_FIELDS = 2_000_000
-_TAG = 0xFFFFFFFF
-"""Bits of a field's tag that parsers look at."""
 
 
 def external_locations(data: bytes | mmap.mmap) -> set[str]:
@@ -52,7 +51,7 @@ def external_locations(data: bytes | mmap.mmap) -> set[str]:
         if message == "attribute":
             found.update(_compiled(data, begin, end))
         within = _WITHIN[message]
-        for number, first, last in _parts(data, begin, end):
+        for number, first, last in parts(data, begin, end):
             seen += 1
             if seen > _MOST_FIELDS and _named(data, 0, len(data)):
                 raise IntegrityError(f"it has more than {_MOST_FIELDS:,} fields")
@@ -78,54 +77,16 @@ def _compiled(data: bytes | mmap.mmap, begin: int, end: int) -> Iterator[str]:
     """
     if data.find(_COMPILED, begin, end) < 0:
         return
-    parts = list(_parts(data, begin, end))
-    if any(number == _NAME and data[first:last] == _COMPILED for number, first, last in parts):
-        for number, first, last in parts:
+    fields = list(parts(data, begin, end))
+    if any(number == _NAME and data[first:last] == _COMPILED for number, first, last in fields):
+        for number, first, last in fields:
             if number == _TEXT and first < last:
                 yield data[first:last].decode(errors="replace")
 
 
 def _location(data: bytes | mmap.mmap, begin: int, end: int) -> set[str]:
     """Return the value of an entry that states a location; of several values any may count."""
-    fields = [(number, bytes(data[a:b])) for number, a, b in _parts(data, begin, end)]
+    fields = [(number, bytes(data[a:b])) for number, a, b in parts(data, begin, end)]
     if (1, _KEY) not in fields:
         return set()
     return {value.decode(errors="replace") for number, value in fields if number == 2} or {""}
-
-
-def _parts(data: bytes | mmap.mmap, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield number, begin and end of each field of a message that has a length, up to damage.
-
-    Source: https://protobuf.dev/programming-guides/encoding.
-    """
-    groups = 0
-    while begin < end:
-        tag, begin = _varint(data, begin, end)
-        number, kind = (tag & _TAG) >> 3, tag & 7
-        if kind == 3:
-            groups += 1
-        elif kind == 4:
-            groups -= 1
-        elif kind == 0:
-            _, begin = _varint(data, begin, end)
-        elif kind in (1, 5):
-            begin += 8 if kind == 1 else 4
-        elif kind == 2:
-            length, begin = _varint(data, begin, end)
-            if begin + length > end:
-                return
-            if not groups:
-                yield number, begin, begin + length
-            begin += length
-        if kind > 5 or groups < 0 or not number:
-            return
-
-
-def _varint(data: bytes | mmap.mmap, begin: int, end: int) -> tuple[int, int]:
-    """Return an integer and where the next field begins: past the end where it doesn't end."""
-    value = 0
-    for place in range(begin, min(end, begin + 10)):
-        value |= (data[place] & 0x7F) << (7 * (place - begin))
-        if data[place] < 0x80:
-            return value, place + 1
-    return 0, end + 1

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hasten.core.records import from_record
 from hasten.core.words import lost_in_words
+from hasten.engines.base import Engine
 from hasten.errors import CandidateError, InputError
 from hasten.lightening.int8 import LOST, QuantizationAware, int8_score
 from hasten.lightening.prospects import Prospect, fastest
@@ -41,7 +42,8 @@ def trained(
         InputError: nothing meets the budget (the message names the fastest), or every training
             failed.
     """
-    original = from_record(Prospect, task.kept("original", lambda: _original(task)), trusted=True)
+    found = task.kept("original", lambda: _original(task))
+    original = from_record(Prospect, found, trusted=Engine.paths(task.engines))
     task.notes.append(
         f"the model itself takes {latency(original.latency_ns)} ({original.label}); the budget is "
         f"{latency(task.budget_ns)}"

@@ -64,6 +64,11 @@ class Journal:
         """Yield the events of one kind, oldest first."""
         return (event for event in self._events if event["kind"] == kind)
 
+    @property
+    def first(self) -> dict[str, Any] | None:
+        """Oldest event; None where there is none."""
+        return self._events[0] if self._events else None
+
     def last(self, kind: str) -> dict[str, Any] | None:
         """Return the newest event of a kind; None where there is none."""
         return next((event for event in reversed(self._events) if event["kind"] == kind), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from hasten.certificate.promise import Promise
 from hasten.core.records import from_record
 from hasten.core.tensors import Array, Tensors
 from hasten.core.varying import note_of
-from hasten.errors import InputError, Uneven
+from hasten.errors import InputError, IntegrityError, Uneven
 from hasten.inputs.data.spool import Spool
 from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.measure.accuracy import ExactAnswers, answered, scored, unscored
@@ -49,6 +49,10 @@ class Trials:
     Args:
         sealed_draws: Number of independent draws to certify by; by default the number of samples.
         units: Number of each sample's group, `(n,)`; by default every sample stands alone.
+        trusted: Import paths of the user's own engines, which the journal may name.
+
+    Raises:
+        InputError: a trial in the journal can't be read, or names code or a library that the run doesn't.
     """
 
     exact_answers: ExactAnswers
@@ -63,6 +67,7 @@ class Trials:
         *,
         sealed_draws: int | None = None,
         units: Array | None = None,
+        trusted: Collection[str] = (),
     ) -> None:
         self.bench, self.journal, self.samples, self.promise = bench, journal, samples, promise
         self._sealed_draws = sealed_draws or len(samples)
@@ -70,8 +75,23 @@ class Trials:
         self.notes: list[str] = []
         self.done: dict[str, Trial] = {}
         for event in journal.events("trial"):
-            trial = from_record(Trial, event["trial"], trusted=True)
+            trial = self._read(event.get("trial"), trusted)
             self.done[trial.candidate.key] = trial
+
+    def _read(self, record: object, trusted: Collection[str]) -> Trial:
+        """Read a trial of the journal, which may name no code that the user's own command doesn't."""
+        try:
+            trial = from_record(Trial, record, trusted=trusted)
+            strange = set(trial.artifact.custom_ops if trial.artifact else ())
+            strange -= set(self.bench.model.custom_ops)
+            if strange:
+                raise IntegrityError(f"it names the library {min(strange)}, which this run doesn't")
+        except IntegrityError as error:
+            path = self.journal.path
+            raise InputError(
+                f"can't resume: a trial in {path} can't be used: {error}; remove {path.parent} to start again"
+            ) from error
+        return trial
 
     def answer(self, opened: OpenWorker) -> None:
         """Run the original on the search split, and keep its answers and scores.

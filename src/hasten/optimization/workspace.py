@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ JOURNAL = "journal.jsonl"
 _LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.1
 _BEGIN = b'{"kind": "begin"'
 """First bytes of every run's journal: see `check_same_run`."""
+_OWN_FOLDER, _OWN_FILE = 0o775, 0o664
+"""Rights of a new folder and of its journal, which `_check_own` takes, whatever the process's mask is."""
 SEARCH_VERSION = 7
 """Version of the search, raised where an older candidate would have another key or speed, or the sealed samples
 another order, though nothing in its description shows it: then an older journal no longer counts."""
@@ -30,7 +33,7 @@ def claimed_folder(folder: Path, *, resume: bool) -> Iterator[Journal]:
 
     Raises:
         InputError: there is an unfinished run and `resume` is False; there is nothing to resume;
-            the folder is of another kind; or another run is at work in it.
+            the folder is of another kind, or other users may have written it; or another run is at work in it.
     """
     path = folder / JOURNAL
     nothing = f"nothing to resume: there is no {path}; run without resume=True"
@@ -40,12 +43,18 @@ def claimed_folder(folder: Path, *, resume: bool) -> Iterator[Journal]:
         raise InputError(
             f"{folder} is needed as a work folder, but contains something else; move it"
         )
+    there = folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=_OWN_FOLDER, parents=True, exist_ok=True)
+        if not path.exists():
+            path.touch(mode=_OWN_FILE)
         file = path.open("ab")
     except OSError as error:
         raise InputError(f"can't write {folder}: {error.strerror or error}") from error
     with file:
+        if there:  # a folder made just now may have other rights, as on a Windows drive
+            _check_own(folder, folder.stat(), folder)
+            _check_own(path, os.fstat(file.fileno()), folder)
         if not _locked_soon(file):
             raise InputError(f"another run is using {folder}: wait for it, or stop it")
         begun = path.stat().st_size > 0
@@ -56,7 +65,40 @@ def claimed_folder(folder: Path, *, resume: bool) -> Iterator[Journal]:
             )
         if resume and not begun:
             raise InputError(nothing)
-        yield Journal(path)
+        journal = Journal(path)
+        _check_begins(journal)
+        yield journal
+
+
+def _check_own(path: Path, facts: os.stat_result, folder: Path) -> None:
+    """Refuse what other users may have written, since a run believes its journal, and opens what it names.
+
+    The group may write, since many systems give each user a group of their own. What belongs to root is
+    taken, as for `hasten.toml`: in a container, the same folder often does.
+    """
+    wrong = (
+        f"it belongs to another user (number {facts.st_uid})"
+        if facts.st_uid not in (0, os.geteuid())
+        else "every user may write to it"
+        if facts.st_mode & stat.S_IWOTH
+        else ""
+    )
+    if wrong:
+        raise InputError(
+            f"{path} can't be trusted, since {wrong}: remove {folder}, and run without resume=True"
+        )
+
+
+def _check_begins(journal: Journal) -> None:
+    """Check that the first event, if there is any, is the one of `check_same_run`."""
+    first = journal.first
+    if first is not None and not (
+        first["kind"] == "begin" and isinstance(first.get("facts"), dict)
+    ):
+        raise InputError(
+            f"{journal.path} doesn't begin as the journal of a run: remove {journal.path.parent}, and run without "
+            "resume=True"
+        )
 
 
 def begun(folder: Path) -> bool:

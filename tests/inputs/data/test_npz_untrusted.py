@@ -1,6 +1,7 @@
 """Archives that are damaged or made to harm: one line, and little memory."""
 
 import io
+import sys
 import tracemalloc
 import zipfile
 from collections.abc import Mapping
@@ -215,3 +216,37 @@ def test_samples_of_a_hundred_axes_are_refused(tmp_path: Path) -> None:
     assert refused(path) == (
         "x.shapes has samples of more than 32 axes or of more numbers than an array holds"
     )
+
+
+def test_shapes_without_axes_are_counted_before_they_are_read(tmp_path: Path) -> None:
+    members = {"x": header((0,), "<f4"), "x.shapes": header((10**12, 0), "<i8")}
+    assert refused(archive(tmp_path / "d.npz", members, zipfile.ZIP_STORED)) == (
+        "input 'x': the shapes in x.shapes add up to 1,000,000,000,000 values, but there are 0; see "
+        "hasten.save_ragged"
+    )
+
+
+def test_compressed_shapes_that_unpack_to_much_are_refused(tmp_path: Path) -> None:
+    members = {"x": header((0,), "<f4"), "x.shapes": header((2**25, 1), "|i1") + bytes(2**25)}
+    assert refused(archive(tmp_path / "d.npz", members)) == (
+        "x.shapes would unpack to 33,554,432 bytes, more than 100 times as many as the archive has: if that is right, "
+        "save it with np.savez, which doesn't compress"
+    )
+
+
+def test_many_small_rows_in_fortran_order_are_turned_together(tmp_path: Path) -> None:
+    rows = np.arange(2 * 2**18 + 5, dtype=np.uint8).repeat(3).reshape(-1, 3)
+    np.savez_compressed(tmp_path / "d.npz", x=np.asfortranarray(rows))
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    try:
+        data = open_npz(tmp_path / "d.npz", ["x"])
+    finally:
+        sys.setprofile(None)
+    assert calls < len(rows) / 10
+    assert np.array_equal(data.inputs(range(len(rows)))["x"], rows)

@@ -239,6 +239,63 @@ def test_inputs_with_more_dimensions_than_a_tensor_has_are_refused(tmp_path: Pat
     )
 
 
+def calling(*calls: list[str], branch: bool = False) -> onnx.ModelProto:
+    """Return a model whose functions F0, F1, ... each have nodes of these operators, in a branch or not."""
+    functions = []
+    for number, kinds in enumerate(calls):
+        nodes = [helper.make_node(kind, ["a"], ["b"], domain="f") for kind in kinds]
+        if branch:
+            inner = helper.make_graph(nodes, "inner", [], [])
+            nodes = [helper.make_node("If", ["a"], ["b"], then_branch=inner, else_branch=inner)]
+        sets = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
+        functions.append(helper.make_function("f", f"F{number}", ["a"], ["b"], nodes, sets))
+    proto = onnx.parser.parse_model(LINEAR)
+    proto.graph.node.append(helper.make_node("F0", ["x"], ["z"], domain="f"))
+    proto.functions.extend(functions)
+    return proto
+
+
+@pytest.mark.parametrize("branch", [False, True])
+@pytest.mark.parametrize(
+    ("calls", "why"),
+    [
+        ([["F0"]], "its functions call each other in a circle"),
+        ([["F1"], ["F2", "F0"], []], "its functions call each other in a circle"),
+        (
+            [*([f"F{i + 1}"] * 2 for i in range(24)), ["Abs"]],
+            "its functions and their calls make more than 262,144 nodes of it",
+        ),
+        (
+            [*([f"F{i + 1}"] for i in range(2000)), ["Abs"]],
+            "its functions call each other more than 100 levels deep",
+        ),
+        ([["Abs"]] * 10_001, "it has more than 10,000 functions"),
+    ],
+)
+def test_functions_that_become_too_many_nodes_are_refused(
+    tmp_path: Path, calls: list[list[str]], why: str, branch: bool
+) -> None:
+    proto = calling(*calls, branch=branch)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")  # so that it is inferred
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert refused(tmp_path / "m.onnx") == f"{tmp_path / 'm.onnx'} can't be used: {why}"
+
+
+def test_functions_in_use_are_taken(tmp_path: Path) -> None:
+    onnx.save(calling(["F1", "F1"], ["F2"] * 300, ["Abs"]), tmp_path / "m.onnx")
+    assert [spec.name for spec in load(tmp_path / "m.onnx").outputs] == ["y"]
+
+
+@pytest.mark.parametrize("version", [2**40, -1])
+def test_an_operator_set_that_is_not_possible_is_refused(tmp_path: Path, version: int) -> None:
+    proto = onnx.parser.parse_model(LINEAR)
+    proto.opset_import[0].version = version
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert refused(tmp_path / "m.onnx") == (
+        f"{tmp_path / 'm.onnx'} is damaged: version {version} of the operator set 'ai.onnx' isn't possible"
+    )
+
+
 @pytest.mark.parametrize("inner", [False, True])
 @pytest.mark.parametrize(("inputs", "outputs"), [([], ["y"]), (["x"], ["y"]), (["x", "w"], [])])
 def test_a_node_without_what_its_operator_needs_is_refused(

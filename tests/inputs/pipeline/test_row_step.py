@@ -4,6 +4,7 @@ import json
 import math
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,20 @@ def test_a_row_is_decided_on_alike_in_python_and_by_a_server(bundle: Path) -> No
             asked("text/plain", b'{"c0": 1}')
         assert error.value.code == 400
         error.value.close()
+
+
+class Counted(tuple[Any, ...]):
+    """A tuple that counts how often it is read through."""
+
+    reads = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.reads += 1
+        return super().__iter__()
+
+
+def test_the_words_of_many_columns_are_read_through_a_few_times_only() -> None:
+    columns = tuple(f"c{i}" for i in range(100))
+    words = Counted((column, ("a",)) for column in columns)
+    Row(columns, words=words, unseen=tuple((column, "other") for column in columns))
+    assert words.reads < 10

@@ -14,6 +14,7 @@ from hasten.errors import InputError
 from hasten.inputs.pipeline import text as steps
 from hasten.inputs.pipeline.base import Pipeline, Step, as_request
 from hasten.inputs.pipeline.config import from_yaml
+from hasten.inputs.pipeline.memory import making_room
 from hasten.inputs.pipeline.text import Tokenize
 from hasten.testing.step_tests import StepTests
 
@@ -180,3 +181,115 @@ def test_a_tokenizer_written_over_many_lines_fits_a_manifest() -> None:
     step = Tokenize(wide)
     assert step.tokenizer.isprintable()
     assert json.loads(step.tokenizer) == json.loads(CONTENT)
+
+
+REGEX = {"type": "Replace", "pattern": {"Regex": "."}, "content": "a" * 200}
+A, B = ({"Sequence": {"id": one, "type_id": 0}} for one in "AB")
+
+
+def sequence(*parts: Any) -> dict[str, Any]:
+    return {"type": "Sequence", "normalizers": list(parts)}
+
+
+def template(**fields: Any) -> dict[str, Any]:
+    made = {"type": "TemplateProcessing", "single": [A], "pair": [A, B], "special_tokens": {}}
+    return {"post_processor": {**made, **fields}}
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (
+            {"normalizer": {**REGEX, "content": "a" * 1000}},
+            "tokenize.tokenizer: a part of it writes 1000 bytes for a match; 256 is the most",
+        ),
+        (
+            {"normalizer": {"pattern": {"Regex": "$"}, "content": "a" * 1000}},
+            "tokenize.tokenizer: a part of it puts 1000 bytes between characters; 16 is the most",
+        ),
+        (
+            {"normalizer": sequence(*[REGEX] * 4)},
+            "the tokenizer's normalizers may make 8,000,000 bytes of a text of 1: give a shorter text, or another "
+            "tokenizer",
+        ),
+        (
+            {"normalizer": sequence(*[{"type": "NFKC"}] * 1000)},
+            "tokenize.tokenizer has a sequence of more than 100 parts: tokenize in your own code, and give arrays",
+        ),
+        (
+            {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel", "add_prefix_space": False,
+            "trim_offsets": False, "use_regex": False}] * 40}},
+            f"tokenize.tokenizer: its pre-tokenizers may make a text {2**40} times as long; 16 is the most",
+        ),
+        (
+            {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+            "tokenize.tokenizer splits texts into parts of length 0",
+        ),
+        (
+            template(
+                single=[{"SpecialToken": {"id": "X", "type_id": 0}}] * 200 + [A],
+                special_tokens={"X": {"id": "X", "ids": [1] * 500, "tokens": ["a"] * 500}},
+            ),
+            "tokenize.tokenizer adds 100,000 special tokens to a text; 4,096 is the most",
+        ),
+        (
+            template(single=[A] * 3000),
+            "tokenize.tokenizer: its template repeats a text 3000 times; 4 is the most",
+        ),
+        (
+            {"model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 10**9, "vocab": {"[UNK]": 0}}},
+            "tokenize.tokenizer looks up words of 1000000000 characters; 1000 is the most",
+        ),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_makes_much_of_a_letter_is_refused(
+    options: dict[str, Any], why: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(lambda: Tokenize(small_tokenizer(**options))("a")) == why
+    assert capfd.readouterr().err == ""
+
+
+def test_decoders_that_multiply_are_refused() -> None:
+    parts = [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}] * 4
+    step = Tokenize(small_tokenizer(decoder={"type": "Sequence", "decoders": parts}))
+    assert refused(lambda: step.read_back(np.array([4]))) == (
+        "tokenize.tokenizer: its decoders may make tokens 100000000 times as long; 256 is the most"
+    )
+
+
+def test_an_added_token_that_normalizers_multiply_is_refused_before_it_is_read() -> None:
+    token = {"id": 9, "content": "aa", "special": False, "normalized": True, "single_word": False}
+    added = [{**token, "lstrip": False, "rstrip": False}]
+    content = small_tokenizer(normalizer=sequence(*[REGEX] * 4), added_tokens=added)
+    assert refused(lambda: Tokenize(content)("b")).startswith("the tokenizer's normalizers may ")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"type": "NFKC"}, {"type": "StripAccents"}, {"type": "Lowercase"}],
+        [
+            {"type": "Prepend", "prepend": "_"},
+            {**REGEX, "pattern": {"String": " "}, "content": "_"},
+        ],
+        [{"type": "NFD"}, *[{**REGEX, "pattern": {"Regex": r"\s+"}, "content": " "}] * 20],
+    ],
+)
+def test_normalizers_in_use_change_long_texts_as_the_library_does(parts: list[Any]) -> None:
+    content = small_tokenizer(normalizer=sequence(*parts))
+    for text in ("the cat sat", "the cat sat on mats " * 20_000):
+        ids = Tokenize(content)(text)["input_ids"]
+        assert ids.tolist() == tokenizers.Tokenizer.from_str(content).encode(text).ids
+
+
+def test_room_is_made_for_what_a_text_is_normalized_to() -> None:
+    sizes: list[int] = []
+    token = making_room.set(sizes.append)
+    try:
+        Tokenize(small_tokenizer(normalizer=sequence({"type": "NFKC"}, {"type": "NFKC"})))(
+            "\ufdfa" * 4000
+        )
+    finally:
+        making_room.reset(token)
+    assert sizes == [512 * 33 * 4000]

@@ -40,6 +40,8 @@ ROW_BYTES = {"labels": 2**20, "groups": 2**12}
 """Largest label (a megapixel mask) and group (a long name) of a sample; all stay in memory."""
 _UNASKED_BYTES, _MOST_TIMES = 1 << 30, 100
 """Bytes that compressed arrays may unpack to in any case, and the most times the archive's own size."""
+_SHAPES_BYTES = 16 << 20
+"""Bytes that compressed shapes, which are read into memory, may unpack to in any case."""
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError)
 
 
@@ -196,6 +198,12 @@ def _ragged(
                 "hasten.save_ragged"
             )
         size_bytes = _size_bytes(file, info, f"{name}{SHAPES}", shape, dtype)
+        most_bytes = max(_SHAPES_BYTES, _MOST_TIMES * Path(archive.filename or "").stat().st_size)
+        if size_bytes > most_bytes and info.compress_type != zipfile.ZIP_STORED:
+            raise InputError(
+                f"{name}{SHAPES} would unpack to {size_bytes:,} bytes, more than {_MOST_TIMES} times as many as the "
+                "archive has: if that is right, save it with np.savez, which doesn't compress"
+            )
         data = file.read(size_bytes + 1)
     if len(data) != size_bytes:
         raise zipfile.BadZipFile
@@ -352,13 +360,15 @@ def _copy(file: IO[bytes], size_bytes: int, spool: Path) -> None:
 
 
 def _turn(spool: Path, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> None:
-    """Rewrite an array from Fortran order to C order, row by row."""
+    """Rewrite an array from Fortran order to C order, some rows at a time."""
     turned = spool.with_suffix(".turned")
+    rows = max(1, COPY_BYTES // max(1, math.prod(shape[1:]) * dtype.itemsize))
     try:
         with turned.open("wb") as out:
             if 0 not in shape:
-                for row in np.memmap(spool, dtype, "r", shape=shape, order="F"):
-                    out.write(np.ascontiguousarray(row).tobytes())
+                whole = np.memmap(spool, dtype, "r", shape=shape, order="F")
+                for start in range(0, shape[0], rows):
+                    out.write(whole[start : start + rows].tobytes())
         turned.replace(spool)
     except OSError as error:
         raise InputError(f"can't write {turned}: {error.strerror or error}") from error

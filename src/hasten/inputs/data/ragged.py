@@ -14,7 +14,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset, ShapesOf
 from hasten.inputs.data.missing import filled
-from hasten.inputs.data.raw import MOST_AXES, RawArray, is_possible
+from hasten.inputs.data.raw import MOST_AXES, RawArray
 from hasten.inputs.data.samples import (
     RESERVED,
     check_counts,
@@ -26,6 +26,12 @@ from hasten.inputs.data.samples import (
 
 SHAPES = ".shapes"
 """End of the name of the array that holds the shapes of an input's samples in an .npz archive."""
+
+
+_MOST_VALUES = (2**63 - 1) // 8
+"""Most numbers of an array, of the widest element."""
+_CHECKED = 1 << 14
+"""Shapes that are checked at once."""
 
 
 class RaggedArray:
@@ -101,17 +107,39 @@ def checked_shapes(name: str, shapes: Array, values: tuple[int, ...]) -> None:
         )
     if shapes.size and (int(shapes.min()) < 0 or int(shapes.max()) >= 2**31):
         raise InputError(f"{name}{SHAPES} has sizes below 0 or above 2147483647")
-    whole = np.dtype(np.float64)  # the widest element
-    if not all(is_possible(row, whole) for row in np.maximum(shapes, 1).tolist()):
+    total = _total(shapes)
+    if total is None:
         raise InputError(
             f"{name}{SHAPES} has samples of more than {MOST_AXES} axes or of more numbers than an array holds"
         )
-    total = sum(int(np.prod(row.astype(object), initial=1)) for row in shapes)
     if total != values[0]:
         raise InputError(
             f"input {name!r}: the shapes in {name}{SHAPES} add up to {total:,} values, but there "
             f"are {values[0]:,}; see hasten.save_ragged"
         )
+
+
+def _total(shapes: Array) -> int | None:
+    """Return the number of values of samples with sizes from 0 to 2**31; None where one is no array.
+
+    Nothing is made for all samples at once: a few bytes may claim any number of shapes without axes.
+    """
+    count, axes = shapes.shape
+    if not axes:
+        return int(count)  # single numbers
+    if axes > MOST_AXES:
+        return None
+    total = 0
+    for start in range(0, count, _CHECKED):
+        sizes = shapes[start : start + _CHECKED].astype(np.int64)
+        values = np.ones(len(sizes), np.int64)  # as if no size were 0
+        for column in np.maximum(sizes, 1).T:
+            if (values > _MOST_VALUES // column).any():
+                return None
+            values *= column
+        values[(sizes == 0).any(axis=1)] = 0
+        total += (int((values >> 32).sum()) << 32) + int((values & 0xFFFFFFFF).sum())
+    return total
 
 
 def is_ragged(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import mmap
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from hasten.core.extras import missing_extra
 from hasten.core.model import Model, is_file_name
+from hasten.core.onnx_functions import check_functions
 from hasten.core.protobufs import parse_errors
 from hasten.core.tensors import TensorSpec
-from hasten.errors import InputError
+from hasten.errors import InputError, IntegrityError
 from hasten.inputs.models.foreign import no_model_folder, no_onnx_file
 
 if TYPE_CHECKING:
@@ -103,6 +105,17 @@ def read(path: Path) -> onnx.ModelProto:
     for name in _names(proto.graph):
         if not isinstance(name, str):
             raise InputError(f"{path} is damaged: the name {name!r:.100} in it isn't text")
+    if wrong := _wrong_sets(proto):
+        raise InputError(f"{path} is damaged: {wrong}")
+    if proto.functions:
+        try:
+            with (
+                path.open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            ):
+                check_functions(data)
+        except IntegrityError as error:
+            raise InputError(f"{path} can't be used: {error}") from error
     if cut := _cut_short(proto):
         raise InputError(f"{path} is damaged: {cut}")
     for part in (proto.graph, *proto.functions):
@@ -110,6 +123,15 @@ def read(path: Path) -> onnx.ModelProto:
             if wrong := _wrong_dimensions(tensor.dims):
                 raise InputError(f"{path} is damaged: the tensor {tensor.name!r:.100} has {wrong}")
     return proto
+
+
+def _wrong_sets(proto: onnx.ModelProto) -> str:
+    """Say which operator set has no possible version; "" where all have one."""
+    for part in (proto, *proto.functions):
+        for one in part.opset_import:
+            if not 0 <= one.version < 2**31:
+                return f"version {one.version} of the operator set {(one.domain or 'ai.onnx')!r:.100} isn't possible"
+    return ""
 
 
 def _cut_short(proto: onnx.ModelProto) -> str:
@@ -313,7 +335,7 @@ def _infer_missing_outputs(proto: onnx.ModelProto) -> None:
         return
     try:
         inferred = onnx.shape_inference.infer_shapes(proto)
-    except (onnx.shape_inference.InferenceError, ValueError):
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError):
         return  # An engine will report the fault later, and name the node.
     for mine, found in zip(proto.graph.output, inferred.graph.output, strict=True):
         mine.CopyFrom(found)

@@ -98,8 +98,9 @@ class Row(Step):
         self._check_named("choices", [column for column, _ in self.choices])
         self._check_named("hashed", self.hashed)
         self._check_hashed()
+        worded = dict(self.words)
         for column, instead in self.unseen:
-            if column not in dict(self.words) or instead not in _UNSEEN:
+            if column not in worded or instead not in _UNSEEN:
                 raise InputError(
                     f"row.unseen of {column!r}: give 'missing' or 'other' for a column with words"
                 )

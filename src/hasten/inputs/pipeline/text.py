@@ -17,12 +17,15 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, Step, Tokenized
 from hasten.inputs.pipeline.memory import make_room
+from hasten.inputs.pipeline.tokenizer_growth import Growth, checked, shielded
 from hasten.inputs.pipeline.written import FILE, read_text
 
 MAX_TOKENIZER_BYTES = 3 << 20
 """Size in bytes, written as JSON, of the largest tokenizer: a bundle's manifest has 4 MiB in all."""
 MAX_LENGTH = 2**20
 """Largest number of tokens in a sample."""
+_MOST_SPECIAL = 4096
+"""Largest number of special tokens that a tokenizer adds to a text or to two."""
 _PADDING = ("[PAD]", "<pad>")
 _LONG = 4096
 """Characters above which a text is tokenized as a batch of one: only so does the library let Python's other
@@ -86,16 +89,29 @@ class Tokenize(Step):
             raise InputError(f"tokenize gives three inputs; their names are {', '.join(names)}")
 
     @cached_property
+    def _checked(self) -> tuple[str, Growth]:
+        """The tokenizer's JSON as the library is to read it, and bounds on what it makes of a text."""
+        try:
+            return checked(self.tokenizer)
+        except ImportError as error:
+            raise missing_extra("the step tokenize", self.extra) from error
+
+    @cached_property
     def _opened(self) -> Any:
         """The tokenizer, with this step's own length and padding.
 
         The file's padding isn't kept, since it may ask for any amount of memory.
         """
-        try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise missing_extra("the step tokenize", self.extra) from error
-        found = _shielded("tokenize.tokenizer", Tokenizer.from_str, self.tokenizer)
+        content, _ = self._checked
+        from tokenizers import Tokenizer
+
+        found = shielded("tokenize.tokenizer", Tokenizer.from_str, content)
+        special = found.num_special_tokens_to_add(is_pair=True)
+        special = max(special, found.num_special_tokens_to_add(is_pair=False))
+        if special > _MOST_SPECIAL:
+            raise InputError(
+                f"tokenize.tokenizer adds {special:,} special tokens to a text; {_MOST_SPECIAL:,} is the most"
+            )
         padding, truncation = found.padding or {}, found.truncation or {}
         found.no_padding()
         found.no_truncation()
@@ -143,7 +159,7 @@ class Tokenize(Step):
             InputError: the tokenizer can't be read or can't handle the tokens.
         """
         numbers = [int(number) for number in ids.reshape(-1)]
-        return str(_shielded("the tokens", self._opened.decode, numbers))
+        return str(shielded("the tokens", self._opened.decode, numbers))
 
     def __call__(self, value: Any) -> dict[str, Array]:
         """Tokenize a text, a file of text, or two texts.
@@ -164,12 +180,16 @@ class Tokenize(Step):
 
     def _encoded(self, texts: list[str]) -> Any:
         """Return the tokenizer library's encoding of a text or of two texts."""
-        if sum(map(len, texts)) > _LONG:
+        opened, growth = self._opened, self._checked[1]
+        normalized = sum(map(growth.size_of, texts))
+        long = sum(map(len, texts)) > _LONG
+        if long or normalized:
             size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-            make_room(_MEMORY_PER_BYTE * size)
+            make_room(_MEMORY_PER_BYTE * max(size, normalized))
+        if long:
             together = tuple(texts) if len(texts) > 1 else texts[0]
-            return _shielded("the text", self._opened.encode_batch, [together])[0]
-        return _shielded("the text", self._opened.encode, *texts)
+            return shielded("the text", opened.encode_batch, [together])[0]
+        return shielded("the text", opened.encode, *texts)
 
     def _given(self, encoded: Any) -> dict[str, Array]:
         """Return an encoding's numbers by input name."""
@@ -203,17 +223,6 @@ def _on_one_line(content: str) -> str:
         return content
     short = json.dumps(whole, ensure_ascii=False, separators=(",", ":"))
     return short if short.isprintable() else json.dumps(whole, separators=(",", ":"))
-
-
-def _shielded(what: str, function: Any, *arguments: Any) -> Any:
-    """Call the tokenizer library, whose errors, panics too, become one line."""
-    try:
-        return function(*arguments)
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        reason = " ".join(str(error).split())
-        raise InputError(f"{what} can't be read by the tokenizer: {reason:.200}") from error
 
 
 def _padding_of(tokenizer: Any) -> str:

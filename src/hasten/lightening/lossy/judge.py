@@ -13,6 +13,7 @@ from hasten.certificate.certification import last_certified
 from hasten.certificate.verdict import Judgement
 from hasten.core.target import Target
 from hasten.core.words import points
+from hasten.engines.base import Engine
 from hasten.engines.installed import engine_kinds
 from hasten.lightening.lossy.rungs import LEAST_ELEMENTS
 from hasten.lightening.lossy.sizes import Packed, packed
@@ -52,6 +53,7 @@ class Smallest(Judge):
             ready.search_promise,
             sealed_draws=ready.sealed_draws,
             units=ready.parts.search_units,
+            trusted=Engine.paths(job.order.engines or ()),
         )
 
     @property

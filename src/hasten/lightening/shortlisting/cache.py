@@ -11,6 +11,7 @@ from typing import Any
 
 from hasten.core.records import digest, from_record, read_json, to_record, write_json
 from hasten.core.target import Target
+from hasten.engines.base import Engine
 from hasten.errors import HastenError
 from hasten.lightening.prospects import Prospect
 from hasten.lightening.shortlisting.options import Option
@@ -82,7 +83,8 @@ class LatencyCache:
     def get(self, option: Option) -> Measured | None:
         """Return the stored measurement of an option; None if its file is absent or unreadable."""
         try:
-            return from_record(Measured, read_json(self._file(option))["measured"], trusted=True)
+            trusted = Engine.paths(self.facts["engines"])
+            return from_record(Measured, read_json(self._file(option))["measured"], trusted=trusted)
         except (HastenError, KeyError, TypeError):
             return None
 

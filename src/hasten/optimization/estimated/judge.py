@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
+from hasten.engines.base import Engine
 from hasten.errors import CandidateError
 from hasten.measure.candidate import Single
 from hasten.measure.intervals import Ratio
@@ -49,6 +50,7 @@ class Estimated(Judge):
             ready.search_promise,
             sealed_draws=ready.sealed_draws,
             units=ready.parts.search_units,
+            trusted=Engine.paths(job.order.engines or ()),
         )
 
     @property

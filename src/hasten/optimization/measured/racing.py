@@ -12,7 +12,7 @@ from typing import Any
 
 from hasten.core.progress import StageName
 from hasten.core.workers import Worker
-from hasten.engines.base import Artifact
+from hasten.engines.base import Artifact, Engine
 from hasten.engines.installed import serves
 from hasten.errors import CandidateError, InputError
 from hasten.measure.candidate import Candidate, Trial
@@ -81,6 +81,7 @@ class Racing(Affording):
             objective=order.objective,
             sealed_draws=ready.sealed_draws,
             units=ready.parts.search_units,
+            trusted=Engine.paths(order.engines or ()),
         )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -77,8 +77,17 @@ class Screening(Trials):
         objective: Statistic = "p50",
         sealed_draws: int | None = None,
         units: Array | None = None,
+        trusted: Collection[str] = (),
     ) -> None:
-        super().__init__(bench, journal, samples, promise, sealed_draws=sealed_draws, units=units)
+        super().__init__(
+            bench,
+            journal,
+            samples,
+            promise,
+            sealed_draws=sealed_draws,
+            units=units,
+            trusted=trusted,
+        )
         self._pace, self._seed = pace, seed
         self._statistic: Statistic = "mean" if objective == "p99" else objective
         self._open: OpenWorker | None = None
