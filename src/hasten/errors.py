@@ -6,15 +6,28 @@ import errno
 import traceback
 from pathlib import Path
 
+_MOST_LETTERS, _LAST_LETTERS = 2000, 400
+"""Most letters of a message, and those of its end, which says what to do."""
+
 
 class HastenError(Exception):
     """Base of hasten's errors: one line says what was asked, what came, and what to do.
 
-    Line breaks and control characters in it, as a stranger's file may have them in a name, are written out.
+    Line breaks and control characters in it, as a stranger's file may have them in a name, are written out. Of a
+    message of more than 2,000 letters, the middle is left out.
     """
 
     def __str__(self) -> str:
         """Return the message, which a terminal shows as it is."""
+        shown = self.whole
+        if len(shown) <= _MOST_LETTERS:
+            return shown
+        begin = shown[: _MOST_LETTERS - _LAST_LETTERS]
+        return f"{begin}... ({len(shown):,} characters) ...{shown[-_LAST_LETTERS:]}"
+
+    @property
+    def whole(self) -> str:
+        """The message with nothing left out."""
         return visible(super().__str__())
 
 

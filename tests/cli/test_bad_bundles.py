@@ -80,3 +80,48 @@ def test_a_bundle_that_is_not_as_it_was_written(
 def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
     assert said("inspect", tmp_path / "b") == f"no bundle at {tmp_path}/b: no such file or folder"
     assert said("inspect", tmp_path) == f"{tmp_path} is not a bundle: it has no manifest.json"
+
+
+HIDDEN = "\u00ad\u061c\u200b\u200c\u200d\u200e\u200f\u2060\u2064\ufeff\U000e0041"
+
+
+def inspected(bundle: Path, **fields: Any) -> str:
+    """Return what `inspect` says of a bundle with other fields in its manifest."""
+    record = manifest_of(bundle)
+    record.update(fields)
+    record.pop("digest")
+    (bundle / "manifest.json").write_text(json.dumps({**record, "digest": digest(record)}))
+    result = CliRunner().invoke(main, ["inspect", str(bundle)])
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout
+
+
+def test_inspect_writes_out_what_nobody_sees(exact_bundle: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "b.hasten"
+    shutil.copytree(exact_bundle, bundle)
+    record = manifest_of(bundle)
+    record["winner"]["label"] = f"a{HIDDEN}b"
+    record["target"]["processor"] += HIDDEN
+    shown = inspected(
+        bundle,
+        winner=record["winner"],
+        target=record["target"],
+        why=f"sure{HIDDEN}",
+        created=HIDDEN,
+        certificate={"population": f"dogs{HIDDEN}"},
+    )
+    assert (
+        shown.count(
+            "\\xad\\u061c\\u200b\\u200c\\u200d\\u200e\\u200f\\u2060\\u2064\\ufeff\\U000e0041"
+        )
+        >= 5
+    )
+    assert all(line.isprintable() for line in shown.splitlines())
+
+
+def test_inspect_shows_records_of_other_types(exact_bundle: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "b.hasten"
+    shutil.copytree(exact_bundle, bundle)
+    shown = inspected(bundle, certificate={"population": ["cats"]}, sealed={"look": {"a": 1}})
+    assert "\npopulation:   ['cats']\n" in shown
+    assert "\nlook:         {'a': 1}\n" in shown

@@ -35,6 +35,19 @@ def test_an_error_of_an_error_is_written_out_once() -> None:
     assert str(InputError()) == ""
 
 
+def test_the_middle_of_a_long_message_is_left_out() -> None:
+    assert str(InputError("a" * 2000)) == "a" * 2000
+    long = InputError("there is no " + "\n" * 1_000_000 + ": give another")
+    assert long.whole == "there is no " + r"\n" * 1_000_000 + ": give another"
+    assert str(long).startswith(r"there is no \n\n\n")
+    assert str(long).endswith(r"\n\n: give another")
+    assert "... (2,000,026 characters) ..." in str(long)
+    assert len(str(long)) < 2100
+    nested = str(InputError(f"file: {long}; try again"))
+    assert len(nested) < 2100
+    assert nested.endswith(": give another; try again")
+
+
 def test_a_raised_errors_message_is_matched_as_it_is_shown() -> None:
     with pytest.raises(InputError, match=r"^a\\nb$"):
         raise InputError("a\nb")

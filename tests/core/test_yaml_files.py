@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hasten.core.yaml_files import read_yaml
 from hasten.errors import InputError
@@ -49,6 +50,27 @@ def test_what_would_take_too_much_is_refused(tmp_path: Path, text: str, said: st
 def test_what_is_no_value_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match="can't be read as YAML: ") as error:
         read(tmp_path, text)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.skipif(not yaml.__with_libyaml__, reason="PyYAML was built without libyaml")
+@pytest.mark.parametrize("text", ["[" * 5000, "{a: " * 5000, "- " * 5000, "? " * 5000])
+def test_what_is_nested_too_deeply_is_refused_by_the_quick_loader(
+    tmp_path: Path, text: str
+) -> None:
+    with pytest.raises(InputError, match="exceeded maximum nesting depth") as error:
+        read(tmp_path, text, 20_000)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "data", [b"a: \xff", b"a: \0", b"\xff\xfea", b'a: "\\ud800"', b"a: \xed\xa0\x80"]
+)
+def test_bytes_that_are_no_text_are_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "input.yaml"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="can't be read as YAML: ") as error:
+        read_yaml(path, 1000, "a test")
     assert str(error.value).isprintable()
 
 

@@ -14,6 +14,10 @@ def test_a_long_name_may_break_after_its_punctuation() -> None:
     assert name("a_b(c=<d>) + e") == "a_<wbr>b(<wbr>c=&lt;d&gt;) + e"
 
 
+def test_a_long_run_of_punctuation_is_split_at_its_end() -> None:
+    assert name("." * 1_000_000 + " a.b").endswith(". a.<wbr>b")
+
+
 def test_lines_to_type_stay_lines() -> None:
     assert code("a <\nb") == '<pre tabindex="0"><code>a &lt;\nb</code></pre>'
 

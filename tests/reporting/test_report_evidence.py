@@ -20,6 +20,7 @@ from hasten.reporting.evidence import Report, gathered
 from hasten.reporting.page import render
 
 RESULT = "evidence/result.json"
+POINT = {"batch": 1, "threads": 1, "sessions": 1, "p50_ns": 1, "throughput_per_s": 1}
 
 
 @pytest.fixture
@@ -121,6 +122,10 @@ def test_evidence_that_is_no_record_is_damaged(bundle: Path, name: str) -> None:
                 "threads": 1,
             },
         ),
+        ("limit", [{"name": "winner", "floor_ns": 1, "ratio": 2}] * 2000),
+        ("curve", [{**POINT, "batch": batch} for batch in range(1, 2001)]),
+        ("curve", [{**POINT, "threads": threads} for threads in range(1, 501)]),
+        ("figures", {"rounds": {"w": {str(10**400): [1]}}, "refused": 0, "threads": 1}),
         ("cold", {"rows": []}),
         ("cold", {"rows": [{"label": "a", "stages_ns": []}]}),
         ("cold", {"rows": [{"label": "a", "stages_ns": [[1, 2, 3]]}]}),
@@ -166,6 +171,22 @@ def test_evidence_that_no_run_writes_is_damaged(bundle: Path, name: str, record:
             lambda r: r.update(outcomes=r["outcomes"] * 3000),
             "it has 18,000 candidates; at most 10,000 are shown",
         ),
+        (
+            lambda r: r.update(outcomes=r["outcomes"][-1:] * 1001),
+            "it has 1,001 timed candidates; at most 1,000 are shown",
+        ),
+        (
+            lambda r: r.update(rows=r["rows"] * 1000),
+            "it has 3,000 rows; at most 100 are shown",
+        ),
+        (
+            lambda r: r.update(ladder=r["ladder"] * 200),
+            "it has 200 rungs; at most 100 are shown",
+        ),
+        (
+            lambda r: r["rows"][1].update(label="x" * 5_000_000),
+            "it has a text of 5,000,000 letters; at most 100,000 are shown",
+        ),
     ],
 )
 def test_a_result_that_no_run_comes_to_is_damaged(
@@ -200,6 +221,23 @@ def test_figures_and_rows_of_an_older_version_are_read_and_shown(bundle: Path) -
     assert report.figures is not None
     assert (report.figures.schema, report.figures.processes) == (1, {})
     assert b"mean latency " not in render(report)
+
+
+def test_a_role_without_a_latency_is_left_out(bundle: Path) -> None:
+    figures = {
+        "rounds": {"w": {"0": [1]}, "d": {"0": []}},
+        "refused": 0,
+        "threads": 1,
+        "roles": {"winner": "w", "default engine": "d"},
+    }
+    forge(bundle, files={"evidence/figures.json": json.dumps(figures).encode()})
+    reading = Reading.of(render(gathered(bundle)))
+    assert "Half of the requests to what ships took at most 0.001 µs" in reading.rows("latencies")
+
+
+def test_a_role_is_drawn_without_control_characters(bundle: Path) -> None:
+    change_result(bundle, lambda r: r["rows"][0].update(role="default engine\x1b[31m"))
+    assert b"default engine [31m" in render(gathered(bundle))
 
 
 def test_evidence_is_bounded_before_it_is_read(

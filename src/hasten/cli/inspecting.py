@@ -11,7 +11,7 @@ import click
 from hasten.cli import completing
 from hasten.cli.options import one_line_errors, trusted_option
 from hasten.core.words import amount
-from hasten.errors import InputError
+from hasten.errors import InputError, visible
 
 if TYPE_CHECKING:
     from hasten.bundle.manifest import Manifest
@@ -77,7 +77,6 @@ def inspect(
 def _print_whole(folder: Path, manifest: Manifest, keys: Sequence[PublicKey]) -> None:
     """Print the facts of a bundle, its figures before and after, and its times in batches."""
     from hasten.bundle.evidence import batch_curve
-    from hasten.bundle.manifest import one_line
     from hasten.cli.tables import curve_table
 
     curve = batch_curve(folder, manifest)
@@ -85,14 +84,14 @@ def _print_whole(folder: Path, manifest: Manifest, keys: Sequence[PublicKey]) ->
     if manifest.comparison is not None:
         lines = filter(None, (*manifest.comparison.in_words(), manifest.comparison.how))
         click.echo("\non the sealed samples, before and after:")
-        click.echo("\n".join(map(one_line, lines)))
+        click.echo("\n".join(map(visible, lines)))
     if curve:
         click.echo(f"\n{curve_table(curve)}")
 
 
 def _facts(
     folder: Path, manifest: Manifest, keys: Sequence[PublicKey]
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[tuple[str, object]]:
     """Yield the facts of a bundle: name and value."""
     from hasten.bundle import constant_inputs
     from hasten.bundle.copies import copies_in_words
@@ -147,11 +146,10 @@ def _this_machine(folder: Path, manifest: Manifest) -> str:
     return told
 
 
-def _print(facts: Iterable[tuple[str, str]]) -> None:
-    from hasten.bundle.manifest import one_line
-
+def _print(facts: Iterable[tuple[str, object]]) -> None:
+    """Print facts; those from a stranger's records may be of any type, and have control characters."""
     for name, value in facts:
-        click.echo(f"{name + ':':14}{one_line(value)}")
+        click.echo(f"{name + ':':14}{visible(str(value))}")
 
 
 def _facts_of_model(path: Path) -> Iterator[tuple[str, str]]:

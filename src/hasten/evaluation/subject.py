@@ -267,9 +267,9 @@ def _opened(data: Any, subject: Subject) -> Dataset:
     try:
         return open_data(data, subject.exact.inputs, subject.pipeline)
     except InputError as error:
-        if "the model takes the inputs" not in str(error):
+        if "the model takes the inputs" not in error.whole:
             raise
-        raise InputError(f"{error}{hint_of_scalars(subject.exact.inputs, str(error))}") from error
+        raise InputError(f"{error}{hint_of_scalars(subject.exact.inputs, error.whole)}") from error
 
 
 def _check_device(folder: Path, manifest: Manifest) -> None:

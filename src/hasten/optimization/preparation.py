@@ -450,9 +450,9 @@ def _loaded(
             found, data, preparation, ops, job.folder, keep_program=keep_program
         )
     except InputError as error:
-        if "the model takes the inputs" not in str(error):
+        if "the model takes the inputs" not in error.whole:
             raise
-        raise InputError(f"{error}{hint_of_inputs(found, str(error))}") from error
+        raise InputError(f"{error}{hint_of_inputs(found, error.whole)}") from error
     known = None
     if training is not None:
         unpacked = job.folder / "unpacked-training"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -19,6 +20,8 @@ from hasten.reporting.words import folded, plain, points, times
 
 _LETTERS = {False: 34, True: 20}
 """Largest number of letters of a line of a label in a wide and a narrow plot."""
+_MOST_LABELS = 60
+"""Largest number of labels to find room for, each of which is compared with all others."""
 _FATES = {
     "exact": (EXACT, "D", "exact"),
     "judged": (AFTER, "o", "inexact"),
@@ -95,7 +98,7 @@ def trials(result: Result, asked: Asked) -> Plot:
             Label(0, 1, "today's model", BEFORE),
         ]
         letters = _LETTERS[narrow]
-        for outcome in _labelled(ships, best, judged):
+        for outcome in islice(_labelled(ships, best, judged), _MOST_LABELS):
             own = outcome is ships
             said = folded(outcome.label, letters)
             words.append(Label(*at(outcome), f"ships: {said}" if own else said, INK, bold=own))

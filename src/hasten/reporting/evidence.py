@@ -14,7 +14,7 @@ from hasten import bundle
 from hasten.bundle import Manifest
 from hasten.bundle.cold import COLD
 from hasten.bundle.copies import copies_in_words
-from hasten.core.records import to_record
+from hasten.core.records import leaves, to_record
 from hasten.core.target import Target
 from hasten.errors import InputError, IntegrityError
 from hasten.measure.intervals import Ratio, Rounds
@@ -27,7 +27,15 @@ _RESULT_BYTES = 16 << 20
 _RAW_BYTES = 128 << 20
 """Largest number of bytes of raw records; a million latencies take about 14 MB."""
 _MOST = 10_000
-"""Largest number of candidates: more than any run has, and few enough to draw."""
+"""Largest number of candidates: more than any run has, and few enough to list."""
+_MOST_DRAWN = 100
+"""Largest number of rows, floors or rungs: each is drawn, and a run has a tenth of these."""
+_MOST_POINTS = 100
+"""Largest number of points of a batch curve; six batches on 128 threads are 48."""
+_MOST_FORMS = 1000
+"""Largest number of timed candidates, sizes or estimates, each of which is a mark in a plot."""
+_MOST_LETTERS = 100_000
+"""Largest length of a text of a result; a label has a few hundred."""
 _SPELLED = 20
 """Largest number of items of a list to spell out; longer lists are counted."""
 _LARGEST = 2**53
@@ -47,6 +55,8 @@ Time: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 """Time in nanoseconds, at most eleven days."""
 Taken: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=10**15)]
 """Latency as it was measured, in nanoseconds."""
+Latencies: TypeAlias = dict[Count, tuple[Taken, ...]]
+"""Round -> latencies in nanoseconds."""
 Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 Word: TypeAlias = Annotated[str, msgspec.Meta(max_length=10_000)]
@@ -66,17 +76,21 @@ class Figures:
         processes: Round -> number of the process of each entrant that it was measured in.
     """
 
-    rounds: dict[Word, dict[int, tuple[Taken, ...]]]
+    rounds: dict[Word, Latencies]
     refused: Count
     threads: Count
     roles: dict[Word, Word] = field(default_factory=dict)
     schema: Annotated[int, msgspec.Meta(ge=1, le=FIGURES_SCHEMA)] = 1
-    refused_rounds: dict[Word, dict[int, tuple[Taken, ...]]] = field(default_factory=dict)
-    processes: dict[int, Count] = field(default_factory=dict)
+    refused_rounds: dict[Word, Latencies] = field(default_factory=dict)
+    processes: dict[Count, Count] = field(default_factory=dict)
 
     def latencies(self) -> dict[str, Rounds]:
-        """Return the rounds by role, for the roles that have any."""
-        return {role: self.rounds[who] for role, who in self.roles.items() if self.rounds.get(who)}
+        """Return the rounds by role, for the roles that have any latency."""
+        return {
+            role: self.rounds[who]
+            for role, who in self.roles.items()
+            if any(self.rounds.get(who, {}).values())
+        }
 
 
 @dataclass(frozen=True)
@@ -119,6 +133,9 @@ class Floor:
     binds: Word = ""
 
 
+Floors: TypeAlias = Annotated[tuple[Floor, ...], msgspec.Meta(max_length=_MOST_DRAWN)]
+
+
 @dataclass(frozen=True)
 class Point:
     """The winner's speed with several samples in a request, or several requests at a time."""
@@ -128,6 +145,9 @@ class Point:
     sessions: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
     p50_ns: Positive
     throughput_per_s: Positive
+
+
+Curve: TypeAlias = Annotated[tuple[Point, ...], msgspec.Meta(max_length=_MOST_POINTS)]
 
 
 @dataclass(frozen=True)
@@ -337,8 +357,8 @@ def assembled(folder: Path, manifest: Manifest, kept: Callable[[str, int], bytes
         sealed=manifest.sealed,
         figures=read("figures.json", Figures),
         profile=read("profile.json", Profile),
-        limit=read("limit.json", tuple[Floor, ...]) or (),
-        curve=read("curve.json", tuple[Point, ...]) or (),
+        limit=read("limit.json", Floors) or (),
+        curve=read("curve.json", Curve) or (),
         load=read("load.json", tuple[Loaded, ...], _RESULT_BYTES) or (),
         ways=read(WAYS, Ways, _RESULT_BYTES),
         cold=read(COLD, Cold, _RESULT_BYTES),
@@ -376,12 +396,34 @@ def _implausible(result: Result, manifest: Manifest) -> str | None:
     timed = result.estimates is None and result.sizes is None
     if timed and all(r.role == "fastest uncertified" for r in result.rows):
         return "it has no row of what ships"
-    if len(result.outcomes) > _MOST:
-        return f"it has {len(result.outcomes):,} candidates; at most {_MOST:,} are shown"
-    if not all(abs(number) < _LARGEST for number in numbers(to_record(result))):
+    if wrong := _too_many(result):
+        return wrong
+    record = to_record(result)
+    longest = max((len(text) for text in leaves(record) if isinstance(text, str)), default=0)
+    if longest > _MOST_LETTERS:
+        return f"it has a text of {longest:,} letters; at most {_MOST_LETTERS:,} are shown"
+    if not all(abs(number) < _LARGEST for number in numbers(record)):
         return "it has a number that is infinite or too large"
     if not all(list(bounds) == sorted(bounds) for bounds in _ascending(result)):
         return "it has an interval that isn't one, or a figure that is out of range"
+    return None
+
+
+def _too_many(result: Result) -> str | None:
+    """Return what a result has too many of to draw; None where it has few enough."""
+    timed = sum(outcome.ratio is not None for outcome in result.outcomes)
+    on_ladder = sum(outcome.rung is not None for outcome in result.outcomes)
+    estimates, sizes = result.estimates, result.sizes
+    for count, most, what in (
+        (len(result.outcomes), _MOST, "candidates"),
+        (timed, _MOST_FORMS, "timed candidates"),
+        (len(result.rows), _MOST_DRAWN, "rows"),
+        (max(len(result.ladder), on_ladder), _MOST_DRAWN, "rungs"),
+        (0 if estimates is None else len(estimates.rows), _MOST_FORMS, "estimates"),
+        (0 if sizes is None else len(sizes.rows), _MOST_FORMS, "sizes"),
+    ):
+        if count > most:
+            return f"it has {count:,} {what}; at most {most:,} are shown"
     return None
 
 

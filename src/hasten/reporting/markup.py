@@ -12,7 +12,8 @@ from hasten.reporting.words import HEADS
 _LONG = 26
 """Letters from which on a cell may break into lines."""
 _TAGS = re.compile("<[^>]*>")
-_BREAKS = re.compile(r"([_(,=/+:.]+)(?=\w)")
+_BREAKS = re.compile(r"((?<![_(,=/+:.])[_(,=/+:.]+)(?=\w)")
+"""Punctuation before a word. It is looked for at its begin alone, since a long run of it would take hours."""
 
 
 class Html(str):

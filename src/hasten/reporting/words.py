@@ -49,8 +49,8 @@ _LATIN = 0x250
 
 
 def role(name: str) -> str:
-    """Return people's words for a row's role."""
-    return ROLES.get(name, name)
+    """Return people's words for a row's role, which may come from a bundle that a stranger wrote."""
+    return ROLES.get(name) or cut(name, 60)
 
 
 def plain(label: str, most: int = 60) -> str:

@@ -7,6 +7,7 @@ import gc
 import http.server
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,6 +184,44 @@ def test_a_link_that_stays_broken_is_given_up(web: Web) -> None:
 
 
 # -- servers that lie
+
+
+def drip(handler: Handler, data: bytes) -> None:
+    """Send bytes one by one, for as long as somebody reads."""
+    for byte in data:
+        handler.wfile.write(bytes((byte,)))
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("part", ["head", "body", "broken off"])
+def test_a_server_that_holds_its_reader_is_given_up(
+    web: Web, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def slow(handler: Handler, web: Web) -> None:
+        if part == "head":
+            drip(handler, b"HTTP/1.1 200 OK\r\nX-Much: " + b"x" * 100_000)
+        elif part == "body":
+            headers(handler, 200, Content_Length=len(web.data))
+            drip(handler, web.data * 100)
+        else:
+            time.sleep(0.01)
+            ranges(handler, web, 1)
+
+    monkeypatch.setattr(source, "_WHILE_S", 0.2)
+    web.answer = slow
+    assert re.fullmatch(
+        r"IT is too slow: the server sent [0-9,]+ bytes in \d s; give another address, or the file itself",
+        failing(web),
+    )
+
+
+def test_a_server_that_sends_enough_in_each_while_is_read(
+    web: Web, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "_WHILE_S", 0.0)
+    monkeypatch.setattr(source, "_LEAST_BYTES", 1)
+    with WebSource(web.address) as found:
+        assert bytes(found.read(0, len(data))) == data
 
 
 def test_a_file_that_was_replaced_meanwhile_isnt_mixed_with_the_new_one(web: Web) -> None:

@@ -245,6 +245,11 @@ def test_what_isnt_supported_is_refused_by_name(tmp_path: Path) -> None:
     assert refused(folder, tmp_path) == (
         f"{folder}/modules.json names the folder '../elsewhere', which isn't in {folder}"
     )
+    listed[1]["path"] = "x" * 5000
+    written(listed, folder / "modules.json")
+    assert refused(folder, tmp_path) == (
+        f"{folder}/modules.json names the folder '{'x' * 99}, which can't be read: File name too long"
+    )
 
 
 def test_an_encoder_without_the_version_of_its_operators_is_refused(tmp_path: Path) -> None:

@@ -231,8 +231,21 @@ def test_a_tokenizer_keeps_the_lengths_that_its_model_allows(tmp_path: Path) -> 
         ),
         (
             {"image_processor_type": "PoolFormerImageProcessor", "crop_pct": 2},
-            "crop_pct=2: give a number above 0, and at most 1",
+            "crop_pct=2: give a number of at least 0.001, and at most 1",
         ),
+        (
+            {"image_processor_type": "PoolFormerImageProcessor", "crop_pct": 5e-324},
+            "crop_pct=5e-324: give a number of at least 0.001, and at most 1",
+        ),
+        *(
+            ({"image_processor_type": f"{name}ImageProcessor", "size": size}, "size=1000")
+            for name in ("Levit", "ConvNext", "PoolFormer", "DPT", "ViT")
+            for size in [{"shortest_edge": 10**400}]
+        ),
+        ({"size": {"height": 10**400, "width": 8}}, "size=(1000"),
+        ({"image_mean": [10**400, 0, 0]}, "image_mean=[1000"),
+        ({"image_std": [1, 1, float("inf")]}, "image_std=[1, 1, inf]: give one number"),
+        ({"rescale_factor": 10**400}, "rescale_factor=1000"),
         ({"image_mean": [0.5]}, "image_mean=[0.5]: give one number for each of 3 channels"),
         ({"rescale_factor": -1}, "rescale_factor=-1: give a number above 0"),
         (

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import http
 import http.client
+import io
 import mmap
 import os
 import re
@@ -22,6 +23,8 @@ from hasten.errors import InputError, IntegrityError
 _TRIES = 5
 """Number of times in a row that a link may break without a byte before it is given up."""
 _FIRST_PAUSE_S, _TIMEOUT_S = 0.1, 30.0
+_WHILE_S, _LEAST_BYTES = 120.0, 60_000
+"""Length of a while, and the least number of bytes that a server must send in one while it is waited for."""
 _PART_BYTES = 1 << 18
 _SIZE = re.compile(r"[0-9]{1,18}")
 _SPAN = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})")
@@ -130,16 +133,21 @@ class WebSource(Source):
         address: Address that begins with "http://" or "https://".
 
     Raises:
-        InputError: the server can't be reached, or has no such file.
+        InputError: the server can't be reached, has no such file, or is too slow.
     """
 
     def __init__(self, address: str) -> None:
         self.name, self.size_bytes = address, None
+        self._pace = _Pace(address)
+        self._opener = urllib.request.build_opener(
+            _SameKind, _PacedHttp(self._pace), _PacedHttps(self._pace)
+        )
         self._reply: http.client.HTTPResponse | None = None
         self._place = 0
         self._tag: str | None = None
         try:
-            self._connect(0)
+            with self._pace:
+                self._connect(0)
         except BaseException:
             self._drop()
             raise
@@ -147,6 +155,10 @@ class WebSource(Source):
     def read(self, offset: int, length: int) -> memoryview:
         if self.size_bytes is not None and length > self.size_bytes - offset:
             raise self._ended(offset, length, max(0, self.size_bytes - offset))
+        with self._pace:
+            return self._read(offset, length)
+
+    def _read(self, offset: int, length: int) -> memoryview:
         parts: list[bytes] = []
         done = tries = 0
         while done < length:
@@ -189,7 +201,7 @@ class WebSource(Source):
             headers["Range"] = f"bytes={offset}-"
         try:
             request = urllib.request.Request(self.name, headers=headers)
-            reply = _opener().open(request, timeout=_TIMEOUT_S)
+            reply = self._opener.open(request, timeout=_TIMEOUT_S)
         except urllib.error.HTTPError as error:
             with error:
                 if error.code >= 500 and self._tag is not None:
@@ -262,9 +274,98 @@ class _SameKind(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-@functools.cache
-def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_SameKind)
+class _Pace:
+    """Count of what a server sends while it is waited for, over all of its connections.
+
+    Within `with`, it is waited for; what the reader does between its calls doesn't count.
+
+    Args:
+        name: Address, to name in messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name, self._bytes, self._waited_s, self._since_s = name, 0, 0.0, 0.0
+
+    def __enter__(self) -> None:
+        self._since_s = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._waited_s += time.monotonic() - self._since_s
+
+    def add(self, count: int) -> None:
+        """Add bytes that arrived.
+
+        Raises:
+            InputError: too few arrived in a while.
+        """
+        self._bytes += count
+        now_s = time.monotonic()
+        waited_s = self._waited_s + now_s - self._since_s
+        if waited_s < _WHILE_S:
+            return
+        if self._bytes < _LEAST_BYTES:
+            raise InputError(
+                f"{self._name} is too slow: the server sent {self._bytes:,} bytes in {waited_s:.0f} s; give another "
+                "address, or the file itself"
+            )
+        self._bytes, self._waited_s, self._since_s = 0, 0.0, now_s
+
+
+class _PacedBytes(io.RawIOBase):
+    """Bytes from a server, whose head is counted too."""
+
+    def __init__(self, raw: io.RawIOBase, pace: _Pace) -> None:
+        self._raw, self._pace = raw, pace
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        got: int | None = None
+        try:
+            got = self._raw.readinto(buffer)
+        finally:
+            self._pace.add(got or 0)
+        return got
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _PacedReply(http.client.HTTPResponse):
+    def __init__(self, pace: _Pace, sock: Any, **settings: Any) -> None:
+        super().__init__(sock, **settings)
+        self.fp: Any = io.BufferedReader(_PacedBytes(self.fp.detach(), pace))
+
+
+def _paced(kind: type[http.client.HTTPConnection], pace: _Pace) -> Any:
+    """Return a function that makes connections of a kind whose replies are counted."""
+
+    def made(*args: Any, **settings: Any) -> http.client.HTTPConnection:
+        connection = kind(*args, **settings)
+        connection.response_class = functools.partial(_PacedReply, pace)  # type: ignore[assignment]
+        return connection
+
+    return made
+
+
+class _PacedHttp(urllib.request.HTTPHandler):
+    def __init__(self, pace: _Pace) -> None:
+        super().__init__()
+        self._pace = pace
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_paced(http.client.HTTPConnection, self._pace), req)
+
+
+class _PacedHttps(urllib.request.HTTPSHandler):
+    def __init__(self, pace: _Pace) -> None:
+        super().__init__()
+        self._pace = pace
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_paced(http.client.HTTPSConnection, self._pace), req)
 
 
 def _legible(said: object) -> str:

@@ -408,7 +408,14 @@ def _inside(path: Path, module: Mapping[str, Any]) -> Path:
     relative = PurePosixPath(str(module.get("path", "")))
     if relative.is_absolute() or ".." in relative.parts:
         raise InputError(f"{path} names the folder {str(relative)!r}, which isn't in {path.parent}")
-    return path.parent / relative
+    folder = path.parent / relative
+    try:
+        folder.is_dir()
+    except OSError as error:
+        raise InputError(
+            f"{path} names the folder {str(relative)!r:.100}, which can't be read: {error.strerror}"
+        ) from error
+    return folder
 
 
 def _lowers(normalizer: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from hasten.inputs.pipeline.image import (
     Normalize,
     Resize,
     ToLayout,
+    check_size,
 )
 from hasten.inputs.pipeline.standardize import Standardize
 from hasten.inputs.pipeline.strips import Interpolation
@@ -71,6 +73,8 @@ _HARMLESS = frozenset(
     )
 )
 """Switches that are followed, or that change no picture: the last is about the masks of training data."""
+_LEAST_SHARE = 0.001
+"""Least part of a picture's side that a crop may keep."""
 _WARPED_FROM = 384
 """Side from which on ConvNeXt's processor makes a square of the whole picture and crops nothing."""
 
@@ -199,8 +203,10 @@ def _share(config: Mapping[str, Any], default: float) -> float:
     """Return `crop_pct`."""
     found = config.get("crop_pct")
     found = default if found is None else found
-    if type(found) not in (int, float) or not 0 < found <= 1:
-        raise InputError(f"crop_pct={found!r}: give a number above 0, and at most 1")
+    if type(found) not in (int, float) or not _LEAST_SHARE <= found <= 1:
+        raise InputError(
+            f"crop_pct={found!r}: give a number of at least {_LEAST_SHARE}, and at most 1"
+        )
     return float(found)
 
 
@@ -209,7 +215,7 @@ def _normalization(config: Mapping[str, Any], processor: str) -> Normalize:
     if not config.get("do_rescale", True):
         raise InputError("do_rescale=false isn't supported: state the pipeline yourself")
     scale = config.get("rescale_factor", 1 / 255)
-    if not isinstance(scale, (int, float)) or scale <= 0:
+    if not _is_number(scale) or scale <= 0:
         raise InputError(f"rescale_factor={scale!r}: give a number above 0")
     if config.get("do_normalize", processor != "MobileViTImageProcessor"):
         mean, std = _channels(config, "image_mean"), _channels(config, "image_std")
@@ -224,12 +230,23 @@ def _normalization(config: Mapping[str, Any], processor: str) -> Normalize:
     return Normalize(mean, std, float(scale))
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that a float can hold, NaN and the infinite ones aside."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
 def _size(config: Mapping[str, Any], key: str, processor: str) -> int | tuple[int, int]:
     """Return a size: one side means the shorter one for those that crop, else both."""
+    size = _stated_size(config, key, processor)
+    check_size(key, size)
+    return size
+
+
+def _stated_size(config: Mapping[str, Any], key: str, processor: str) -> int | tuple[int, int]:
     found = config.get(key)
     if isinstance(found, Mapping):
         if set(found) == {"shortest_edge"} and type(found["shortest_edge"]) is int:
@@ -253,7 +270,7 @@ def _filter(number: Any) -> Interpolation:
 def _channels(config: Mapping[str, Any], key: str) -> tuple[float, float, float]:
     found = config.get(key)
     numbers = found if isinstance(found, list) else []
-    if len(numbers) != 3 or not all(type(number) in (int, float) for number in numbers):
+    if len(numbers) != 3 or not all(map(_is_number, numbers)):
         raise InputError(f"{key}={found!r}: give one number for each of 3 channels")
     return float(numbers[0]), float(numbers[1]), float(numbers[2])
 

@@ -19,6 +19,7 @@ from hasten.inputs.pipeline.yolo import YoloBoxes
 
 _FRAMED = ("detect", "segment", "pose", "obb")
 MAX_CHARACTERS = 2**20
+_NO_LITERAL = (ValueError, SyntaxError, TypeError, OverflowError)
 
 
 def from_ultralytics(path: Path) -> Pipeline:
@@ -85,8 +86,10 @@ def _literal(metadata: Mapping[str, str], key: str) -> Any:
     try:
         if len(text) > MAX_CHARACTERS:
             raise ValueError("too long")
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        value = ast.literal_eval(text)
+        repr(value)  # raises where a number in hex has more digits than Python prints
+        return value
+    except (*_NO_LITERAL, MemoryError, RecursionError) as error:
         raise InputError(f"the metadata's {key}={text!r:.100} can't be read") from error
 
 
