@@ -819,7 +819,7 @@ def test_the_door_adds_up_replicas_that_share_no_folder(
             assert ask(third, OTHER) == [OTHER]
     assert status == 200
     line = 'hasten_monitor_alarm{replica="all",model="watched",version="1",what="changed"} 1.0'
-    assert line in page.splitlines()
+    assert line in page.decode().splitlines()
 
 
 def test_a_cleared_alarm_lets_the_fast_model_of_every_replica_answer_again(
@@ -913,8 +913,8 @@ def test_a_replica_that_dies_amid_its_answer_costs_the_others_nothing(
             with Federation(lambda: dict(ports)) as federation:
                 status, page = federation.page()
     assert status == 200
-    assert 'replica="alive"' in page
-    assert 'replica="dying"' not in page
+    assert b'replica="alive"' in page
+    assert b'replica="dying"' not in page
 
 
 def pooled(pool: Pool) -> int:
