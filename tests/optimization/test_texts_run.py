@@ -168,3 +168,25 @@ def test_words_with_tags_are_data_and_the_bundle_tells_entities(tmp_path: Path) 
             assert [(one["entity"], one["text"]) for one in found] == [
                 (kind, " ".join(words[start:end])) for kind, start, end in entities(tags)
             ]
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_a_bundle_keeps_no_samples_of_a_folder_with_links_that_lead_out(
+    tmp_path: Path, outside: bool
+) -> None:
+    model, data = folder_of_a_classifier(tmp_path / "m"), tmp_path / "texts"
+    inner = data / "calm"
+    inner.mkdir(parents=True)
+    for number, text in enumerate(texts(300)):
+        (inner / f"{number}.txt").write_text(text)
+    secret = (tmp_path if outside else data) / "secret.log"
+    secret.write_text("w7 w8 w9")
+    (inner / "zz.txt").symlink_to(secret)
+    options: Any = {"passes": (), "engines": ["onnxruntime"], "out": tmp_path / "b"}
+    result = hasten.optimize(model, data, **options)
+    told = (
+        f"the bundle keeps no samples to warm up with, because {inner / 'zz.txt'} is a link that leads out of the "
+        "data's folder: copy the files into the folder to keep some"
+    )
+    assert (told in result.notes) == outside
+    assert (read(tmp_path / "b").requests == 0) == outside

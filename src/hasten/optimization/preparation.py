@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from hasten.engines.installed import (
 )
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.class_files import ClassFiles
+from hasten.inputs.data.class_folders import link_out
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.parts import Parts, data_digest, lay_out
@@ -133,6 +135,7 @@ def prepare(
     Raises:
         InputError: the model, the data or an option can't be used.
     """
+    _keep_nothing_linked(job, data, training)
     order = job.order
     target = _device(order, data, training, small_model)
     found = find_model(model, trust_code=order.trust_code)
@@ -402,6 +405,22 @@ def _check_graph(job: Job, target: Target, source: Model, preparation: Pipeline 
     job.notes += frozen.words(proto, source.inputs)
     if preparation is not None:
         job.notes += filter(None, [check_vocabulary(preparation, proto, source.inputs)])
+
+
+def _keep_nothing_linked(job: Job, *folders: Any) -> None:
+    """Have the bundle keep no samples of a folder that has links to files elsewhere, and say so.
+
+    Whoever made the folder may have linked a private file, which a bundle would pass on.
+    """
+    for folder in folders if job.order.keep_requests else ():
+        link = link_out(Path(folder)) if isinstance(folder, (str, os.PathLike)) else None
+        if link is not None:
+            job.order = replace(job.order, keep_requests=False)
+            job.notes.append(
+                f"the bundle keeps no samples to warm up with, because {link} is a link that leads out of the "
+                "data's folder: copy the files into the folder to keep some"
+            )
+            return
 
 
 def _note(job: Job, ready: Ready) -> None:

@@ -1,3 +1,4 @@
+import base64
 import json
 import sys
 import threading
@@ -184,6 +185,7 @@ def test_a_tokenizer_written_over_many_lines_fits_a_manifest() -> None:
 
 
 REGEX = {"type": "Replace", "pattern": {"Regex": "."}, "content": "a" * 200}
+TABLE = base64.b64encode(bytes(1024).join((b"\0\4\0\0", b"a" * 300 + b"\0"))).decode()
 A, B = ({"Sequence": {"id": one, "type_id": 0}} for one in "AB")
 
 
@@ -206,6 +208,10 @@ def template(**fields: Any) -> dict[str, Any]:
         (
             {"normalizer": {"pattern": {"Regex": "$"}, "content": "a" * 1000}},
             "tokenize.tokenizer: a part of it puts 1000 bytes between characters; 16 is the most",
+        ),
+        (
+            {"normalizer": {"type": "Precompiled", "precompiled_charsmap": TABLE}},
+            "tokenize.tokenizer: a part of it writes 300 bytes for a character; 256 is the most",
         ),
         (
             {"normalizer": sequence(*[REGEX] * 4)},

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import os
 from collections import Counter
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +33,32 @@ def files_in(folder: Path, suffixes: frozenset[str]) -> list[Path]:
         for path in folder.iterdir()
         if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
     )
+
+
+def link_out(folder: Path) -> Path | None:
+    """Return a link in a folder, or in one of its folders, that leads out of it; None if there is none.
+
+    Data sets of links to files elsewhere are usual, so their files are samples like others. Hidden files
+    and folders are skipped, as they aren't data.
+    """
+    left = [os.fspath(folder)]
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # no folder, or whoever reads the data says what is wrong
+        root = os.path.realpath(folder)
+        while left:
+            with os.scandir(left.pop()) as entries:
+                shown = sorted(
+                    (e for e in entries if not e.name.startswith(".")), key=attrgetter("name")
+                )
+            for entry in shown:
+                if entry.is_dir(follow_symlinks=False):
+                    left.append(entry.path)
+                elif entry.is_symlink() and not Path(os.path.realpath(entry.path)).is_relative_to(
+                    root
+                ):
+                    return Path(entry.path)
+    return None
 
 
 def has_files(folder: Path, suffixes: frozenset[str]) -> bool:

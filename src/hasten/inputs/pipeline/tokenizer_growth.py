@@ -28,6 +28,8 @@ _MOST_DECODED = 256
 _MOST_WORD = 1000
 """Characters of the longest word that is looked up, for which time grows with their square."""
 _UNKNOWN = 16
+_ODD_BYTES = 3
+"""Bytes of a character for which a table has a long text: in the usual tables, the longest is for U+FDFA."""
 _INNER = ("normalizers", "pretokenizers", "processors", "decoders")
 _FACTORS = {
     **{"BertNormalizer": 9, "ByteLevel": 2, "Lowercase": 2, "NFC": 3, "NFD": 3, "NFKC": 11},
@@ -77,7 +79,8 @@ class Growth:
         size = _bytes_in([text])
         pieces = [text]
         if self.tokens is not None:
-            pieces = [text, *filter(None, self.tokens.split(text))]
+            apart = [piece for piece in self.tokens.split(text) if piece]
+            pieces += apart if len(apart) > 1 else []
         for step, times in self.steps:
             if times * _bytes_in(pieces) > _STEP_BYTES:
                 raise _too_long(size, times * _bytes_in(pieces))
@@ -107,8 +110,10 @@ def checked(content: str) -> tuple[str, Growth]:
         shielded("tokenize.tokenizer", Tokenizer.from_str, content)  # says what is wrong
         raise InputError("tokenize.tokenizer can't be read by the tokenizer: it has no model")
     names = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
-    bare = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
-    bare["model"] = {"type": "WordLevel", "unk_token": "", "vocab": {}}
+    bare: dict[str, Any] = {
+        **{"version": "1.0", "truncation": None, "padding": None, "added_tokens": []},
+        "model": {"type": "WordLevel", "unk_token": "", "vocab": {}},
+    }
     # The library also reads parts without a type, and writes them with it.
     whole = {name: record.get(name) for name in names}
     _check_lengths(whole)
@@ -214,7 +219,8 @@ def _times(part: Mapping[str, Any], normalizer: Any) -> int:
     if kind == "Precompiled":
         blob = base64.b64decode(part["precompiled_charsmap"])
         texts = blob[4 + int.from_bytes(blob[:4], "little") :].split(b"\0")
-        return max(1, _within(max(map(len, texts)), _MOST_WRITTEN, "writes", "for a character"))
+        longest = _within(max(map(len, texts)), _MOST_WRITTEN, "writes", "for a character")
+        return max(1, -(-longest // _ODD_BYTES))
     if kind == "Replace":
         pattern = part["pattern"].get("Regex")
         between = pattern is not None and (
