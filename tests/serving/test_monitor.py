@@ -811,8 +811,7 @@ def test_the_door_adds_up_replicas_that_share_no_folder(
             until(lambda: ask(one, OTHER) == ask(other, OTHER) == [OTHER])
             order = "/v2/models/watched/versions/1/monitor"
             assert fetched(one, order, {"secret": "guessed"})[0] == 403
-            status, joined = Federation(lambda: dict(ports), pool.page).page()
-            page = joined.decode()
+            status, page = Federation(lambda: dict(ports), pool.page).page()
         with ServerThread(own) as third:  # a replica that comes later is told, too
             ports.clear()
             ports["third"] = ("127.0.0.1", third.http_port)
@@ -914,8 +913,8 @@ def test_a_replica_that_dies_amid_its_answer_costs_the_others_nothing(
             with Federation(lambda: dict(ports)) as federation:
                 status, page = federation.page()
     assert status == 200
-    assert b'replica="alive"' in page
-    assert b'replica="dying"' not in page
+    assert 'replica="alive"' in page
+    assert 'replica="dying"' not in page
 
 
 def pooled(pool: Pool) -> int:

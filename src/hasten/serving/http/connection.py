@@ -49,7 +49,7 @@ log = logging.getLogger("hasten.serving")
 _DIRECT_BYTES = 64 << 10
 """Size above which a body is received into its own memory, except the part that arrived with its
 headers."""
-_HEAD_BYTES = 4 << 10
+_HEAD_BYTES = 8 << 10
 """Bytes that are received at once outside of a body: each waiting request takes many times its own."""
 _ALIGNMENT = 64
 _SMALL_BYTES = 64 << 10
