@@ -12,9 +12,11 @@ from fuzz.surface import MOST_BYTES
 _NUMBERS = (
     *(-1, 0, 1, 2, 3, 5, 7, 8, 16, 64, 255, 256, 1000),
     *(2**16, 2**16 + 1, 2**20, 2**31 - 1, 2**31, 2**32, 2**40, 2**63 - 1, 2**63, 2**64, 10**40),
-    *(-(2**31), -(2**40), -(2**63)),
+    *(-(2**31), -(2**40), -(2**63), 10**400, -(10**400)),
 )
-_WORDS = ("", "..", "a/../b", "/x", "é", "x" * 2000, "a\0", "\n", "\ud800", "1", "null")
+_HEX = "0x" + "f" * 5000
+"""Number that Python reads and doesn't print: it has more than 4,300 decimal digits."""
+_WORDS = ("", "..", "a/../b", "/x", "é", "x" * 2000, "a\0", "\n", "\ud800", "1", "null", _HEX)
 _OTHERS: tuple[Any, ...] = ([], {}, None, True, 1.0, 1e300, [[]], [1, 1], [["a", 1]], {"a": {}})
 _FLOATS = (1e300, 3e38, 1e-45, 5e-324, 0.0, -1.0, float("nan"), float("inf"))
 
@@ -102,7 +104,7 @@ def like(old: Any, rng: random.Random, words: Sequence[str] = ()) -> Any:
             near = (old + 1, old - 1, old * 2, old // 2, -old, old + 4, old - 4, old + 2**32)
             return rng.choice((*_NUMBERS, *near))
         case float():
-            return rng.choice(_FLOATS)
+            return rng.choice((*_FLOATS, 10**400))  # JSON has one type of numbers
         case str():
             return rng.choice((*words, *_WORDS))
     return any_value(rng, words)

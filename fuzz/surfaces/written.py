@@ -6,13 +6,14 @@ import json
 import random
 
 import yaml
-from fuzz.mutation import changed_bytes, changed_leaves, changed_record, grown
+from fuzz.mutation import any_value, changed_bytes, changed_leaves, changed_record, grown
 from fuzz.outcomes import refused
 from fuzz.surface import Surface
 
 from hasten.errors import HastenError
 from hasten.inputs.chains.reading import chain_of
 from hasten.inputs.pipeline.config import from_path
+from hasten.inputs.pipeline.ultralytics import from_metadata
 
 _PIPELINES = (
     "size: 224\nresize: 256\nmean: [0.485, 0.456, 0.406]\nstd: [0.229, 0.224, 0.225]\n"
@@ -66,18 +67,25 @@ _SCALARS = (
 """Texts that a value may be replaced by."""
 
 
+_METADATA = {"imgsz": "[64, 64]", "task": "detect", "names": "{0: 'cat', 1: 'dog'}"}
+_LITERALS = ("[]", "{}", "1e999", "b'a'", "None", "...", "classify", "0x" + "f" * 5000, "9" * 400)
+
+
 class Pipelines(Surface):
-    """Files of pipelines, and of chains: the first byte of an input says which."""
+    """Files of pipelines and of chains, and metadata of Ultralytics: the first byte of an input says which."""
 
     name = "pipelines"
     most_s = 5.0
 
     def seeds(self) -> list[bytes]:
         (self.folder / "names.txt").write_text("cat\ndog\nfox\ncow\nowl\n")
-        return [*(b"p" + text.encode() for text in _PIPELINES), b"c" + _CHAIN.encode()]
+        metadata = b"u" + json.dumps(_METADATA).encode()
+        return [*(b"p" + text.encode() for text in _PIPELINES), b"c" + _CHAIN.encode(), metadata]
 
     def mutate(self, rng: random.Random, seed: bytes) -> bytes:
         kind, text = seed[:1], seed[1:]
+        if kind == b"u":
+            return kind + json.dumps(_changed_metadata(rng)).encode()
         match rng.randrange(6):
             case 0:
                 return kind + rng.choice((changed_bytes, grown))(text, rng)
@@ -96,13 +104,25 @@ class Pipelines(Surface):
         path = self.folder / "input.yaml"
         path.write_bytes(data[1:])
         try:
-            if data[:1] == b"c":
+            if data[:1] == b"u":
+                from_metadata(json.loads(data[1:]))
+            elif data[:1] == b"c":
                 chain_of(path)
             else:
                 from_path(path)
         except HastenError as error:
             return refused(error)
         return "read"
+
+
+def _changed_metadata(rng: random.Random) -> dict[str, str]:
+    """Return metadata of Ultralytics, of which one literal is changed, or a part of it."""
+    made = dict(_METADATA)
+    key = rng.choice([*made])
+    literals = (*_LITERALS, str(any_value(rng)), made[key])
+    form = rng.choice(("{}", "{}", "[{}, 8]", "{{{}: 1}}", "{{{}}}", "-{}", "{} + 1j"))
+    made[key] = form.format(rng.choice(literals))
+    return made
 
 
 def _multiplied(rng: random.Random) -> bytes:
