@@ -14,6 +14,7 @@ from tests.support.nominal_times import nominal_times
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard
 from hasten.core.model import Model
+from hasten.core.objects import import_path
 from hasten.core.target import Target
 from hasten.core.words import lost_in_words
 from hasten.engines.compiled.engine import CompiledC
@@ -96,6 +97,7 @@ class Search:
             Promise(Top1(), guard),
             pace=PACE,
             seed=0,
+            trusted=(import_path(Faulty), import_path(Marked)),
         )
         self.open.append(trials)
         trials.begin(grid)
