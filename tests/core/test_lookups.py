@@ -64,6 +64,29 @@ def test_made_up_numbers_are_brought_within_the_tables() -> None:
     SOME(found)
 
 
+def test_a_made_up_number_without_axes_stays_an_array() -> None:
+    scalar = RowNumbers([Lookup("ids", (), (10,))])
+    found = scalar.within(request(70))["ids"]
+    assert type(found) is np.ndarray
+    assert (found.shape, found.item()) == ((), 9)
+    scalar({"ids": found})
+
+
+@pytest.mark.parametrize("count", [1, 100, 5000])
+@pytest.mark.parametrize(
+    ("dtype", "wrong"),
+    [("int64", 10), ("int64", -11), ("uint64", 2**64 - 1), ("float32", np.nan), ("uint8", 255)],
+)
+def test_one_wrong_number_of_few_or_many_is_found(count: int, dtype: str, wrong: Any) -> None:
+    right = np.arange(count) % 10
+    EVERY({"ids": right.reshape(1, -1).astype(dtype)})
+    with np.errstate(invalid="ignore"):
+        given = right.reshape(1, -1).astype(dtype)
+    given[0, count // 2] = np.array(wrong, dtype)
+    with pytest.raises(InputError):
+        EVERY({"ids": given})
+
+
 def test_only_inputs_that_are_looked_up_are_checked() -> None:
     assert RowNumbers.of([], [IDS]) is None
     assert RowNumbers.of([Lookup("other", (1, 1), (10,))], [IDS]) is None

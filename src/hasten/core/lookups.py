@@ -15,6 +15,8 @@ from hasten.errors import InputError
 
 MOST_NUMBERS = 1000
 """Largest number of places of an input that have a table each."""
+_FEW = 32
+"""Size up to which Python compares numbers faster than NumPy."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,13 @@ def check_lookups(lookups: Sequence[Lookup], inputs: Sequence[TensorSpec]) -> No
             )
 
 
+def _are_rows(array: Array, count: int) -> bool:
+    """Whether all numbers are rows of a table of so many rows, as fast as it can be told."""
+    if array.size <= _FEW:
+        return all(-count - 1 < one < count for one in array.ravel().tolist())
+    return bool(-count - 1 < array.min().item() and array.max().item() < count)
+
+
 class RowNumbers:
     """Check of a request's numbers that a model looks up, in a few microseconds.
 
@@ -73,10 +82,14 @@ class RowNumbers:
 
     def __init__(self, lookups: Sequence[Lookup]) -> None:
         self._tables: list[tuple[str, Array, Array, Array | None]] = []
+        self._alone: dict[str, int] = {}
+        """Rows of inputs whose numbers are all looked up in tables of as many rows."""
         for one in lookups:
             rows = np.array(one.rows, np.int64).reshape(one.shape)
             free = None if rows.all() else rows == 0
             self._tables.append((one.input, -rows - 1, rows, free))
+            if rows.size == 1:
+                self._alone[one.input] = int(rows.reshape(())[()])
 
     @classmethod
     def of(cls, lookups: Sequence[Lookup], inputs: Sequence[TensorSpec]) -> Self | None:
@@ -93,6 +106,8 @@ class RowNumbers:
         """
         for name, below, rows, free in self._tables:
             array = tensors[name]
+            if (count := self._alone.get(name)) is not None and _are_rows(array, count):
+                continue
             found = (array > below) & (array < rows)  # NaN is none
             if free is not None:
                 found |= free
@@ -109,6 +124,6 @@ class RowNumbers:
         """Return a made-up request with each number that is looked up made that of the nearest row from 0."""
         made = dict(tensors)
         for name, _, rows, free in self._tables:
-            near = np.clip(made[name], 0, rows - 1).astype(made[name].dtype)
+            near = np.asarray(np.clip(made[name], 0, rows - 1), made[name].dtype)
             made[name] = near if free is None else np.where(free, made[name], near)
         return made

@@ -74,7 +74,7 @@ def test_a_model_without_such_a_lookup_is_not_judged() -> None:
 def tables(folder: Path, given: str, body: str) -> tuple[Lookup, ...]:
     """Return the tables of a graph with one input: `nine` has 9 rows of 3, `three` has 3."""
     text = f"""m ({given} x) => (float[A, B] y) <int64 one = {{1}}, int64[1] zero = {{0}}, int64[1] two = {{2}},
-        int64[1] last = {{1}}, int64[1] flat = {{-1}}, float scale = {{0.5}}> {{ {body} }}"""
+        int64[1] last = {{1}}, int64[1] flat = {{-1}}, int64[1] far = {{64}}, int64[1] end = {{9999}}, float scale = {{0.5}}> {{ {body} }}"""
     path = models.write(folder / "m.onnx", text, {"nine": (9, 3), "three": (3, 3)})
     return lookups_of(read(path), load(path).inputs)
 
@@ -116,6 +116,15 @@ def tables(folder: Path, given: str, body: str) -> tuple[Lookup, ...]:
         # some of an open axis, so that no place there is known to be looked up
         ("int64[N, S]", "a = Gather <axis = 1> (x, one) y = Gather(nine, a)", (), ()),
         ("int64[N, S]", "a = Slice(x, zero, two, last) y = Gather(nine, a)", (), ()),
+        ("int64[N, S]", "a = Slice(x, zero, far, last) y = Gather(nine, a)", (), ()),
+        ("int64[N]", "y = Slice(x, zero, far) z = Gather(nine, y)", (), ()),
+        (
+            "int64[N, S]",
+            "a = Slice(x, zero, far, last) b = Slice(x, far, end, last) p = Gather(nine, a) q = Gather(three, b)"
+            " u = ReduceSum(p, last) v = ReduceSum(q, last) y = Add(u, v)",
+            (1, 1),
+            (9,),
+        ),
         # what the graph calculates with
         ("int64[N, S]", "a = Add(x, one) y = Gather(nine, a)", (), ()),
         ("int64[N, S]", "c = Cast <to = 1> (x) d = Cast <to = 7> (c) y = Gather(nine, d)", (), ()),

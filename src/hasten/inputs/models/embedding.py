@@ -33,8 +33,8 @@ _TABLES = {
 """Operators that look numbers up: places of the inputs with the numbers and with the table."""
 _OF_A_TABLE = frozenset(("Cast", "DequantizeLinear", "Identity", "QuantizeLinear"))
 """Operators whose output has as many rows as their first input."""
-_OPEN = 61
-"""Size that stands for an open one: larger than what is cut off at one end."""
+_OPEN, _LONG = 61, 4099
+"""Sizes that stand for an open one. Tables count where both give the same, since a graph may cut the axis at a place."""
 _MOST_PLACES = 1 << 18
 """Largest size of an input that may have tables."""
 _MOST_STEPS = 8
@@ -94,24 +94,57 @@ def lookups_of(proto: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> tuple[Lo
     found, constants = [], _Constants(proto)
     looked_up = [(name, count) for name, count in constants.tables() if count]
     for spec in inputs if looked_up else ():
-        sizes = [_OPEN if isinstance(size, str) else size for size in spec.shape]
-        if np.dtype(spec.dtype).kind not in "iuf" or not 0 < math.prod(sizes) <= _MOST_PLACES:
+        if np.dtype(spec.dtype).kind not in "iuf":
             continue
-        rows = np.zeros(math.prod(sizes), np.int64)
-        places = constants.places(spec.name, np.arange(rows.size).reshape(sizes))
-        for name, count in looked_up:
-            if name in places:
-                own = places[name].ravel()
-                rows[own] = np.where(rows[own] > 0, np.minimum(rows[own], count), count)
-        rows = rows.reshape(sizes)
-        for axis, size in enumerate(spec.shape):
-            if isinstance(size, str) or (rows == rows.take([0], axis)).all():
-                rows = _alike(rows, axis)
-        if rows.size > MOST_NUMBERS:
-            rows = _alike(rows, None)
+        every = [_rows(spec, sizes, looked_up, constants) for sizes in _settled(spec.shape)]
+        if not every or any(rows.shape != every[0].shape for rows in every):
+            continue
+        rows = np.where(np.min(every, 0) > 0, np.max(every, 0), 0)
         if rows.any():
             found.append(Lookup(spec.name, rows.shape, tuple(rows.ravel().tolist())))
     return tuple(found)
+
+
+def _settled(shape: Sequence[int | str]) -> Iterator[list[int]]:
+    """Yield sizes that a shape may have: one for all of its open axes, then a longer one for each of them.
+
+    Nothing is yielded for a shape that is too large, or that holds nothing.
+    """
+    sizes = [_OPEN if isinstance(size, str) else size for size in shape]
+    if not 0 < math.prod(sizes) <= _MOST_PLACES:
+        return
+    yield sizes
+    for axis, size in enumerate(shape):
+        if isinstance(size, str):
+            long = min(_LONG, _MOST_PLACES // (math.prod(sizes) // _OPEN))
+            yield [*sizes[:axis], long, *sizes[axis + 1 :]]
+
+
+def _rows(
+    spec: TensorSpec,
+    sizes: Sequence[int],
+    looked_up: Sequence[tuple[str, int]],
+    constants: _Constants,
+) -> Array:
+    """Return the rows of the smallest table for each place of an input; see `Lookup`.
+
+    Args:
+        spec: The input.
+        sizes: Its shape, with sizes in place of open ones.
+        looked_up: Names of what is looked up, and the rows of their tables.
+        constants: The model's constants.
+    """
+    rows = np.zeros(math.prod(sizes), np.int64)
+    places = constants.places(spec.name, np.arange(rows.size).reshape(sizes))
+    for name, count in looked_up:
+        if name in places:
+            own = places[name].ravel()
+            rows[own] = np.where(rows[own] > 0, np.minimum(rows[own], count), count)
+    rows = rows.reshape(sizes)
+    for axis, size in enumerate(spec.shape):
+        if isinstance(size, str) or (rows == rows.take([0], axis)).all():
+            rows = _alike(rows, axis)
+    return _alike(rows, None) if rows.size > MOST_NUMBERS else rows
 
 
 def _alike(rows: Array, axis: int | None) -> Array:
