@@ -29,6 +29,7 @@ from hasten.inputs.models import onnx
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.rows import Row
 from hasten.serving.models import batching
+from hasten.serving.models.comparison import broken_rows
 from hasten.serving.settings import ModelPlace
 
 ENGINE = OnnxRuntime(threads=1, spinning=False)
@@ -168,3 +169,26 @@ def test_a_row_is_answered_with_all_that_was_found(server: ServerThread, tmp_pat
     url = f"{server.http_url}/v2/models/rows/infer"
     told = [posted(url, x)["decision"]["positive"] for x in (row, none)]  # type: ignore[index]
     assert told == wanted
+
+
+def test_a_model_with_boxes_is_served_with_its_exact_model_beside_it(tmp_path: Path) -> None:
+    """Before a bundle is served, both models' answers to its requests are compared."""
+    model = varying.detector(tmp_path)
+    given = varying.pictures(4)["picture"]
+    settled = onnx.load(model).settled_by({"picture": given[0]})
+    parts = []
+    for which in ("winner", "exact"):
+        (tmp_path / which).mkdir()
+        built = ENGINE.build(settled, Target.host(), tmp_path / which)
+        parts.append(part(which, (), ENGINE, built))
+    manifest = stated(*parts, varying=("selected", "boxes"))
+    path = tmp_path / "detector.hasten"
+    write(path, manifest, {}, requests=[{"picture": one[None]} for one in given])
+    with server_of(place_of(path, shadow=1.0, monitor_state="off")) as server:
+        answer = server.server.state.repository.find("detector")
+        assert [note for note in answer.opened.notes if "differ" in note] == []
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_an_answer_without_rows_is_not_broken(dtype: type) -> None:
+    assert broken_rows({"found": np.zeros((0, 2), dtype)}).tolist() == []

@@ -52,6 +52,11 @@ def first_of(outputs: Tensors) -> Tensors:
     return Summarized(*firsts)
 
 
+def of_one_size(outputs: Tensors, varying: Sequence[str]) -> dict[str, Array]:
+    """Return the outputs that models are compared by: those whose size doesn't depend on a sample's values."""
+    return {name: array for name, array in outputs.items() if name not in varying}
+
+
 def of_sample(outputs: Tensors, place: int, varying: Sequence[str]) -> dict[str, Array]:
     """Return the outputs for one sample without a batch axis; outputs of varying size have none.
 
