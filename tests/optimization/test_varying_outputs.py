@@ -20,6 +20,7 @@ from hasten.core.tensors import Array
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
 from hasten.reporting.result import Result
+from hasten.testing import models
 
 COVERED = (
     "this doesn't cover the outputs 'selected', 'boxes', whose size depends on the sample's values"
@@ -158,6 +159,33 @@ def test_they_are_found_where_no_two_samples_have_the_same_shape(tmp_path: Path)
             engines=["onnxruntime"],
         )
     assert read(tmp_path / "b.hasten").varying == ("positive",)
+
+
+@pytest.mark.parametrize("ids", ["[1, s]", "[n, s]", "[s]"])
+def test_an_output_with_a_row_for_each_token_is_none_of_them(tmp_path: Path, ids: str) -> None:
+    """Texts of one token have one row, which the worker takes for the batch's axis."""
+    model = models.write(
+        tmp_path / "tokens.onnx",
+        f"""tokens (int64{ids} ids) => (float[t, 4] y) <int64[2] rows = {{-1, 4}}> {{
+            table_rows = Gather (table, ids)
+            each = MatMul (table_rows, w)
+            y = Reshape (each, rows)
+        }}""",
+        {"table": (10, 8), "w": (8, 4)},
+    )
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(0, 10, length) for length in rng.integers(1, 6, 200)]
+    with quick_runs(races=False):
+        result = hasten.optimize(
+            model,
+            {"ids": texts},
+            metric="same_answers",
+            max_drop=0.1,
+            out=tmp_path / "b.hasten",
+            engines=["onnxruntime"],
+        )
+    assert result.status in ("exact", "certified")
+    assert read(tmp_path / "b.hasten").varying == ()
 
 
 def test_what_nonzero_finds_needs_no_metric_where_another_output_has_one(tmp_path: Path) -> None:
