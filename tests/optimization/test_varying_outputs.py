@@ -15,6 +15,7 @@ from tests.support.quick import quick_runs
 
 import hasten
 from hasten.bundle import Manifest, NotCertifiedHere, read
+from hasten.bundle.batch_mates import share_batch_axis
 from hasten.core.records import to_record
 from hasten.core.tensors import Array
 from hasten.engines.onnxruntime.engine import OnnxRuntime
@@ -203,3 +204,21 @@ def test_what_nonzero_finds_needs_no_metric_where_another_output_has_one(tmp_pat
     with hasten.load(tmp_path / "b.hasten") as loaded:
         answer = loaded(x[:1].astype(np.float32))
     assert answer["positive"].tolist() == alone["positive"].tolist()
+
+
+def test_no_batches_are_formed_even_if_each_sample_had_one_row(tmp_path: Path) -> None:
+    x = (
+        np.where(np.arange(6) == np.arange(300)[:, None] % 6, 1, -1)
+        * np.linspace(1, 2, 300)[:, None]
+    )
+    with quick_runs(races=False):
+        hasten.optimize(
+            varying.places(tmp_path),
+            {"x": x.astype(np.float32)},
+            metric="regression:0.1@y",
+            out=tmp_path / "b.hasten",
+            engines=["onnxruntime"],
+        )
+    assert read(tmp_path / "b.hasten").varying == ()
+    with hasten.load(tmp_path / "b.hasten") as loaded:
+        assert not share_batch_axis(loaded.inputs, loaded.outputs)

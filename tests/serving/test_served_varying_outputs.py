@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,7 +24,7 @@ from tests.support.waiting import until
 import hasten
 from hasten.bundle import part, write
 from hasten.core.target import Target
-from hasten.core.tensors import Array
+from hasten.core.tensors import BY_VALUE, Array, TensorSpec
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.inputs.models import onnx
 from hasten.inputs.pipeline.base import Pipeline
@@ -41,9 +42,13 @@ TWO = np.array([[-1, 1, -1, -1, 1, -1]], np.float32)
 
 
 def bundle(
-    folder: Path, pipeline: Pipeline | None = None, varying_outputs: tuple[str, ...] = ("positive",)
+    folder: Path,
+    pipeline: Pipeline | None = None,
+    varying_outputs: tuple[str, ...] = ("positive",),
+    axis: str = "found",
 ) -> Path:
     model = onnx.load(varying.places(folder)).settled_by({"x": LIKE_ROWS[0][0]})
+    model = replace(model, outputs=(model.outputs[0], TensorSpec("positive", "int64", (axis, 2))))
     (folder / "built").mkdir()
     winner = part("a label", (), ENGINE, ENGINE.build(model, Target.host(), folder / "built"))
     manifest = stated(winner, winner, status="exact", pipeline=pipeline, varying=varying_outputs)
@@ -132,6 +137,19 @@ def test_clients_that_ask_at_once_each_get_what_was_found_in_theirs(
             lambda: by_http(server, NONE),
             lambda: by_grpc(client, TWO),
         )
+    assert answers == [[[0, 0]], [], [[0, 1], [0, 4]]]
+
+
+def test_no_batch_is_formed_where_the_graph_says_that_values_size_an_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = bundle(tmp_path, varying_outputs=(), axis=BY_VALUE)  # it never varied in the run
+    with server_of(place_of(path, sessions=1)) as server:
+        asks = [lambda x=x: by_http(server, x) for x in (LIKE_ROWS[0], NONE, TWO)]
+        answers = Gate(server, "places", monkeypatch).answers(*asks)
+        assert server.server.state.repository.find("places").opened.sizes == (1,)
+        x = np.concatenate([TWO, NONE, NONE, *LIKE_ROWS])
+        assert by_http(server, x).tolist() == np.argwhere(x > 0).tolist()
     assert answers == [[[0, 0]], [], [[0, 1], [0, 4]]]
 
 

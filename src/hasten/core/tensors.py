@@ -17,6 +17,9 @@ _TOLERANCE = 0.02
 """Allowed difference between int8 kernels for one row and for many, relative to the row's largest
 number."""
 
+BY_VALUE = "by value"
+"""Name of an output's first axis whose size depends on a request's values, so that it doesn't count a batch's rows."""
+
 
 @dataclass(frozen=True)
 class TensorSpec:
