@@ -1,14 +1,16 @@
 """Samples that differ in shape: answered in parts of like shapes, and timed as the same mix by everyone."""
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support import ragged
+from tests.support import ragged, varying
 
 from hasten.core.target import Target
 from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.errors import Uneven
 from hasten.inputs.data.ragged import RaggedDataset
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.agreement import Agreement
@@ -80,3 +82,33 @@ def test_answers_come_in_parts_of_one_shape_and_scores_in_order(
         assert [key for key, _ in seen] == ["", "again"] * 6
     finally:
         opened.worker.kill()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "found", "said"),
+    [
+        ([3, 4, 3], [2, 2, 3], "[2, 2] for one sample and [3, 2] for another"),
+        ([3, 4, 3], [2, 2, 1], "[2, 2] for one sample and [1, 2] for another"),
+        ([3, 4, 5], [1, 2, 1], "[2, 2] for one sample and [1, 2] for another"),
+        ([5, 3, 4], [2, 1, 1], ""),
+        ([3, 4, 5], [3, 4, 2], ""),
+    ],
+    ids=["of one shape", "of one row", "larger", "explained", "never one row"],
+)
+def test_answers_whose_rows_no_shape_explains_are_uneven(
+    tmp_path: Path, lengths: list[int], found: list[int], said: str
+) -> None:
+    x = [np.full(length, -1, np.float32) for length in lengths]
+    for row, count in zip(x, found, strict=True):
+        row[:count] = 1
+    samples = write_spool(RaggedDataset({"x": x}), tmp_path / "samples")
+    model = onnx.load(varying.lengths(tmp_path)).settled_by({"x": x[0]})
+    bench, engine = Bench(tmp_path / "bench", Target.host().with_threads(1), chunk=6), OnnxRuntime()
+    (tmp_path / "bench").mkdir()
+    opened = bench.open_built(engine, bench.build(engine, model, tmp_path / "built"), fresh=False)
+    try:
+        with pytest.raises(Uneven) if said else contextlib.nullcontext() as error:
+            ExactAnswers(bench, opened, samples, tmp_path / "exact")
+    finally:
+        opened.worker.kill()
+    assert not said or str(error.value) == f"output 'positive' has the shape {said}"  # type: ignore[union-attr]

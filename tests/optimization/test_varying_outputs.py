@@ -15,11 +15,13 @@ from tests.support.quick import quick_runs
 
 import hasten
 from hasten.bundle import Manifest, NotCertifiedHere, read
+from hasten.bundle.batch_mates import share_batch_axis
 from hasten.core.records import to_record
 from hasten.core.tensors import Array
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
 from hasten.reporting.result import Result
+from hasten.testing import models
 
 COVERED = (
     "this doesn't cover the outputs 'selected', 'boxes', whose size depends on the sample's values"
@@ -160,6 +162,33 @@ def test_they_are_found_where_no_two_samples_have_the_same_shape(tmp_path: Path)
     assert read(tmp_path / "b.hasten").varying == ("positive",)
 
 
+@pytest.mark.parametrize("ids", ["[1, s]", "[n, s]", "[s]"])
+def test_an_output_with_a_row_for_each_token_is_none_of_them(tmp_path: Path, ids: str) -> None:
+    """Texts of one token have one row, which the worker takes for the batch's axis."""
+    model = models.write(
+        tmp_path / "tokens.onnx",
+        f"""tokens (int64{ids} ids) => (float[t, 4] y) <int64[2] rows = {{-1, 4}}> {{
+            table_rows = Gather (table, ids)
+            each = MatMul (table_rows, w)
+            y = Reshape (each, rows)
+        }}""",
+        {"table": (10, 8), "w": (8, 4)},
+    )
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(0, 10, length) for length in rng.integers(1, 6, 200)]
+    with quick_runs(races=False):
+        result = hasten.optimize(
+            model,
+            {"ids": texts},
+            metric="same_answers",
+            max_drop=0.1,
+            out=tmp_path / "b.hasten",
+            engines=["onnxruntime"],
+        )
+    assert result.status in ("exact", "certified")
+    assert read(tmp_path / "b.hasten").varying == ()
+
+
 def test_what_nonzero_finds_needs_no_metric_where_another_output_has_one(tmp_path: Path) -> None:
     model, x = varying.places(tmp_path), np.random.default_rng(0).standard_normal((300, 6))
     with quick_runs(races=False):
@@ -175,3 +204,21 @@ def test_what_nonzero_finds_needs_no_metric_where_another_output_has_one(tmp_pat
     with hasten.load(tmp_path / "b.hasten") as loaded:
         answer = loaded(x[:1].astype(np.float32))
     assert answer["positive"].tolist() == alone["positive"].tolist()
+
+
+def test_no_batches_are_formed_even_if_each_sample_had_one_row(tmp_path: Path) -> None:
+    x = (
+        np.where(np.arange(6) == np.arange(300)[:, None] % 6, 1, -1)
+        * np.linspace(1, 2, 300)[:, None]
+    )
+    with quick_runs(races=False):
+        hasten.optimize(
+            varying.places(tmp_path),
+            {"x": x.astype(np.float32)},
+            metric="regression:0.1@y",
+            out=tmp_path / "b.hasten",
+            engines=["onnxruntime"],
+        )
+    assert read(tmp_path / "b.hasten").varying == ()
+    with hasten.load(tmp_path / "b.hasten") as loaded:
+        assert not share_batch_axis(loaded.inputs, loaded.outputs)

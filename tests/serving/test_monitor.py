@@ -37,6 +37,7 @@ from hasten.serving.cluster.federation import Federation
 from hasten.serving.cluster.pooling import Pool
 from hasten.serving.monitoring import kept, webhook
 from hasten.serving.settings import ServerSettings
+from hasten.testing.models import write
 
 
 @pytest.fixture
@@ -682,6 +683,29 @@ def test_a_bundle_without_ranges_shows_no_such_signal(tmp_path: Path, state: Pat
     with serving(path, state) as server:
         ask(server, [1.0, 100.0, 100.0, 1.0])
         assert facts(server)["drift"]["outside"]["n"] == 0
+
+
+def test_the_margin_is_that_of_class_scores_beside_boxes(tmp_path: Path, state: Path) -> None:
+    """The first output has as many rows as x has numbers above 1, which are no scores of classes."""
+    text = """
+        boxes (float[batch, 4] x) => (float[found, 2] boxes, float[batch, 4] y) <float one = {1}> {
+            y = HOW(x)
+            above = Greater(x, one)
+            places = NonZero(above)
+            columns = Transpose(places)
+            boxes = Cast<to = 1>(columns)
+        }"""
+    winner, exact = (
+        write(tmp_path / f"{how}.onnx", text.replace("HOW", how), {})
+        for how in ("Identity", "Relu")
+    )
+    path = bundle_of(tmp_path, winner, exact=exact)
+    forge(path, lambda record: record.update(varying=["boxes"]))
+    with serving(path, state) as server:
+        ask(server, [1.0, 9.0, 1.0, 0.0])
+        ask(server, [1.0, 9.0, 3.0, 0.0])
+        margin = facts(server)["drift"]["margin"]
+    assert (margin["n"], margin["mean"]) == (2, 7)
 
 
 class _Other(socketserver.BaseRequestHandler):

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,12 +24,13 @@ from tests.support.waiting import until
 import hasten
 from hasten.bundle import part, write
 from hasten.core.target import Target
-from hasten.core.tensors import Array
+from hasten.core.tensors import BY_VALUE, Array, TensorSpec
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.inputs.models import onnx
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.rows import Row
 from hasten.serving.models import batching
+from hasten.serving.models.comparison import broken_rows
 from hasten.serving.settings import ModelPlace
 
 ENGINE = OnnxRuntime(threads=1, spinning=False)
@@ -40,9 +42,13 @@ TWO = np.array([[-1, 1, -1, -1, 1, -1]], np.float32)
 
 
 def bundle(
-    folder: Path, pipeline: Pipeline | None = None, varying_outputs: tuple[str, ...] = ("positive",)
+    folder: Path,
+    pipeline: Pipeline | None = None,
+    varying_outputs: tuple[str, ...] = ("positive",),
+    axis: str = "found",
 ) -> Path:
     model = onnx.load(varying.places(folder)).settled_by({"x": LIKE_ROWS[0][0]})
+    model = replace(model, outputs=(model.outputs[0], TensorSpec("positive", "int64", (axis, 2))))
     (folder / "built").mkdir()
     winner = part("a label", (), ENGINE, ENGINE.build(model, Target.host(), folder / "built"))
     manifest = stated(winner, winner, status="exact", pipeline=pipeline, varying=varying_outputs)
@@ -134,6 +140,19 @@ def test_clients_that_ask_at_once_each_get_what_was_found_in_theirs(
     assert answers == [[[0, 0]], [], [[0, 1], [0, 4]]]
 
 
+def test_no_batch_is_formed_where_the_graph_says_that_values_size_an_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = bundle(tmp_path, varying_outputs=(), axis=BY_VALUE)  # it never varied in the run
+    with server_of(place_of(path, sessions=1)) as server:
+        asks = [lambda x=x: by_http(server, x) for x in (LIKE_ROWS[0], NONE, TWO)]
+        answers = Gate(server, "places", monkeypatch).answers(*asks)
+        assert server.server.state.repository.find("places").opened.sizes == (1,)
+        x = np.concatenate([TWO, NONE, NONE, *LIKE_ROWS])
+        assert by_http(server, x).tolist() == np.argwhere(x > 0).tolist()
+    assert answers == [[[0, 0]], [], [[0, 1], [0, 4]]]
+
+
 def test_a_batch_that_cannot_be_divided_is_the_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,3 +187,26 @@ def test_a_row_is_answered_with_all_that_was_found(server: ServerThread, tmp_pat
     url = f"{server.http_url}/v2/models/rows/infer"
     told = [posted(url, x)["decision"]["positive"] for x in (row, none)]  # type: ignore[index]
     assert told == wanted
+
+
+def test_a_model_with_boxes_is_served_with_its_exact_model_beside_it(tmp_path: Path) -> None:
+    """Before a bundle is served, both models' answers to its requests are compared."""
+    model = varying.detector(tmp_path)
+    given = varying.pictures(4)["picture"]
+    settled = onnx.load(model).settled_by({"picture": given[0]})
+    parts = []
+    for which in ("winner", "exact"):
+        (tmp_path / which).mkdir()
+        built = ENGINE.build(settled, Target.host(), tmp_path / which)
+        parts.append(part(which, (), ENGINE, built))
+    manifest = stated(*parts, varying=("selected", "boxes"))
+    path = tmp_path / "detector.hasten"
+    write(path, manifest, {}, requests=[{"picture": one[None]} for one in given])
+    with server_of(place_of(path, shadow=1.0, monitor_state="off")) as server:
+        answer = server.server.state.repository.find("detector")
+        assert [note for note in answer.opened.notes if "differ" in note] == []
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_an_answer_without_rows_is_not_broken(dtype: type) -> None:
+    assert broken_rows({"found": np.zeros((0, 2), dtype)}).tolist() == []

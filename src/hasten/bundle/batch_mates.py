@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from hasten.core.lookups import RowNumbers
-from hasten.core.tensors import Array, Tensors, TensorSpec, unlike_rows
+from hasten.core.tensors import BY_VALUE, Array, Tensors, TensorSpec, unlike_rows
 from hasten.errors import CandidateError
 
 MOST_BYTES = 64 << 20
@@ -19,10 +19,10 @@ LOUD = 8.0
 
 
 def share_batch_axis(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:
-    """Whether all inputs share one open first axis, and all outputs have axes."""
+    """Whether all inputs share one open first axis, and all outputs have axes of which values size none."""
     axes = {spec.shape[:1] for spec in inputs}
     open_ = len(axes) == 1 and all(axis and isinstance(axis[0], str) for axis in axes)
-    return open_ and all(spec.shape for spec in outputs)
+    return open_ and all(spec.shape and spec.shape[0] != BY_VALUE for spec in outputs)
 
 
 def made_up(

@@ -12,8 +12,12 @@ from hasten.errors import Uneven
 
 _AXES = 32
 """Most axes that numpy's arrays have had; of further ones the digest tells nothing."""
+_PARTS = 257
+"""Parts that an output's numbers are dealt to in turn; prime, so that numbers that stand in a column are in many."""
 _SUMS = 4
-"""Sums of an output's numbers, each with weights of its own."""
+"""Sums of a part's numbers, each with weights of its own."""
+_BLOCK = 256 * _PARTS
+"""Numbers that are summed up at once."""
 _UNLIKE_ANY_SIZE = -1
 
 
@@ -48,6 +52,11 @@ def first_of(outputs: Tensors) -> Tensors:
     return Summarized(*firsts)
 
 
+def of_one_size(outputs: Tensors, varying: Sequence[str]) -> dict[str, Array]:
+    """Return the outputs that models are compared by: those whose size doesn't depend on a sample's values."""
+    return {name: array for name, array in outputs.items() if name not in varying}
+
+
 def of_sample(outputs: Tensors, place: int, varying: Sequence[str]) -> dict[str, Array]:
     """Return the outputs for one sample without a batch axis; outputs of varying size have none.
 
@@ -68,29 +77,39 @@ def summaries(name: str, array: Array) -> dict[str, Array]:
 
     Returns:
         Summaries by name. The first holds int64 `(1, 34)`: the shape, and a digest of integers, and of the places of
-        NaN and infinite numbers. The second holds float64 `(1, 5)`, zeros for integers: the largest absolute
-        number, and sums of the finite numbers times weights of their places, between -1 and 1, which rounding
-        moves about as far as the numbers.
+        NaN and infinite numbers. The second holds float64 `(1, 1029)`, zeros for integers: the largest absolute
+        number, which the others are compared relative to, and of each of 257 parts four sums of the finite numbers
+        times weights of their places. The first weight is 1 or -1, so one number that moves shows as it would in an
+        output of one size, and roundings add up with the root of a part's count of numbers only.
     """
     sizes = [array.ndim, *array.shape[:_AXES]]
     shape = np.array([*sizes, *[_UNLIKE_ANY_SIZE] * (_AXES + 1 - len(sizes))], np.int64)
-    sums = np.zeros(_SUMS + 1)
-    if array.dtype.kind in "biu":
-        rest = np.ascontiguousarray(array, np.uint64 if array.dtype.kind == "u" else np.int64)
-    else:
-        parts = (array.real, array.imag) if array.dtype.kind == "c" else (array,)
-        numbers = np.concatenate([part.reshape(-1).astype(np.float64) for part in parts])
-        finite = np.isfinite(numbers)
-        rest = np.where(np.isnan(numbers), 2, np.sign(numbers) * np.isinf(numbers)).astype(np.int64)
-        numbers = np.where(finite, numbers, 0)
-        sums[0] = np.abs(numbers).max(initial=0)
-        # The same weights for each answer, so that equal answers have equal sums.
-        weights = np.random.default_rng(_SUMS).uniform(-1, 1, (len(numbers), _SUMS))
-        sums[1:] = numbers @ weights
-    told = hashlib.blake2b(rest.tobytes(), digest_size=8).digest()
+    told, flat = hashlib.blake2b(digest_size=8), np.ascontiguousarray(array).reshape(-1)
+    largest, sums = 0.0, np.zeros((_PARTS, _SUMS))
+    if array.dtype.kind == "c":
+        flat = flat.view(flat.real.dtype)
+    # The same weights for each answer, so that equal answers have equal sums.
+    rng = np.random.default_rng(_SUMS)
+    for first in range(0, flat.size, _BLOCK):
+        block = flat[first : first + _BLOCK]
+        if array.dtype.kind in "biu":
+            told.update(block.astype(np.int64).tobytes())
+            continue
+        block = block.astype(np.float64)
+        if not np.isfinite(block).all():
+            places = np.flatnonzero(~np.isfinite(block))
+            told.update((first + places).tobytes())
+            told.update(np.nan_to_num(block[places], nan=2, posinf=1, neginf=-1).astype(np.int8))
+            block[places] = 0
+        largest = max(largest, float(np.abs(block).max()))
+        weights = rng.uniform(-1, 1, (len(block), _SUMS))
+        weights[:, 0] = np.copysign(1, weights[:, 0])
+        weights *= block[:, np.newaxis]
+        weights.resize((-(-len(block) // _PARTS) * _PARTS, _SUMS), refcheck=False)
+        sums += weights.reshape(-1, _PARTS, _SUMS).sum(axis=0)
     return {
-        f"{name}: its shape": np.append(shape, np.frombuffer(told, np.int64))[np.newaxis],
-        f"{name}: sums over it": sums[np.newaxis],
+        f"{name}: its shape": np.append(shape, np.frombuffer(told.digest(), np.int64))[np.newaxis],
+        f"{name}: sums over it": np.append(largest, sums)[np.newaxis],
     }
 
 

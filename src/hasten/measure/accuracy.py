@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.tensors import Array, Tensors
 from hasten.core.varying import Summarized, in_words, uneven, with_summaries
 from hasten.errors import CandidateError, InputError, OutOfTime, Uneven
 from hasten.inputs.data.dataset import Dataset, Subset
@@ -64,16 +64,17 @@ class ExactAnswers:
         folder.mkdir(parents=True)
         self._names: list[str] = []
         self._summed: list[str] = []
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._shapes: dict[str, dict[tuple[tuple[int, ...], ...], tuple[int, ...]]] = {}
         self._counts: list[int] = []
         try:
             for number, outputs in enumerate(bench.predict(exact, samples)):
-                self._check_even(outputs, exact.artifact.request)
+                self._check_even(outputs, sum(self._counts))
                 arrays = with_summaries(outputs)
                 self._names, self._summed = list(outputs), [n for n in arrays if n not in outputs]
                 self._counts.append(len(next(iter(outputs.values()))))
                 for i, array in enumerate(arrays.values()):
                     np.save(folder / f"{number}-{i}.npy", array)
+            self._check_rows()
         except (OutOfTime, Uneven):
             raise
         except CandidateError as error:
@@ -98,22 +99,42 @@ class ExactAnswers:
             outputs = Summarized(*kept) if self._summed else kept[0]
             yield outputs, None if labels is None else labels[rows]
 
-    def _check_even(self, outputs: Tensors, request: Sequence[TensorSpec]) -> None:
-        """Check that samples of one shape got answers of one shape in every chunk.
+    def _check_even(self, outputs: Tensors, first: int) -> None:
+        """Check that samples of one shape got answers of one shape, whichever samples are between.
 
-        Where samples differ in shape, so may answers. But where a request is one row, an answer that is one row for some
-        samples, and for others isn't, has as many rows as the values say.
+        Args:
+            outputs: Answers to samples of one shape.
+            first: Number of the first of them.
 
         Raises:
             Uneven: they didn't.
         """
-        ragged = self.samples.ragged
-        if ragged and any(spec.shape[:1] != (1,) for spec in request):
-            return
+        asked = tuple(self.samples.shapes(first).values())
         for name, array in outputs.items():
-            shape = self._shapes.setdefault(name, array.shape[1:])
-            if array.ndim != 1 + len(shape) or (not ragged and array.shape[1:] != shape):
-                raise uneven(name, shape, array.shape[1:])
+            shape = self._shapes.setdefault(name, {}).setdefault(asked, array.shape[1:])
+            if array.shape[1:] != shape:
+                raise uneven(name, *_whole([shape, array.shape[1:]]))
+
+    def _check_rows(self) -> None:
+        """Check that answers of one row and of several are explained by the samples' shapes.
+
+        They are if no sample got fewer rows than another one that is no larger in any axis. Then the rows may be those of
+        a text's tokens, for example. Where no answer has one row, or each has, rows aren't compared between samples of
+        different shapes: a picture's may have fewer rows because it is wider.
+
+        Raises:
+            Uneven: the rows depend on values.
+        """
+        for name, answers in self._shapes.items():
+            whole = _whole([*answers.values()])
+            if whole == [*answers.values()]:
+                continue
+            sizes = np.array([[n for shape in asked for n in shape] for asked in answers])
+            rows = np.array([shape[0] for shape in whole])
+            for place, shape in enumerate(whole):
+                more = (sizes <= sizes[place]).all(axis=1) & (rows > rows[place])
+                if more.any():
+                    raise uneven(name, whole[int(more.argmax())], shape)
 
     def scores(self, metric: Metric) -> Array:
         """Return the exact model's own scores, shape `(n,)`."""
@@ -122,6 +143,12 @@ class ExactAnswers:
         return np.concatenate(
             [_own_scores(judged_by, *one, first) for one, first in zip(self, ends, strict=False)]
         )
+
+
+def _whole(shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Return an output's shapes with a first axis of 1 that the worker took for the batch's."""
+    axes = max(map(len, shapes))
+    return [shape if len(shape) == axes else (1, *shape) for shape in shapes]
 
 
 def scored(

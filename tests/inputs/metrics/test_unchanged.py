@@ -12,6 +12,7 @@ from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.auroc import Auroc
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.brier import Brier
+from hasten.inputs.metrics.changes import disagreeing_rows
 from hasten.inputs.metrics.custom import Custom
 from hasten.inputs.metrics.detection_f1 import DetectionF1
 from hasten.inputs.metrics.embedding import Embedding
@@ -133,3 +134,18 @@ def test_padding_does_not_count_and_another_length_does() -> None:
         metric = OverSteps(Top1(), scored, lengths=True)
         found = metric.unchanged({"y": other, LENGTHS: lengths}, {"y": own, LENGTHS: others})
         assert found.tolist() == [True, False, True]
+
+
+def test_outputs_with_unlike_first_axes_are_one_answer() -> None:
+    own = {"kind": np.array([[1.0, 2.0]]), "boxes": np.arange(12.0).reshape(3, 4)}
+    other = {**own, "boxes": own["boxes"] * 2}
+    fewer = {**own, "boxes": own["boxes"][:2]}
+    none = {**own, "boxes": own["boxes"][:0]}
+    pairs = ((own, own), (none, none), (other, own), (fewer, own), (none, own), (own, none))
+    found = [disagreeing_rows(one, two).tolist() for one, two in pairs]
+    assert found == [[False], [False], [True], [True], [True], [True]]
+
+
+def test_an_answer_without_rows_agrees_with_itself() -> None:
+    none = {"places": np.zeros((0, 2), np.int64)}
+    assert disagreeing_rows(none, none).tolist() == []

@@ -6,9 +6,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from hasten.core.tensors import TensorSpec
+from hasten.core.tensors import BY_VALUE, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.models.onnx import load
+from hasten.testing.models import write
 
 LINEAR = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -578,3 +579,37 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path, name: str) -> None:
     damaged = b"\xff" * len(name)
     path.write_bytes(path.read_bytes().replace(name.encode(), damaged))
     assert refused(path) == f"{path} is damaged: the name {damaged!r} in it isn't text"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "nodes", "axes"),
+    [
+        ("int64[found, 2] y", "above = Greater (x, zero) f = NonZero (above) y = Transpose (f)", [BY_VALUE]),
+        ("float[?, 6] y", "above = Greater (x, zero) m = Reshape (above, flat) y = Compress<axis = 0> (x, m)", [BY_VALUE]),
+        ("float[t] y", "y = Unique (x)", [BY_VALUE]),
+        ("float[t] y, int64[1] z", "y = Unique (x) s = Shape (y) z = Identity (s)", [BY_VALUE, 1]),
+        ("float[t, 6] y", "s = Shape (x) f = NonZero (s) y = Expand (x, s)", ["t"]),
+        ("float[t, 6] y", "f = NonZero (x) y = Relu (x)", ["t"]),
+        ("float[N, 6] y", "f = NonZero (x) p = Transpose (f) v = GatherND (x, p) y = ScatterND (x, p, v)", ["N"]),
+        ("float y", "u = Unique (x) y = ReduceSum<keepdims = 0> (u)", [None]),
+    ],
+)  # fmt: skip
+def test_a_first_axis_that_values_size_is_told_from_the_batch_s(
+    tmp_path: Path, outputs: str, nodes: str, axes: list[object]
+) -> None:
+    text = f"m (float[N, 6] x) => ({outputs}) <float zero = {{0}}, int64[1] flat = {{-1}}> {{ {nodes} }}"
+    specs = load(write(tmp_path / "m.onnx", text, {})).outputs
+    assert [spec.shape[0] if spec.shape else None for spec in specs] == axes
+
+
+def test_an_axis_that_values_size_within_a_branch_is_found(tmp_path: Path) -> None:
+    text = """m (float[N, 6] x) => (float[t] y) <float zero = {0}> {
+        highest = ReduceMax<keepdims = 0> (x)
+        some = Greater (highest, zero)
+        y = If (some) <
+            then_branch = a () => (float[s] u) { u = Unique (x) },
+            else_branch = b () => (float[r] v) { v = Unique (x) }
+        >
+    }"""
+    (spec,) = load(write(tmp_path / "m.onnx", text, {})).outputs
+    assert spec.shape == (BY_VALUE,)

@@ -80,7 +80,7 @@ def disagreeing_rows(answers: Tensors, exact: Tensors) -> Array:
         exact: The exact model's arrays by output name, for the same request.
 
     Returns:
-        bool of shape `(rows,)`: True if the decisions differ.
+        bool of shape `(rows,)`: True if the decisions differ. Outputs with unlike first axes are one row together.
     """
     rows = rows_of(exact)
     unlike = np.zeros(rows, bool)
@@ -90,6 +90,9 @@ def disagreeing_rows(answers: Tensors, exact: Tensors) -> Array:
         scores = scores and other.dtype.kind == "f"
         if scores and mine.shape == other.shape:
             unlike |= mine.argmax(axis=1) != other.argmax(axis=1)
+        elif mine.shape != other.shape:
+            unlike[:] = True
         else:
-            unlike |= unlike_rows({name: mine}, {name: other}, _FAR)
+            found = unlike_rows({name: mine}, {name: other}, _FAR)
+            unlike |= found if len(found) == rows else found.any()
     return unlike

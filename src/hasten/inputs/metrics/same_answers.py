@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors
-from hasten.core.varying import with_summaries
+from hasten.core.varying import Summarized, with_summaries
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.outputs import equal_highest
 
@@ -53,7 +53,7 @@ def differences(outputs: Tensors, exact: Tensors) -> Array:
 
     Equal infinities don't differ. The difference is infinite where only one of two numbers is, and where
     either is NaN, so that an answer with NaN is never an unchanged one. Of an output whose size depends on
-    the sample's values, the summaries are compared.
+    the sample's values, the summaries are compared, relative to the output's own largest number.
 
     Args:
         outputs: Outputs of a model by name, each of shape `(n, ...)`.
@@ -61,6 +61,7 @@ def differences(outputs: Tensors, exact: Tensors) -> Array:
     """
     count = len(next(iter(exact.values())))
     worst, outputs = np.zeros(count), with_summaries(outputs)
+    summed = exact.summed if isinstance(exact, Summarized) else {}
     for name, own in with_summaries(exact).items():
         if name not in outputs or outputs[name].shape != own.shape:
             return np.full(count, math.inf)
@@ -72,8 +73,9 @@ def differences(outputs: Tensors, exact: Tensors) -> Array:
                 apart = np.abs(pair[0] - pair[1])
             apart[pair[0] == pair[1]] = 0
             apart[np.isnan(apart)] = math.inf
-            finite = np.isfinite(pair[1])
-            largest = max(float(np.abs(pair[1]).max(initial=0, where=finite)), 1e-12)
+            # Sums grow with the count of numbers, so they are no measure of what a number may move by.
+            scale = pair[1][:, :1] if name in summed else pair[1]
+            largest = max(float(np.abs(scale).max(initial=0, where=np.isfinite(scale))), 1e-12)
             gap = apart.max(axis=1, initial=0) / largest
         worst = np.maximum(worst, gap)
     return worst

@@ -18,6 +18,7 @@ from hasten.core.protobufs import parse_errors
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.models.foreign import no_model_folder, no_onnx_file
+from hasten.inputs.models.sizing import named_by_value
 
 if TYPE_CHECKING:
     import onnx
@@ -37,7 +38,8 @@ def load(path: Path, custom_ops: Sequence[Path] = ()) -> Model:
 
     Returns:
         Model whose open dimensions have the file's names, or "?" where it gives none. An output
-        whose rank the file leaves out has the shape `("...",)`.
+        whose rank the file leaves out has the shape `("...",)`. First axes of outputs whose size depends
+        on a request's values are named `BY_VALUE`.
 
     Raises:
         InputError: there is no such file, it isn't ONNX, its external data is missing or cut short,
@@ -65,7 +67,7 @@ def load(path: Path, custom_ops: Sequence[Path] = ()) -> Model:
         path=path,
         format="onnx",
         inputs=inputs,
-        outputs=outputs,
+        outputs=named_by_value(proto, inputs, outputs),
         files=files,
         custom_ops=tuple(library.absolute() for library in custom_ops),
     )

@@ -17,7 +17,7 @@ def broken_rows(tensors: Tensors) -> Array:
     rows = rows_of(tensors)
     broken = np.zeros(rows, bool)
     for array in tensors.values():
-        if array.dtype.kind in _FLOATS:
+        if array.size and array.dtype.kind in _FLOATS:
             broken |= np.isnan(array.astype(np.float32).reshape(rows, -1)).any(axis=1)
     return broken
 

@@ -17,6 +17,7 @@ from weakref import WeakSet
 from hasten.bundle import read, unpacked
 from hasten.bundle.signatures import PublicKey
 from hasten.core.tensors import Tensors
+from hasten.core.varying import of_one_size
 from hasten.core.words import amount
 from hasten.errors import CandidateError, DeviceLost, HastenError, InputError
 from hasten.inputs.metrics.changes import disagreeing_rows
@@ -515,7 +516,7 @@ class Repository:
                 raise CandidateError(
                     f"{opened.path} answers NaN here, but its exact model or the served one doesn't"
                 )
-            rows = disagreeing_rows(answers, before)
+            rows = disagreeing_rows(answers, of_one_size(before, opened.manifest.varying))
             compared += len(rows)
             disagreed += int(rows.sum())
         if opened.batched and opened.most_rows < old.most_rows:

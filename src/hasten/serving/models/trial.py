@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from hasten.bundle import Loaded
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.varying import of_one_size
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.metrics.changes import disagreeing_rows
 from hasten.serving.models.comparison import is_broken
@@ -51,7 +52,7 @@ def compare(opened: OpenBundle, pace: BackgroundPace) -> bool:
         if is_broken(answers) and not is_broken(exact):
             opened.notes.append("it answers NaN here: the exact model answers in its place")
             return True
-        rows = disagreeing_rows(answers, exact)
+        rows = disagreeing_rows(answers, of_one_size(exact, opened.manifest.varying))
         compared += len(rows)
         disagreed += int(rows.sum())
     if 2 * disagreed > compared:

@@ -11,6 +11,7 @@ from hasten.bundle import Manifest
 from hasten.certificate.monitor import ALPHA, BOUND_ALPHA, Null
 from hasten.core.records import from_record
 from hasten.core.tensors import Array, Tensors
+from hasten.core.varying import of_one_size
 from hasten.errors import HastenError
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.changes import changed_parts, tells_changes
@@ -32,13 +33,14 @@ class Judging:
         limit: Limit on the share of changed answers; 0 for the one that follows from the certificate.
 
     Attributes:
+        varying: Names of outputs whose size depends on a sample's values, which nothing is read of.
         answers: Limit on audited answers, without labels; None where nothing states one.
         labelled: Limit on audited answers whose labels came; None where labels say nothing.
         why: Line that says why there is no limit without labels; "" where there is one.
     """
 
     def __init__(self, manifest: Manifest, limit: float) -> None:
-        self._varying = manifest.varying
+        self.varying = manifest.varying
         self.metric, readable = _metric(manifest)
         certificate = manifest.certificate or {}
         judged = certificate.get("judgement")
@@ -110,8 +112,7 @@ class Judging:
         """Return an answer as that of one sample, in the form in which the certificate's data was answered."""
         return {
             name: array if array.shape[:1] == (1,) else array[np.newaxis]
-            for name, array in outputs.items()
-            if name not in self._varying
+            for name, array in of_one_size(outputs, self.varying).items()
         }
 
 

@@ -16,6 +16,7 @@ from hasten.bundle import MANIFEST
 from hasten.certificate.monitor import Batch
 from hasten.core.records import file_digest
 from hasten.core.tensors import Tensors
+from hasten.core.varying import of_one_size
 from hasten.serving.monitoring.drift import Drift
 from hasten.serving.monitoring.judging import Judging
 from hasten.serving.monitoring.kept import (
@@ -118,7 +119,7 @@ class Watch:
             InputError: the outputs aren't of the form that the metric reads.
         """
         changed = self.judging.changed(outputs, exact)
-        self.drift.look(inputs, outputs)
+        self.drift.look(inputs, of_one_size(outputs, self.judging.varying))
         if self._failures >= _BLIND_AFTER:
             self._warn("the exact model answers again, so the monitor can compare again")
         self._failures, self.blind = 0, ""
