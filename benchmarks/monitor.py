@@ -256,7 +256,9 @@ def ordinary(name: str, runs: int, answers: int) -> dict[str, Any]:
         changed, units, sizes = samples(rng)
         share = changed_share(metric, changed, units, sizes, max_drop=PROMISE, models=1)
         certificate = {"judgement": judgement, "changed": to_record(share)}
-        manifest: Any = SimpleNamespace(metric=to_record(metric), certificate=certificate)
+        manifest: Any = SimpleNamespace(
+            metric=to_record(metric), certificate=certificate, varying=()
+        )
         found.append(Judging(manifest, 0.0).answers)
     watched = [each for each in found if each is not None]
     by_record = Streams([each.null for each in watched], np.array([each.alpha for each in watched]))
