@@ -385,15 +385,20 @@ def test_samples_are_prepared_in_turns_by_client() -> None:
     assert shares.taken == 0
 
 
+def by_one_thread(pipeline: Any) -> deciding.Deciding:
+    """Return what prepares samples on one thread, for the event loop that runs."""
+    model = SimpleNamespace(name="m", most_rows=0, cache=None, statistics=Statistics(), inputs=())
+    model.refused = lambda query, failure: None
+    loop = asyncio.get_running_loop()
+    found = deciding.Deciding(model, pipeline, loop, 0, time.perf_counter_ns, 10**9)
+    found._threads = concurrent.futures.ThreadPoolExecutor(1)
+    return found
+
+
 def test_samples_of_a_client_that_went_away_do_not_wait_for_a_thread() -> None:
     async def work() -> None:
-        pipeline, loop = Waiting(), asyncio.get_running_loop()
-        model = SimpleNamespace(
-            name="m", most_rows=0, cache=None, statistics=Statistics(), inputs=()
-        )
-        model.refused = lambda query, failure: None
-        under_way = deciding.Deciding(model, pipeline, loop, 0, time.perf_counter_ns, 10**9)  # type: ignore[arg-type]
-        under_way._threads = concurrent.futures.ThreadPoolExecutor(1)
+        pipeline = Waiting()
+        under_way = by_one_thread(pipeline)
 
         def ask(name: bytes) -> tuple[deciding.RawTicket, weakref.ref[Any]]:
             samples = np.array([name], object)
@@ -416,6 +421,35 @@ def test_samples_of_a_client_that_went_away_do_not_wait_for_a_thread() -> None:
         await under_way.drained()
         under_way.close()
         assert pipeline.order == ["first", "last"]
+
+    asyncio.run(work())
+
+
+def test_requests_that_are_given_up_count_until_their_place_in_the_queue_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deciding, "_MOST_WAITING", 4)
+
+    async def work() -> None:
+        pipeline = Waiting()
+        under_way = by_one_thread(pipeline)
+
+        def ask(name: bytes) -> deciding.RawTicket:
+            query = Query("m", "1", "", {RAW: np.array([name], object)}, client="c")
+            return under_way.submit(query, lambda answer: None)
+
+        ask(b"first")
+        await asyncio.to_thread(pipeline.begun.wait, PATIENCE_S)
+        for number in range(3):
+            ask(b"gone%d" % number).cancel()
+        with pytest.raises(ProtocolError, match="overloaded: 4 requests with raw samples"):
+            ask(b"more")
+        pipeline.go_on.set()
+        await under_way.drained()
+        while under_way._shares.taken:
+            await asyncio.sleep(0.001)
+        assert pipeline.order == ["first"]
+        under_way.close()
 
     asyncio.run(work())
 

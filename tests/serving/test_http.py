@@ -674,6 +674,19 @@ def test_a_client_that_asks_first_is_told_to_go_on(server: ServerThread) -> None
         assert client.answer()[0] == 200
 
 
+def test_a_client_that_asks_behind_another_request_is_told_to_go_on_after_its_answer(
+    server: ServerThread,
+) -> None:
+    body = json.dumps(JSON_REQUEST).encode()
+    head = b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with Client(server) as client:
+        begun = b"POST /v2/models/solid/infer HTTP/1.1\r\nHost: here\r\n" + head
+        client.send(request(body=body) * 20 + begun)
+        assert [client.answer()[0] for _ in range(21)] == [200] * 20 + [100]
+        client.send(body)
+        assert client.answer()[0] == 200
+
+
 def test_a_body_that_is_too_large_is_refused_before_it_is_sent(server: ServerThread) -> None:
     with Client(server) as client:
         client.send(

@@ -460,21 +460,29 @@ def test_an_end_whose_client_leaves_leaves_the_sequence_open(server: ServerThrea
     assert arrange(server, steps, [SequenceStep(82, end=True)]) == ["answered"]
 
 
-def test_a_failed_start_leaves_the_older_sequence_as_it_was(
-    server: ServerThread, unrolled: Unrolled
+ANEW = "the sequence {} didn't begin anew, since the request with sequence_start failed: send that again before this one"
+
+
+@pytest.mark.parametrize("refused_at_once", [True, False])
+def test_after_a_failed_start_no_step_goes_on_with_the_older_sequence(
+    server: ServerThread, unrolled: Unrolled, refused_at_once: bool
 ) -> None:
     steps = recurrent.sequences(1, 3, seed=12)[0]
     start, step = SequenceStep(83, start=True), SequenceStep(83)
     assert arrange(server, steps, [start, step]) == ["answered"] * 2
-    assert arrange(server, steps, [start], 0) == [
-        "the deadline had passed when the request arrived"
-    ]
-    broken = steps.copy()
-    broken[0, 3] = np.nan
-    assert "would have NaN or Inf after step 0" in arrange(server, broken, [start])[0]
-    (answer,) = queued(server, steps[2:], 83, goes_on=True)
-    assert isinstance(answer, Answer)
-    np.testing.assert_array_equal(answer.outputs["scores"], unrolled(steps)[0][2:])
+    if refused_at_once:
+        assert arrange(server, steps, [start], 0) == [
+            "the deadline had passed when the request arrived"
+        ]
+    else:
+        broken = steps.copy()
+        broken[0, 3] = np.nan
+        assert "would have NaN or Inf after step 0" in arrange(server, broken, [start])[0]
+    assert arrange(server, steps, [step, SequenceStep(83, end=True)]) == [ANEW.format(83)] * 2
+    answers = queued(server, steps, 83)
+    np.testing.assert_array_equal(
+        np.concatenate([each.outputs["scores"] for each in answers]), unrolled(steps)[0]
+    )
 
 
 @pytest.mark.usefixtures("waiting")
@@ -485,10 +493,7 @@ def test_steps_behind_a_start_that_fails_never_go_on_with_the_older_sequence(
     start, step = SequenceStep(84, start=True), SequenceStep(84)
     unlike = [*steps[:2], steps[2, :-1], *steps[3:]]
     told = arrange(server, unlike, [start, step, start, step, step], leaves=3)
-    anew = (
-        "the sequence 84 didn't begin anew, since the request with sequence_start failed: send that again "
-        "before this one"
-    )
+    anew = ANEW.format(84)
     assert told == [
         "answered",
         "answered",
@@ -496,18 +501,18 @@ def test_steps_behind_a_start_that_fails_never_go_on_with_the_older_sequence(
         "",
         anew,
     ]
-    assert arrange(server, steps, [step, SequenceStep(84, end=True)]) == ["answered"] * 2
+    assert arrange(server, steps, [step, SequenceStep(84, end=True)]) == [anew] * 2
 
 
 @pytest.mark.usefixtures("waiting")
-def test_a_start_that_fails_while_an_earlier_one_runs_leaves_that_one_going_on(
+def test_after_a_start_that_fails_while_an_earlier_one_runs_steps_are_refused(
     server: ServerThread,
 ) -> None:
     steps = recurrent.sequences(1, 4, seed=15)[0]
     start, step = SequenceStep(85, start=True), SequenceStep(85)
     told = arrange(server, steps, [start, start, step, SequenceStep(85, end=True)], late=1)
     late = "the deadline passed while earlier requests of the sequence ran"
-    assert told == ["answered", late, "answered", "answered"]
+    assert told == ["answered", late, ANEW.format(85), ANEW.format(85)]
 
 
 @pytest.mark.usefixtures("waiting")

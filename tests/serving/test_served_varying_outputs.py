@@ -163,6 +163,12 @@ def test_a_batch_that_cannot_be_divided_is_the_last_one(
         wanted = {one: [[0, 0]], none: [], two: [[0, 1], [0, 4]]}
         for asks in ((one, two, two), (one, none, two)):
             assert gate.answers(*asks) == [wanted[ask] for ask in asks]
+        known = server.server.state.repository.find("places")._batching.scheduler.latencies
+        assert (known.sizes, known.best, known.first[2]) == (
+            (1,),
+            1,
+            1,
+        )  # by which the queue is bounded
 
 
 def test_a_client_s_own_batch_is_answered_as_the_model_answers_it(server: ServerThread) -> None:

@@ -138,6 +138,8 @@ class Connection(asyncio.BufferedProtocol):
         self._in_body = False
         self._keep_alive = True
         self._busy = False
+        self._expected = False
+        """Whether the client waits to be asked for the body that comes next."""
         self._at_once = 0
         """Requests that were received whole since the loop last heard others."""
         self._more = False
@@ -384,7 +386,14 @@ class Connection(asyncio.BufferedProtocol):
                 self._check_room(size)
                 self._body = _memory(size, headers.get(b"inference-header-content-length", b""))
                 self._size = size
-        if headers.get(b"expect", b"").lower() == b"100-continue" and not self._busy:
+        if headers.get(b"expect", b"").lower() == b"100-continue":
+            self._expected = True
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Ask for a body whose client waits to be asked, once earlier requests are answered."""
+        if self._expected and not self._busy and not self._backlog:
+            self._expected = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _take_authority(self, version: str) -> None:
@@ -520,7 +529,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._upgrading:
             return
         self._in_body, self._began_ns, self._opened_ns = False, None, None
-        self._head_bytes = 0
+        self._head_bytes, self._expected = 0, False
         body: Any = self._body
         if body is None:
             body = self._pieces
@@ -785,6 +794,8 @@ class Connection(asyncio.BufferedProtocol):
                 self._next_soon()
         elif self._refusal is not None:
             self._refuse(self._refusal)
+        else:
+            self._go_on()
 
     def _answered(self) -> None:
         if self._slot is not None and not self._busy and self._began_ns is None:

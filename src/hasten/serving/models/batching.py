@@ -20,6 +20,7 @@ from hasten.core.tensors import Array, Tensors
 from hasten.engines.padding import Padder
 from hasten.errors import HastenError, InputError, IntegrityError
 from hasten.serving.models.clients import Clients
+from hasten.serving.models.latencies import Latencies
 from hasten.serving.models.scheduling import BatchRun, Pending, Scheduler, Wait
 from hasten.serving.models.statistics import Statistics
 from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault, without_frames
@@ -340,7 +341,9 @@ class Batching:
         if isinstance(outputs, Exception) and len(run.items) > 1:
             if isinstance(outputs, _UnlikeRowsError):
                 # The next batch may happen to have as many rows as requests, and not one for each.
-                self.scheduler.latencies.sizes = (1,)
+                known = self.scheduler.latencies
+                each = {rows: known.measured_ns(rows) for rows in range(1, known.most + 1)}
+                self.scheduler.latencies = Latencies(each, (1,))
             # One request may have made the batch fail: each is run alone, so that the others succeed.
             self.scheduler.put_back([item for item in run.items if item.state != "done"])
             return

@@ -273,10 +273,14 @@ class Deciding:
     def leave(self, ticket: RawTicket) -> None:
         """Note that a request is answered or given up."""
         ticket.over = True
-        ticket.job.clear()  # else its samples would stay until a thread's turn comes
-        if ticket in self._under_way:
-            self._under_way.discard(ticket)
-            self._shares.give(ticket.query.client, 1)
+        give = partial(self._shares.give, ticket.query.client, 1)
+        counted = ticket in self._under_way
+        self._under_way.discard(ticket)
+        try:  # the queue keeps the work's place, but not its samples
+            ticket.job[0] = partial(self._later, give) if counted else _nothing
+        except IndexError:  # a thread has taken it
+            if counted:
+                give()
         self._prepared_bytes -= ticket.prepared_bytes
         ticket.prepared_bytes = 0
         for timer in (ticket.timer, ticket.late_timer):
@@ -285,6 +289,11 @@ class Deciding:
         ticket.place.leave()
         if not self._under_way:
             self._none_left.set()
+
+    def _later(self, work: Callable[[], None]) -> None:
+        """Let the event loop do work, unless it has ended; on a thread."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(work)
 
     async def drained(self) -> None:
         """Wait until every accepted request is answered."""
@@ -648,6 +657,10 @@ def longest_of(*pipelines: Pipeline) -> float:
     """Return the size of the longest sample that all pipelines take."""
     stated = (step.longest_bytes for pipeline in pipelines for step in pipeline.steps)
     return min((size for size in stated if size), default=math.inf)
+
+
+def _nothing() -> None:
+    """Do nothing, in place of work that nobody waits for."""
 
 
 def _do(job: list[Callable[[], None]]) -> None:

@@ -143,12 +143,6 @@ class _Record:
             self.latest = self._starts
         return self.latest
 
-    def resume(self) -> None:
-        """Let later requests belong to the last start that is kept or waits, after one that failed."""
-        under_way = self.line if self.running is None else (self.running, *self.line)
-        starts = [one.begins for one in under_way if one.starts]
-        self.latest = max(starts, default=self.begun)
-
 
 Records: TypeAlias = "OrderedDict[_Key, _Record]"
 
@@ -158,7 +152,8 @@ class KeptSequences:
 
     Requests of one sequence run one after another, in the order of arrival; those of different
     sequences run side by side and may share a batch. A request that gets an error leaves the states
-    as they were, so it may be sent again.
+    as they were, so it may be sent again. After a start that failed, none of the id's requests is answered
+    from older states, until another start succeeds.
 
     Args:
         model: Model that steps are sent to.
@@ -434,8 +429,6 @@ class KeptSequences:
                 record.line.remove(ticket)
             except ValueError:
                 return
-        if record.latest == ticket.begins != record.begun:
-            record.resume()
         record.used_ns = self._clock_ns()
         self._pending -= 1
         if not self._pending:
