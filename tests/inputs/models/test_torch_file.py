@@ -4,13 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
 
 import hasten
 from hasten.cli import main
@@ -161,6 +164,7 @@ def test_samples_that_differ_in_shape_are_handed_over(tmp_path: Path) -> None:
 
 ALONE = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 import numpy as np
 from hasten.inputs.models.source import find_model, load_model
@@ -290,6 +294,115 @@ def test_a_process_that_the_system_kills_is_said_to_be(tmp_path: Path) -> None:
     assert str(error.value) == (
         f"{path} can't be used: torch was killed while it ran and exported the model, probably for lack of memory: "
         "free memory, or give the model as an ONNX file"
+    )
+
+
+TAKEN_OVER = """
+import os, sys, types
+from pathlib import Path
+
+def say(data):
+    import socket
+    socket.socket(fileno=os.dup(3)).sendall(data)
+
+def read(path, kind, **settings):
+    {reading}
+
+def stated(model):
+    from hasten.core.tensors import TensorSpec
+    from hasten.inputs.models.torch_file import Stated
+    return Stated(("x",), (TensorSpec("x", "float32", ("b", 4)),))
+
+def export(model, names, samples, workdir, *, keep_program):
+    left = workdir / "model.onnx"
+    {exporting}
+
+own = types.ModuleType("torch_apart")
+own.read, own.stated, own.export = read, stated, export
+sys.modules["hasten.inputs.models.torch_apart"] = own
+"""
+
+
+@pytest.fixture
+def take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Return a function that lets code run in place of torch, as if a file had taken its process over.
+
+    It takes the code for the first and second command, and returns a file.
+    """
+
+    def started(reading: str = "pass", exporting: str = "pass") -> Path:
+        folder = tmp_path / "own"
+        folder.mkdir()
+        code = TAKEN_OVER.format(reading=reading, exporting=exporting)
+        (folder / "sitecustomize.py").write_text(code)
+        before = os.environ.get("PYTHONPATH", "")
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder), before))))
+        (tmp_path / "net.pt2").touch()
+        return tmp_path / "net.pt2"
+
+    return started
+
+
+def onnx_file(path: Path, data: str = "") -> Path:
+    """Write a model of one product, with its weights in a file of this name beside it, if one is given."""
+    weights = numpy_helper.from_array(np.ones((4, 4), np.float32), "w")
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", 4]) for n in "xy"]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [weights]
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    onnx.save(
+        model,
+        path,
+        save_as_external_data=bool(data),
+        location=data or None,
+        size_threshold=0,
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("exporting", "name"),
+    [
+        ("os.mkfifo(left)", "model.onnx"),
+        ("left.symlink_to('/dev/zero')", "model.onnx"),
+        ("left.symlink_to(left)", "model.onnx"),
+        ("left.symlink_to(r'ELSEWHERE')", "model.onnx"),
+        ("left.mkdir()", "model.onnx"),
+        ("pass", "model.onnx"),
+        ("os.rmdir(workdir)", "model.onnx"),
+        (
+            "os.link(r'ELSEWHERE', left); (workdir / 'w').symlink_to('v'); os.link(r'DATA', workdir / 'v')",
+            "w",
+        ),
+        ("os.link(r'ALONE', left)", "program.pt2"),
+        ("os.link(r'ALONE', left); os.mkfifo(workdir / 'program.pt2')", "program.pt2"),
+        (
+            "os.link(r'ALONE', left); (workdir / 'program.pt2').symlink_to('/dev/zero')",
+            "program.pt2",
+        ),
+    ],
+)
+def test_what_the_process_left_is_no_link_pipe_or_device(
+    tmp_path: Path, take_over: Callable[..., Path], exporting: str, name: str
+) -> None:
+    for folder in ("outside", "alone", "work"):
+        (tmp_path / folder).mkdir()
+    elsewhere = onnx_file(tmp_path / "outside" / "model.onnx", "w")
+    alone = onnx_file(tmp_path / "alone" / "model.onnx")
+    for word, file in (
+        ("ELSEWHERE", elsewhere),
+        ("DATA", elsewhere.parent / "w"),
+        ("ALONE", alone),
+    ):
+        exporting = exporting.replace(word, str(file))
+    path = take_over(exporting=exporting)
+    with pytest.raises(InputError) as error:
+        load_model(path, {"x": X}, tmp_path / "work", keep_program=True)
+    assert str(error.value) == (
+        f"{path} can't be used: the process that exported it left no regular file {name}: save the model again, or "
+        "give it as an ONNX file"
     )
 
 

@@ -23,6 +23,7 @@ from hasten.inputs.data.ragged import extremes
 from hasten.inputs.data.source import open_data, resolved
 from hasten.inputs.data.text_files import holds_texts, reads_texts
 from hasten.inputs.models import hugging_face, named, onnx, tensorflow
+from hasten.inputs.models.foreign import check_no_device
 from hasten.inputs.models.tabular.base import Tabular, described, library_of, read_file
 from hasten.inputs.models.torch_file import TorchFile
 from hasten.inputs.pipeline.base import Pipeline
@@ -274,6 +275,7 @@ def _from_path(path: Path, *, trust_code: bool = False) -> Any:
     """Return the live model in a file, or the path of an ONNX file; None if there is no file."""
     if not path.exists():
         return None
+    check_no_device(path)
     if path.is_dir():
         own = hugging_face.read(path, trust_code=trust_code)
         return own or tensorflow.read(path, trust_code=trust_code) or path

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import weakref
@@ -96,7 +97,7 @@ class TorchFile:
 
         Raises:
             InputError: the sample doesn't fit, torch can't run or export the model, or crashes, or the ONNX file
-                gives other answers.
+                gives other answers, or what is left isn't made of regular files.
         """
         given = sample(self.stated.names)
         samples = [given, *further(tuple(given))]
@@ -116,8 +117,28 @@ class TorchFile:
                 workdir=workdir.absolute(),
                 keep_program=kept is not None,
             )
-        self._close()
-        return replace(onnx.load(workdir / "model.onnx"), program=kept)
+        self._close()  # from here on it changes nothing of what it left
+        self._look(workdir / "model.onnx")
+        model = onnx.load(workdir / "model.onnx")
+        for file in (*model.files, *((kept,) if kept is not None else ())):
+            self._look(file)
+        return replace(model, program=kept)
+
+    def _look(self, left: Path) -> None:
+        """Check that a file that the process left is one, which reading neither blocks nor leads elsewhere.
+
+        Raises:
+            InputError: it is missing, a link, a pipe or a device.
+        """
+        try:
+            regular = stat.S_ISREG(left.lstat().st_mode)
+        except OSError:
+            regular = False
+        if not regular:
+            raise InputError(
+                f"{self.path} can't be used: the process that exported it left no regular file {left.name}: save the "
+                "model again, or give it as an ONNX file"
+            )
 
     def _read(self) -> Any:
         """Start the process and let it load the file; return what it says of the model."""
