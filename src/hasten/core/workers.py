@@ -120,18 +120,18 @@ class Worker:
             InputError: the caller's input is at fault.
         """
         self.wake()
+        message = json.dumps(to_record({"do": do, **command})).encode() + b"\n"
+        deadline = time.monotonic() + limit_s
         try:
-            self._channel.sendall(json.dumps(to_record({"do": do, **command})).encode() + b"\n")
-            reply = _record(self._line(limit_s, timed=do in _TIMED))
+            self._send(message, limit_s, deadline)
+            reply = _record(self._line(limit_s, deadline, timed=do in _TIMED))
             if do not in _TIMED:
                 self._check_memory(alone=False)  # it may have answered between two looks
         except (OSError, EOFError):
             raise self._epitaph(do) from None
-        except (ValueError, RecursionError):
+        if reply is None:
             self.kill()
-            raise CandidateError(
-                f"its process answered what can't be read during {do!r}, killed"
-            ) from None
+            raise CandidateError(f"its process answered what can't be read during {do!r}, killed")
         if "input_error" in reply:
             raise InputError(reply["input_error"])
         if "candidate_error" in reply:
@@ -141,26 +141,49 @@ class Worker:
             raise kinds.get(str(reply.get("kind")), CandidateError)(reply["candidate_error"])
         return reply["ok"]
 
-    def _line(self, limit_s: float, *, timed: bool) -> bytes:
-        deadline, poll_s = time.monotonic() + limit_s, _POLL_TIMED_S if timed else _POLL_S
+    def _send(self, message: bytes, limit_s: float, deadline: float) -> None:
+        """Send a message, which the process may leave unread."""
+        left = memoryview(message)
+        while left:
+            try:
+                left = left[self._channel.send(left, socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                self._wait(select.POLLOUT, limit_s, deadline, timed=False)
+
+    def _line(self, limit_s: float, deadline: float, *, timed: bool) -> bytes:
+        """Return the next line; an empty one for a line that is too long."""
         while b"\n" not in self._received:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                tools = [name for pid in programs(self.pid) if (name := name_of(pid))]
-                busy = f" while {tools[-1]} ran" if tools else ""
-                self.kill()
-                raise CandidateError(f"hung: no answer within {limit_s:.0f} s{busy}, killed")
-            if select.select([self._channel], [], [], min(left, poll_s))[0]:
+            if self._wait(select.POLLIN, limit_s, deadline, timed=timed):
                 data = self._channel.recv(1 << 16)
                 if not data:
                     raise EOFError
                 self._received += data
                 if len(self._received) > _LONGEST:
-                    raise ValueError("the reply is too long")
-            else:
-                self._check_memory(alone=timed)
+                    return b""
         line, _, self._received = self._received.partition(b"\n")
         return line
+
+    def _wait(self, event: int, limit_s: float, deadline: float, *, timed: bool) -> bool:
+        """Wait a moment for the channel, and look at the process if nothing happens; whether something did.
+
+        Args:
+            event: Event of `select.poll`, which takes descriptors of any number, as `select.select` doesn't.
+            limit_s: Longest time of the whole command, in seconds.
+            deadline: End of that time by the monotonic clock.
+            timed: Whether the process times something, so that looks at it are few.
+        """
+        left = deadline - time.monotonic()
+        if left <= 0:
+            tools = [name for pid in programs(self.pid) if (name := name_of(pid))]
+            busy = f" while {tools[-1]} ran" if tools else ""
+            self.kill()
+            raise CandidateError(f"hung: no answer within {limit_s:.0f} s{busy}, killed")
+        poll = select.poll()
+        poll.register(self._channel, event)
+        if poll.poll(1000 * min(left, _POLL_TIMED_S if timed else _POLL_S)):
+            return True
+        self._check_memory(alone=timed)
+        return False
 
     def _check_memory(self, *, alone: bool) -> None:
         """Kill the worker if it holds more memory than it may."""
@@ -215,16 +238,13 @@ class Worker:
         shutil.rmtree(self._temporary, ignore_errors=True)
 
 
-def _record(line: bytes) -> dict[str, Any]:
-    """Return a reply.
-
-    Raises:
-        ValueError: it is none.
-    """
-    reply = json.loads(line)
-    if not isinstance(reply, dict) or reply.keys().isdisjoint(_REPLIES):
-        raise ValueError("no reply")
-    return reply
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Return a reply; None for what is none."""
+    try:
+        reply = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return reply if isinstance(reply, dict) and not reply.keys().isdisjoint(_REPLIES) else None
 
 
 def _anonymous(pid: int) -> int:

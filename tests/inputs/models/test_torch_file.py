@@ -1,5 +1,6 @@
 """Files of torch run in a process of their own, which crashes in place of hasten's."""
 
+import json
 import os
 import signal
 import subprocess
@@ -404,6 +405,69 @@ def test_what_the_process_left_is_no_link_pipe_or_device(
         f"{path} can't be used: the process that exported it left no regular file {name}: save the model again, or "
         "give it as an ONNX file"
     )
+
+
+def record(*names: str, many: int = 1, dtype: str = "float32", shape: Any = ("b", 4)) -> Any:
+    spec = {"name": names[0], "dtype": dtype, "shape": shape}
+    return {"names": names, "inputs": many * [spec]}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        {"names": 5, "inputs": []},
+        record(*(1001 * ["x"])),
+        record(1001 * "x"),
+        record("x", many=1001),
+        record("x", shape=["b" * 1001]),
+        record("x", shape=["b", -4]),
+        record("x", shape=["b", 1 << 63]),
+        record("x", shape=65 * [1]),
+        record("x", dtype="object"),
+        record("x", dtype="float32), **a, #"),
+    ],
+)
+def test_inputs_that_no_model_has_are_refused(take_over: Callable[..., Path], said: Any) -> None:
+    reply = json.dumps({"ok": said})
+    path = take_over(f"say({reply!r}.encode() + bytes([10])); import time; time.sleep(99)")
+    with pytest.raises(InputError) as error:
+        find_model(path)
+    assert str(error.value) == (
+        f"{path} can't be used: the process that loaded it states inputs that no model has: save the model again, or "
+        "give it as an ONNX file"
+    )
+
+
+def test_a_process_that_reads_nothing_is_ended(
+    take_over: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = take_over(exporting="import time; time.sleep(99)")
+    found = find_model(path)
+    worker = found._worker
+    many = {f"x{n}": X for n in range(1000)}
+    os.kill(worker.pid, signal.SIGSTOP)
+    monkeypatch.setattr(torch_file, "_LIMIT_S", 1.0)
+    with pytest.raises(InputError) as error:
+        load_model(found, lambda _: many, tmp_path, further=lambda _: 100 * [many])
+    assert str(error.value) == f"{path} can't be used: hung: no answer within 1 s, killed"
+
+
+MANY_FILES = """
+import resource
+import sys
+from hasten.inputs.models.source import find_model
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    files = [open("/dev/null") for _ in range(1100)]
+    print(find_model(sys.argv[1]).stated.names)
+"""
+
+
+def test_many_open_files_are_no_hindrance(take_over: Callable[..., Path]) -> None:
+    command = [sys.executable, "-P", "-c", MANY_FILES, str(take_over())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("('x',)\n", "")
 
 
 def test_lighten_wants_a_live_network_and_says_so(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import stat
 import sys
@@ -26,7 +27,7 @@ from hasten.core.records import from_record
 from hasten.core.target import Target
 from hasten.core.tensors import Array, TensorSpec
 from hasten.core.workers import CrashedError, KilledError, Worker
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, InputError, IntegrityError
 from hasten.inputs.models import onnx
 
 Kind: TypeAlias = Literal["program", "TorchScript"]
@@ -36,6 +37,12 @@ _LIMIT_S = 3600.0
 """Longest time to load a file, or to run and export it, in seconds; the code in it could run without end."""
 _MEMORY_SHARE = 0.75
 """Share of this machine's memory that the process may take, so that it's ended before the system ends others."""
+
+_MOST = 1000
+"""Largest number of inputs that a file may state, and of letters of each name."""
+_MOST_DIMENSIONS = 64
+_TYPE = re.compile(r"bool|(bfloat|float|complex|u?int)[0-9][0-9a-z_]{,20}", re.ASCII)
+"""Pattern of the names of torch's types of numbers."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class TorchFile:
         self.path, self._kind, self._trust_code = path, kind, trust_code
         self._worker: Worker | None = None
         self._end: Callable[[], object] = lambda: None
-        self.stated = from_record(Stated, self._read())
+        self.stated = self._check(self._read())
 
     def load(
         self,
@@ -123,6 +130,24 @@ class TorchFile:
         for file in (*model.files, *((kept,) if kept is not None else ())):
             self._look(file)
         return replace(model, program=kept)
+
+    def _check(self, record: Any) -> Stated:
+        """Return what the process says of the model, which need not be true.
+
+        Raises:
+            InputError: no model states that.
+        """
+        try:
+            stated = from_record(Stated, record)
+        except IntegrityError:
+            stated = None
+        if stated is None or not _plausible(stated):
+            self._close()
+            raise InputError(
+                f"{self.path} can't be used: the process that loaded it states inputs that no model has: save the "
+                "model again, or give it as an ONNX file"
+            )
+        return stated
 
     def _look(self, left: Path) -> None:
         """Check that a file that the process left is one, which reading neither blocks nor leads elsewhere.
@@ -180,6 +205,20 @@ class TorchFile:
     def _close(self) -> None:
         self._end()
         self._worker = None
+
+
+def _plausible(stated: Stated) -> bool:
+    """Whether a model may have these inputs; names, types and sizes are of bounded length."""
+    if max(len(stated.names), len(stated.inputs)) > _MOST:
+        return False
+    texts = [*stated.names]
+    for spec in stated.inputs:
+        if len(spec.shape) > _MOST_DIMENSIONS or not _TYPE.fullmatch(spec.dtype):
+            return False
+        if any(isinstance(size, int) and not 0 <= size < 1 << 63 for size in spec.shape):
+            return False
+        texts += [spec.name, *(size for size in spec.shape if isinstance(size, str))]
+    return all(len(text) <= _MOST for text in texts)
 
 
 def _in_words(error: CandidateError, what: str) -> str:
