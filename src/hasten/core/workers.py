@@ -28,7 +28,7 @@ _TIMED = ("time", "drive", "load", "profile")
 _LAST_WORDS_S = 5.0
 _REPLIES = ("ok", "input_error", "candidate_error")
 _LONGEST = 64 << 20
-"""Largest number of bytes of a reply."""
+"""Largest number of bytes of a reply; those with many latencies are the longest."""
 
 
 class KilledError(CandidateError):
@@ -57,10 +57,19 @@ class Worker:
         memory_bytes: Most anonymous memory that the worker may hold before it is killed.
         fresh: Whether the worker starts in an interpreter of its own, instead of being forked from
             a warm one: workers whose figures are published must not share an address layout.
+        longest_bytes: Largest number of bytes of a reply; the worker is killed if one is longer.
     """
 
-    def __init__(self, log: Path, memory_bytes: int, *, fresh: bool = False) -> None:
+    def __init__(
+        self,
+        log: Path,
+        memory_bytes: int,
+        *,
+        fresh: bool = False,
+        longest_bytes: int = _LONGEST,
+    ) -> None:
         self.memory_bytes = memory_bytes
+        self._longest_bytes = longest_bytes
         self._asleep = self._ended = False
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as start, theirs:
@@ -88,7 +97,7 @@ class Worker:
             output.close()
             start.pop_all()
         self._channel = ours
-        self._received = b""
+        self._received = bytearray()
 
     def __enter__(self) -> Self:
         return self
@@ -133,12 +142,13 @@ class Worker:
             self.kill()
             raise CandidateError(f"its process answered what can't be read during {do!r}, killed")
         if "input_error" in reply:
-            raise InputError(reply["input_error"])
+            raise InputError(str(reply["input_error"]))
         if "candidate_error" in reply:
+            said = str(reply["candidate_error"])
             if reply.get("kind") == Uneven.__name__:
-                raise Uneven(reply["candidate_error"], str(reply.get("output")))
+                raise Uneven(said, str(reply.get("output")))
             kinds = {kind.__name__: kind for kind in (CandidateError, NotCovered)}
-            raise kinds.get(str(reply.get("kind")), CandidateError)(reply["candidate_error"])
+            raise kinds.get(str(reply.get("kind")), CandidateError)(said)
         return reply["ok"]
 
     def _send(self, message: bytes, limit_s: float, deadline: float) -> None:
@@ -152,15 +162,18 @@ class Worker:
 
     def _line(self, limit_s: float, deadline: float, *, timed: bool) -> bytes:
         """Return the next line; an empty one for a line that is too long."""
-        while b"\n" not in self._received:
+        looked = 0
+        while (end := self._received.find(b"\n", looked)) < 0:
+            looked = len(self._received)
+            if looked > self._longest_bytes:
+                return b""
             if self._wait(select.POLLIN, limit_s, deadline, timed=timed):
                 data = self._channel.recv(1 << 16)
                 if not data:
                     raise EOFError
                 self._received += data
-                if len(self._received) > _LONGEST:
-                    return b""
-        line, _, self._received = self._received.partition(b"\n")
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
         return line
 
     def _wait(self, event: int, limit_s: float, deadline: float, *, timed: bool) -> bool:

@@ -439,6 +439,33 @@ def test_inputs_that_no_model_has_are_refused(take_over: Callable[..., Path], sa
     )
 
 
+@pytest.mark.parametrize(
+    "saying",
+    [
+        r"say(b'{\"input_error\": \"' + bytes(2 << 20).replace(bytes(1), b'a') + b'\"}\n')",
+        "say(bytes(2 << 20))",
+    ],
+)
+def test_a_reply_of_more_than_a_mebibyte_ends_the_process(
+    take_over: Callable[..., Path], saying: str
+) -> None:
+    path = take_over(f"{saying}; import time; time.sleep(99)")
+    with pytest.raises(InputError) as error:
+        find_model(path)
+    assert str(error.value) == (
+        f"{path} can't be used: its process answered what can't be read during 'read_torch', killed"
+    )
+
+
+def test_what_the_process_says_is_cut_and_in_one_line(take_over: Callable[..., Path]) -> None:
+    reply = json.dumps({"input_error": ["a\x1b[31m\n" * 1000]})
+    path = take_over(f"say({reply!r}.encode() + bytes([10])); import time; time.sleep(99)")
+    with pytest.raises(InputError) as error:
+        find_model(path)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 2100
+
+
 def test_a_process_that_reads_nothing_is_ended(
     take_over: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -35,6 +35,8 @@ PROGRAM = "program.pt2"
 """Name of the program that is kept beside the ONNX file."""
 _LIMIT_S = 3600.0
 """Longest time to load a file, or to run and export it, in seconds; the code in it could run without end."""
+_LONGEST_BYTES = 1 << 20
+"""Largest number of bytes of what the process says: inputs that a file states, or a message."""
 _MEMORY_SHARE = 0.75
 """Share of this machine's memory that the process may take, so that it's ended before the system ends others."""
 
@@ -170,7 +172,9 @@ class TorchFile:
         folder = Path(tempfile.mkdtemp(prefix="hasten-torch-"))
         try:
             self._worker = Worker(
-                folder / "torch.log", int(_MEMORY_SHARE * Target.host().memory_bytes)
+                folder / "torch.log",
+                int(_MEMORY_SHARE * Target.host().memory_bytes),
+                longest_bytes=_LONGEST_BYTES,
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
