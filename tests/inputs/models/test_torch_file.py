@@ -193,7 +193,7 @@ class Saving(torch.nn.Module):  # type: ignore[misc,name-defined]
         return x
 
 
-def test_code_runs_there_only_where_it_is_trusted(
+def test_code_runs_only_where_it_is_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # code of the file finds the user's folder
@@ -204,6 +204,28 @@ def test_code_runs_there_only_where_it_is_trusted(
     with pytest.raises(InputError, match="can't export"):  # it has no ONNX form
         load_model(find_model(path, trust_code=True), {"x": X}, tmp_path)
     assert (tmp_path / "PLACE").exists()
+
+
+class Thrice(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+        return torch.ops.hasten_test_own.thrice(x) + 1
+
+
+def test_operators_of_a_users_own_code_are_known_where_the_file_is_trusted(tmp_path: Path) -> None:
+    own = torch.library.Library("hasten_test_own", "FRAGMENT")
+    own.define("thrice(Tensor x) -> Tensor")
+    own.impl("thrice", lambda x: x * 3, "CompositeImplicitAutograd")
+    path = captured(Thrice(), tmp_path / "net.pt2")
+    (tmp_path / "naming.py").write_text(f"def path(): return {str(path)!r}\n")
+    for source in (path, f"{tmp_path / 'naming.py'}:path"):
+        with pytest.raises(InputError, match="hasten_test_own"):
+            find_model(source)
+        model = load_model(find_model(source, trust_code=True), {"x": X}, tmp_path)
+        feed = {model.inputs[0].name: np.ones((1, 4), np.float32)}
+        (answer,) = onnxruntime.InferenceSession(str(model.path)).run(None, feed)
+        np.testing.assert_array_equal(answer, np.full((1, 4), 4, np.float32))
+    script = find_model(scripted(Thrice(), tmp_path / "net.pt"), trust_code=True)
+    np.testing.assert_array_equal(script(torch.from_numpy(X)).numpy(), np.full(4, 4, np.float32))
 
 
 class Overlapping(torch.nn.Module):  # type: ignore[misc,name-defined]

@@ -280,7 +280,11 @@ def _from_path(path: Path, *, trust_code: bool = False) -> Any:
         own = hugging_face.read(path, trust_code=trust_code)
         return own or tensorflow.read(path, trust_code=trust_code) or path
     if path.suffix == ".pt2":
-        return TorchFile(path, "program", trust_code=trust_code)
+        if trust_code:  # it may call what the user's own code registered in this process
+            from hasten.inputs.models import torch
+
+            return torch.load_program(path, trust_code=True)
+        return TorchFile(path, "program")
     if path.suffix == ".keras":
         from hasten.inputs.models import keras
 
@@ -291,7 +295,11 @@ def _from_path(path: Path, *, trust_code: bool = False) -> Any:
         from hasten.inputs.models import torchscript
 
         if torchscript.is_torchscript(path):
-            return TorchFile(path, "TorchScript", trust_code=trust_code)
+            return (
+                torchscript.load(path, trust_code=True)
+                if trust_code
+                else TorchFile(path, "TorchScript")
+            )
     if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors"):
         raise InputError(f"{path} {_WEIGHTS_ALONE}")
     if (of_tensorflow := tensorflow.read(path)) is not None:

@@ -1,7 +1,8 @@
 """Files of torch's programs and of TorchScript, which a process of their own loads, runs and exports (extra `torch`).
 
 Operators of torch don't check all that they are given, so that a stranger's file may crash the process that runs it, or
-write to its memory.
+write to its memory. A file that the user trusts is loaded in the user's own process instead, which knows the operators
+that the user's code registered.
 """
 
 from __future__ import annotations
@@ -72,18 +73,17 @@ class TorchFile:
     Args:
         path: The file: a program of `torch.export`, or one of `torch.jit.save`.
         kind: Which of both it is.
-        trust_code: Whether code that the file brings may run.
 
     Raises:
         InputError: torch isn't installed, or can't load the file, or crashes.
     """
 
-    def __init__(self, path: Path, kind: Kind, *, trust_code: bool = False) -> None:
+    def __init__(self, path: Path, kind: Kind) -> None:
         if importlib.util.find_spec("torch") is None:
             raise missing_extra(
                 "a torch model" if kind == "program" else "a TorchScript file", "torch"
             )
-        self.path, self._kind, self._trust_code = path, kind, trust_code
+        self.path, self._kind = path, kind
         self._worker: Worker | None = None
         self._end: Callable[[], object] = lambda: None
         self.stated = self._check(self._read())
@@ -185,7 +185,6 @@ class TorchFile:
             "loaded the file",
             path=self.path,
             kind=self._kind,
-            trust_code=self._trust_code,
             torchvision="torchvision" in sys.modules,
         )
 
