@@ -1,11 +1,14 @@
 """Files of torch run in a process of their own, which crashes in place of hasten's."""
 
+import copy
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,11 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
+from tests.support.waiting import until
 
 import hasten
 from hasten.cli import main
+from hasten.core import forked
 from hasten.core.processes import descendants
 from hasten.errors import InputError
 from hasten.inputs.models import torch as frontend
@@ -307,17 +312,83 @@ def test_a_file_that_takes_all_memory_is_refused(
     assert with_torch() == []
 
 
-def test_a_process_that_the_system_kills_is_said_to_be(tmp_path: Path) -> None:
-    path = scripted(net(), tmp_path / "net.pt")
-    found = find_model(path)
-    (pid,) = with_torch()
-    os.kill(pid, signal.SIGKILL)
+def test_a_process_that_the_system_kills_is_said_to_be(
+    tmp_path: Path, take_over: Callable[..., Path]
+) -> None:
+    path = take_over(exporting="os.kill(os.getpid(), 9)")
     with pytest.raises(InputError) as error:
-        load_model(found, {"input": X}, tmp_path)
+        load_model(path, {"x": X}, tmp_path)
     assert str(error.value) == (
         f"{path} can't be used: torch was killed while it ran and exported the model, probably for lack of memory: "
         "free memory, or give the model as an ONNX file"
     )
+
+
+def test_a_process_that_ended_between_both_steps_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the process that a thread started ends with that thread, where the system has no pidfds."""
+    monkeypatch.setattr(forked, "_can_watch", lambda: False)
+    path = scripted(net(), tmp_path / "net.pt")
+    with ThreadPoolExecutor(1) as one:
+        found = one.submit(find_model, path).result()
+    until(lambda: not found._worker.alive)
+    assert load_model(found, {"input": X}, tmp_path).inputs[0].name == "input"
+
+
+def test_a_second_load_finds_the_file_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(net(), tmp_path / "net.pt")
+    monkeypatch.chdir(tmp_path)
+    found = find_model("net.pt")
+    (tmp_path / "elsewhere").mkdir()
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        monkeypatch.chdir(folder)
+        load_model(found, {"input": X}, tmp_path)
+
+
+def test_two_threads_may_load_one_file(tmp_path: Path) -> None:
+    found = find_model(scripted(net(), tmp_path / "net.pt"))
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    with ThreadPoolExecutor(2) as two:
+        models = list(two.map(lambda folder: load_model(found, {"input": X}, folder), folders))
+    assert [model.path for model in models] == [folder / "model.onnx" for folder in folders]
+    assert models[0].path.read_bytes() == models[1].path.read_bytes()
+    assert with_torch() == []
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_has_a_process_of_its_own(
+    tmp_path: Path, take_over: Callable[..., Path], copied: Callable[[Any], Any]
+) -> None:
+    alone = onnx_file(tmp_path / "alone.onnx")
+    found = find_model(take_over(exporting=f"os.link({str(alone)!r}, left)"))
+    other = copied(found)
+    assert (other.path, other.stated) == (found.path, found.stated)
+    for one in (other, found):
+        folder = tmp_path / str(id(one))
+        folder.mkdir()
+        assert load_model(one, {"x": X}, folder).inputs[0].name == "x"
+
+
+def test_a_fork_has_a_process_of_its_own(tmp_path: Path, take_over: Callable[..., Path]) -> None:
+    alone = onnx_file(tmp_path / "alone.onnx")
+    found = find_model(take_over(exporting=f"os.link({str(alone)!r}, left)"))
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    child = os.fork()
+    if child == 0:
+        try:
+            load_model(found, {"x": X}, tmp_path / "a")
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    load_model(found, {"x": X}, tmp_path / "b")
+    assert (tmp_path / "a" / "model.onnx").exists()
 
 
 TAKEN_OVER = """

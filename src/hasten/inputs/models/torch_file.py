@@ -14,6 +14,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -64,7 +65,8 @@ class Stated:
 class TorchFile:
     """A file of torch, which a process of its own has loaded.
 
-    The process ends with this object, once the model is exported, and with hasten's own process.
+    The process ends with this object, once the model is exported, and with hasten's own process. Several threads may
+    load the file, one after another.
 
     Attributes:
         path: The file.
@@ -83,10 +85,24 @@ class TorchFile:
             raise missing_extra(
                 "a torch model" if kind == "program" else "a TorchScript file", "torch"
             )
-        self.path, self._kind = path, kind
-        self._worker: Worker | None = None
-        self._end: Callable[[], object] = lambda: None
+        self._begin(path, path.absolute(), kind)
         self.stated = self._check(self._read())
+
+    def _begin(self, path: Path, place: Path, kind: Kind) -> None:
+        self.path, self._place, self._kind = path, place, kind
+        self._worker: Worker | None = None
+        self._owner = 0
+        self._end: Callable[[], object] = lambda: None
+        self._loading = threading.Lock()
+
+    def __getstate__(self) -> tuple[Path, Path, Kind, Stated]:
+        """Return the state of a copy, which has no process until it is loaded."""
+        return self.path, self._place, self._kind, self.stated
+
+    def __setstate__(self, state: tuple[Path, Path, Kind, Stated]) -> None:
+        """Become a copy."""
+        *begin, self.stated = state
+        self._begin(*begin)
 
     def load(
         self,
@@ -110,9 +126,21 @@ class TorchFile:
         """
         given = sample(self.stated.names)
         samples = [given, *further(tuple(given))]
-        if self._worker is None:
-            self._read()
         kept = workdir / PROGRAM if keep_program and self._kind == "program" else None
+        with self._loading:
+            self._export(samples, workdir.absolute(), keep_program=kept is not None)
+        self._look(workdir / "model.onnx")
+        model = onnx.load(workdir / "model.onnx")
+        for file in (*model.files, *((kept,) if kept is not None else ())):
+            self._look(file)
+        return replace(model, program=kept)
+
+    def _export(
+        self, samples: Sequence[Mapping[str, Array]], workdir: Path, *, keep_program: bool
+    ) -> None:
+        """Let the process export the model, and end it, so that it changes nothing of what it left."""
+        if self._worker is None or self._owner != os.getpid() or not self._worker.alive:
+            self._read()
         with tempfile.TemporaryDirectory(prefix="hasten-samples-") as folder:
             written = Path(folder, "samples")
             with written.open("wb") as file:
@@ -123,15 +151,10 @@ class TorchFile:
                 "ran and exported the model",
                 names=[list(one) for one in samples],
                 samples=written,
-                workdir=workdir.absolute(),
-                keep_program=kept is not None,
+                workdir=workdir,
+                keep_program=keep_program,
             )
-        self._close()  # from here on it changes nothing of what it left
-        self._look(workdir / "model.onnx")
-        model = onnx.load(workdir / "model.onnx")
-        for file in (*model.files, *((kept,) if kept is not None else ())):
-            self._look(file)
-        return replace(model, program=kept)
+        self._close()
 
     def _check(self, record: Any) -> Stated:
         """Return what the process says of the model, which need not be true.
@@ -168,7 +191,11 @@ class TorchFile:
             )
 
     def _read(self) -> Any:
-        """Start the process and let it load the file; return what it says of the model."""
+        """Start the process and let it load the file; return what it says of the model.
+
+        An earlier one may have ended: where no server forks it, with the thread that started it.
+        """
+        self._close()
         folder = Path(tempfile.mkdtemp(prefix="hasten-torch-"))
         try:
             self._worker = Worker(
@@ -180,10 +207,11 @@ class TorchFile:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         self._end = weakref.finalize(self, _end, self._worker, folder, os.getpid())
+        self._owner = os.getpid()
         return self._ask(
             "read_torch",
             "loaded the file",
-            path=self.path,
+            path=self._place,
             kind=self._kind,
             torchvision="torchvision" in sys.modules,
         )
