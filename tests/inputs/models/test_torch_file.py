@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -372,6 +373,86 @@ def test_a_copy_has_a_process_of_its_own(
         folder = tmp_path / str(id(one))
         folder.mkdir()
         assert load_model(one, {"x": X}, folder).inputs[0].name == "x"
+
+
+@pytest.mark.parametrize(
+    ("sample", "said"),
+    [
+        (
+            {"x": np.array([1.0, None], object)},
+            "input 'x' isn't an array of numbers: give one, as of np.asarray(values, np.float32)",
+        ),
+        ((X,), "a sample has the type tuple; give the inputs by name, as in {'x': array}"),
+        (
+            lambda names: [X],
+            "a sample has the type list; give the inputs by name, as in {'x': array}",
+        ),
+    ],
+)
+def test_samples_that_are_none_are_refused_in_one_line(
+    tmp_path: Path, take_over: Callable[..., Path], sample: Any, said: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        load_model(take_over(), sample, tmp_path)
+    assert str(error.value) == said
+
+
+FULL = """
+import os
+import resource
+import sys
+from pathlib import Path
+import numpy as np
+from hasten.errors import InputError
+from hasten.inputs.models.source import find_model, load_model
+if __name__ == "__main__":
+    found = find_model(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    try:
+        load_model(found, {"x": np.ones(4096, np.float32)}, Path(sys.argv[2]))
+    except InputError as error:
+        print(error)
+    del found
+    print(os.listdir(sys.argv[3]))
+"""
+
+
+def test_a_folder_for_samples_that_is_full_is_named(
+    tmp_path: Path, take_over: Callable[..., Path]
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    path = take_over()
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        FULL,
+        str(path),
+        str(tmp_path),
+        str(tmp_path / "temporary"),
+    ]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.stderr == ""
+    said, left = done.stdout.splitlines()
+    assert said.startswith(
+        f"can't write samples for {path} to {tmp_path / 'temporary'}/hasten-torch-"
+    )
+    assert said.endswith("; free space there, or let TMPDIR name another folder")
+    assert left == "[]"
+
+
+def test_a_folder_that_takes_no_files_is_named(
+    tmp_path: Path, take_over: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = take_over()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(InputError) as error:
+        find_model(path)
+    assert str(error.value) == (
+        f"no process can be started for {path}, with its files in {tmp_path / 'gone'}: No such file or directory; free "
+        "memory and space, or let TMPDIR name another folder"
+    )
 
 
 def test_a_fork_has_a_process_of_its_own(tmp_path: Path, take_over: Callable[..., Path]) -> None:

@@ -449,14 +449,22 @@ def _sampled(
     if sample is None:
         raise InputError(f"a {kind} model is exported with a sample of its data: give data")
     if not callable(sample):
-        return sample
+        return _checked(sample)
     try:
-        return sample(names)
+        return _checked(sample(names))
     except InputError:
         if not more or not names:
             raise
         try:
-            return sample(())
+            return _checked(sample(()))
         except InputError:
             pass  # The first error is closer to what the model states.
         raise
+
+
+def _checked(sample: Mapping[str, Array]) -> Mapping[str, Array]:
+    if not isinstance(sample, Mapping):
+        raise InputError(
+            f"a sample has the type {type(sample).__name__}; give the inputs by name, as in {{'x': array}}"
+        )
+    return sample

@@ -7,6 +7,7 @@ that the user's code registered.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -141,19 +142,14 @@ class TorchFile:
         """Let the process export the model, and end it, so that it changes nothing of what it left."""
         if self._worker is None or self._owner != os.getpid() or not self._worker.alive:
             self._read()
-        with tempfile.TemporaryDirectory(prefix="hasten-samples-") as folder:
-            written = Path(folder, "samples")
-            with written.open("wb") as file:
-                for array in (array for one in samples for array in one.values()):
-                    np.save(file, array, allow_pickle=False)
-            self._ask(
-                "export_torch",
-                "ran and exported the model",
-                names=[list(one) for one in samples],
-                samples=written,
-                workdir=workdir,
-                keep_program=keep_program,
-            )
+        self._ask(
+            "export_torch",
+            "ran and exported the model",
+            names=[list(one) for one in samples],
+            samples=self._written(samples),
+            workdir=workdir,
+            keep_program=keep_program,
+        )
         self._close()
 
     def _check(self, record: Any) -> Stated:
@@ -196,17 +192,22 @@ class TorchFile:
         An earlier one may have ended: where no server forks it, with the thread that started it.
         """
         self._close()
-        folder = Path(tempfile.mkdtemp(prefix="hasten-torch-"))
-        try:
-            self._worker = Worker(
-                folder / "torch.log",
-                int(_MEMORY_SHARE * Target.host().memory_bytes),
-                longest_bytes=_LONGEST_BYTES,
-            )
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        self._end = weakref.finalize(self, _end, self._worker, folder, os.getpid())
+        with contextlib.ExitStack() as start:
+            try:
+                self._folder = Path(tempfile.mkdtemp(prefix="hasten-torch-"))
+                start.callback(shutil.rmtree, self._folder, ignore_errors=True)
+                self._worker = Worker(
+                    self._folder / "torch.log",
+                    int(_MEMORY_SHARE * Target.host().memory_bytes),
+                    longest_bytes=_LONGEST_BYTES,
+                )
+            except OSError as error:
+                raise InputError(
+                    f"no process can be started for {self.path}, with its files in {tempfile.gettempdir()}: "
+                    f"{error.strerror or error}; free memory and space, or let TMPDIR name another folder"
+                ) from error
+            start.pop_all()
+        self._end = weakref.finalize(self, _end, self._worker, self._folder, os.getpid())
         self._owner = os.getpid()
         return self._ask(
             "read_torch",
@@ -215,6 +216,25 @@ class TorchFile:
             kind=self._kind,
             torchvision="torchvision" in sys.modules,
         )
+
+    def _written(self, samples: Sequence[Mapping[str, Array]]) -> Path:
+        """Write samples to the process's own folder, which is removed with it; return the file."""
+        written = self._folder / "samples"
+        try:
+            with written.open("wb") as file:
+                for name, array in (pair for one in samples for pair in one.items()):
+                    try:
+                        np.save(file, array, allow_pickle=False)
+                    except (TypeError, ValueError) as error:
+                        raise InputError(
+                            f"input {name!r} isn't an array of numbers: give one, as of np.asarray(values, np.float32)"
+                        ) from error
+        except OSError as error:
+            raise InputError(
+                f"can't write samples for {self.path} to {self._folder}: {error.strerror or error}; free space there, or "
+                "let TMPDIR name another folder"
+            ) from error
+        return written
 
     def _ask(self, do: str, what: str, **command: Any) -> Any:
         """Ask the process, which ends where it fails or where the user stops it.
