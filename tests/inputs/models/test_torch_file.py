@@ -325,6 +325,16 @@ def test_a_process_that_the_system_kills_is_said_to_be(
     )
 
 
+def test_a_process_that_ends_by_itself_is_no_crash(take_over: Callable[..., Path]) -> None:
+    path = take_over("os._exit(0)")
+    with pytest.raises(InputError) as error:
+        find_model(path)
+    assert str(error.value) == (
+        f"{path} can't be used: torch's process ended (exit code 0) while it loaded the file, so the file is damaged, or "
+        "calls an operator in a way that torch doesn't check: save the model again, or give it as an ONNX file"
+    )
+
+
 def test_a_process_that_ended_between_both_steps_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

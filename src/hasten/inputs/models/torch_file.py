@@ -275,8 +275,9 @@ def _plausible(stated: Stated) -> bool:
 def _in_words(error: CandidateError, what: str) -> str:
     """Return what happened to the process, and what to do."""
     if isinstance(error, CrashedError):
+        ended = "torch crashed" if error.how.startswith("SIG") else "torch's process ended"
         return (
-            f"torch crashed ({error.how}) while it {what}, so the file is damaged, or calls an operator in a way that "
+            f"{ended} ({error.how}) while it {what}, so the file is damaged, or calls an operator in a way that "
             "torch doesn't check: save the model again, or give it as an ONNX file"
         )
     if isinstance(error, KilledError):
