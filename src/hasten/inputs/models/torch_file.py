@@ -102,8 +102,8 @@ class TorchFile:
 
     def __setstate__(self, state: tuple[Path, Path, Kind, Stated]) -> None:
         """Become a copy."""
-        *begin, self.stated = state
-        self._begin(*begin)
+        path, place, kind, self.stated = state
+        self._begin(path, place, kind)
 
     def load(
         self,
