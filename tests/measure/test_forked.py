@@ -11,6 +11,7 @@ import pytest
 from tests.support.desk import Desk
 from tests.support.waiting import until
 
+from hasten.core import forked
 from hasten.core.processes import descendants
 from hasten.core.records import to_record
 from hasten.core.workers import Worker
@@ -413,6 +414,29 @@ with Desk(folder) as desk:
 def test_a_fork_of_the_owner_has_a_server_of_its_own(tmp_path: Path) -> None:
     done = alone("-c", FORKING, str(tmp_path), timeout=500)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_worker_that_stops_its_server_holds_nothing_up(
+    teller: Teller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's model may have taken the process over."""
+    monkeypatch.setattr(forked, "_END_S", 1.0)
+    monkeypatch.setattr(forked, "_current", None)  # the server of other tests' workers stays
+    stop = "os.kill(os.getppid(), signal.SIGSTOP)"
+    worker = teller.start()
+    assert is_forked(worker)  # otherwise this process would be stopped
+    server = server_of(worker)
+    teller.ask(worker, stop)
+    worker.kill()
+    until(lambda: not running(server) and not running(worker.pid))
+    other = teller.start()
+    assert is_forked(other)
+    server = server_of(other)
+    teller.ask(other, stop)
+    monkeypatch.setattr(forked, "_START_S", 2.0)
+    third = teller.start()  # while the server is stopped
+    assert teller.ask(third, "1") == 1
+    until(lambda: not running(server) and not running(other.pid))
 
 
 @pytest.mark.parametrize("junk", ["3", "{}", "[" * 5000, "{"])

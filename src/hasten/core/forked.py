@@ -28,6 +28,8 @@ _STATUS = (
     "Mems_allowed",
 )
 """Fields of proc(5)'s status that a process inherits from the thread that starts it."""
+_START_S, _END_S = 120.0, 30.0
+"""Longest times in which a server forks a worker, and ends one, in seconds; a worker could have stopped the server."""
 
 
 class Forked:
@@ -74,10 +76,17 @@ class Forked:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Wait for the end of the process, then release its number."""
-        self.wait()
+        """Wait for the end of the process, which was asked for, then release its number.
+
+        A server that doesn't tell of it is ended, with all of its workers.
+        """
+        try:
+            self.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+            self.wait()
         with self._lifeline, contextlib.suppress(OSError):
-            self._lifeline.settimeout(None)
+            self._lifeline.settimeout(_END_S)
             self._lifeline.shutdown(socket.SHUT_WR)
             _told(self._lifeline)
 
@@ -106,6 +115,8 @@ class Server:
                 start_new_session=True,
             )
             start.pop_all()
+        self._process = process
+        self._control.settimeout(_START_S)
         weakref.finalize(self, _end, self._control, process, os.getpid())
 
     def fork(self, temporary: Path, channel: int, output: int) -> Forked | None:
@@ -117,7 +128,7 @@ class Server:
             output: Descriptor of the file that its output goes to.
 
         Raises:
-            OSError: the server is gone.
+            OSError: the server is gone, or took too long and was killed.
         """
         lifeline, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with contextlib.ExitStack() as start:
@@ -125,11 +136,20 @@ class Server:
             with theirs:
                 descriptors = [channel, output, theirs.fileno()]
                 socket.send_fds(self._control, [os.fsencode(temporary)], descriptors)
-            what, number = _told(lifeline)
+            lifeline.settimeout(_START_S)
+            try:
+                what, number = _told(lifeline)
+            except TimeoutError:
+                self.kill()
+                raise
             if what != "pid" or number is None:
                 return None
             start.pop_all()
         return Forked(self, lifeline, number)
+
+    def kill(self) -> None:
+        """End the server at once, and so its workers."""
+        self._process.kill()
 
 
 def _told(lifeline: socket.socket) -> tuple[str, int | None]:
@@ -146,7 +166,11 @@ def _end(control: socket.socket, process: subprocess.Popen[bytes], owner: int) -
         with contextlib.suppress(OSError):
             control.shutdown(socket.SHUT_RDWR)  # also where a fork of this process holds it open
     control.close()
-    process.wait()
+    try:
+        process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @dataclass

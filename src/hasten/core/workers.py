@@ -28,7 +28,7 @@ _TIMED = ("time", "drive", "load", "profile")
 _LAST_WORDS_S = 5.0
 _REPLIES = ("ok", "input_error", "candidate_error")
 _LONGEST = 64 << 20
-"""Largest number of bytes of a reply."""
+"""Largest number of bytes of a reply; those with many latencies are the longest."""
 
 
 class KilledError(CandidateError):
@@ -57,10 +57,19 @@ class Worker:
         memory_bytes: Most anonymous memory that the worker may hold before it is killed.
         fresh: Whether the worker starts in an interpreter of its own, instead of being forked from
             a warm one: workers whose figures are published must not share an address layout.
+        longest_bytes: Largest number of bytes of a reply; the worker is killed if one is longer.
     """
 
-    def __init__(self, log: Path, memory_bytes: int, *, fresh: bool = False) -> None:
+    def __init__(
+        self,
+        log: Path,
+        memory_bytes: int,
+        *,
+        fresh: bool = False,
+        longest_bytes: int = _LONGEST,
+    ) -> None:
         self.memory_bytes = memory_bytes
+        self._longest_bytes = longest_bytes
         self._asleep = self._ended = False
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as start, theirs:
@@ -88,7 +97,7 @@ class Worker:
             output.close()
             start.pop_all()
         self._channel = ours
-        self._received = b""
+        self._received = bytearray()
 
     def __enter__(self) -> Self:
         return self
@@ -120,47 +129,74 @@ class Worker:
             InputError: the caller's input is at fault.
         """
         self.wake()
+        message = json.dumps(to_record({"do": do, **command})).encode() + b"\n"
+        deadline = time.monotonic() + limit_s
         try:
-            self._channel.sendall(json.dumps(to_record({"do": do, **command})).encode() + b"\n")
-            reply = _record(self._line(limit_s, timed=do in _TIMED))
+            self._send(message, limit_s, deadline)
+            reply = _record(self._line(limit_s, deadline, timed=do in _TIMED))
             if do not in _TIMED:
                 self._check_memory(alone=False)  # it may have answered between two looks
         except (OSError, EOFError):
             raise self._epitaph(do) from None
-        except (ValueError, RecursionError):
+        if reply is None:
             self.kill()
-            raise CandidateError(
-                f"its process answered what can't be read during {do!r}, killed"
-            ) from None
+            raise CandidateError(f"its process answered what can't be read during {do!r}, killed")
         if "input_error" in reply:
-            raise InputError(reply["input_error"])
+            raise InputError(str(reply["input_error"]))
         if "candidate_error" in reply:
+            said = str(reply["candidate_error"])
             if reply.get("kind") == Uneven.__name__:
-                raise Uneven(reply["candidate_error"], str(reply.get("output")))
+                raise Uneven(said, str(reply.get("output")))
             kinds = {kind.__name__: kind for kind in (CandidateError, NotCovered)}
-            raise kinds.get(str(reply.get("kind")), CandidateError)(reply["candidate_error"])
+            raise kinds.get(str(reply.get("kind")), CandidateError)(said)
         return reply["ok"]
 
-    def _line(self, limit_s: float, *, timed: bool) -> bytes:
-        deadline, poll_s = time.monotonic() + limit_s, _POLL_TIMED_S if timed else _POLL_S
-        while b"\n" not in self._received:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                tools = [name for pid in programs(self.pid) if (name := name_of(pid))]
-                busy = f" while {tools[-1]} ran" if tools else ""
-                self.kill()
-                raise CandidateError(f"hung: no answer within {limit_s:.0f} s{busy}, killed")
-            if select.select([self._channel], [], [], min(left, poll_s))[0]:
+    def _send(self, message: bytes, limit_s: float, deadline: float) -> None:
+        """Send a message, which the process may leave unread."""
+        left = memoryview(message)
+        while left:
+            try:
+                left = left[self._channel.send(left, socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                self._wait(select.POLLOUT, limit_s, deadline, timed=False)
+
+    def _line(self, limit_s: float, deadline: float, *, timed: bool) -> bytes:
+        """Return the next line; an empty one for a line that is too long."""
+        looked = 0
+        while (end := self._received.find(b"\n", looked)) < 0:
+            looked = len(self._received)
+            if looked > self._longest_bytes:
+                return b""
+            if self._wait(select.POLLIN, limit_s, deadline, timed=timed):
                 data = self._channel.recv(1 << 16)
                 if not data:
                     raise EOFError
                 self._received += data
-                if len(self._received) > _LONGEST:
-                    raise ValueError("the reply is too long")
-            else:
-                self._check_memory(alone=timed)
-        line, _, self._received = self._received.partition(b"\n")
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
         return line
+
+    def _wait(self, event: int, limit_s: float, deadline: float, *, timed: bool) -> bool:
+        """Wait a moment for the channel, and look at the process if nothing happens; whether something did.
+
+        Args:
+            event: Event of `select.poll`, which takes descriptors of any number, as `select.select` doesn't.
+            limit_s: Longest time of the whole command, in seconds.
+            deadline: End of that time by the monotonic clock.
+            timed: Whether the process times something, so that looks at it are few.
+        """
+        left = deadline - time.monotonic()
+        if left <= 0:
+            tools = [name for pid in programs(self.pid) if (name := name_of(pid))]
+            busy = f" while {tools[-1]} ran" if tools else ""
+            self.kill()
+            raise CandidateError(f"hung: no answer within {limit_s:.0f} s{busy}, killed")
+        poll = select.poll()
+        poll.register(self._channel, event)
+        if poll.poll(1000 * min(left, _POLL_TIMED_S if timed else _POLL_S)):
+            return True
+        self._check_memory(alone=timed)
+        return False
 
     def _check_memory(self, *, alone: bool) -> None:
         """Kill the worker if it holds more memory than it may."""
@@ -215,16 +251,13 @@ class Worker:
         shutil.rmtree(self._temporary, ignore_errors=True)
 
 
-def _record(line: bytes) -> dict[str, Any]:
-    """Return a reply.
-
-    Raises:
-        ValueError: it is none.
-    """
-    reply = json.loads(line)
-    if not isinstance(reply, dict) or reply.keys().isdisjoint(_REPLIES):
-        raise ValueError("no reply")
-    return reply
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Return a reply; None for what is none."""
+    try:
+        reply = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return reply if isinstance(reply, dict) and not reply.keys().isdisjoint(_REPLIES) else None
 
 
 def _anonymous(pid: int) -> int:

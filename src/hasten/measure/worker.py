@@ -154,10 +154,7 @@ class _Process:
         from hasten.inputs.models import torch_apart
 
         self.of_torch = torch_apart.read(
-            Path(command["path"]),
-            command["kind"],
-            trust_code=command["trust_code"],
-            torchvision=command["torchvision"],
+            Path(command["path"]), command["kind"], torchvision=command["torchvision"]
         )
         return to_record(torch_apart.stated(self.of_torch))
 

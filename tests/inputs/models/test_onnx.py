@@ -8,7 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hasten.core.tensors import BY_VALUE, TensorSpec
 from hasten.errors import InputError
-from hasten.inputs.models.onnx import load
+from hasten.inputs.models.onnx import load, read
+from hasten.inputs.models.source import find_model
 from hasten.testing.models import write
 
 LINEAR = """
@@ -320,6 +321,21 @@ def test_no_such_file(tmp_path: Path) -> None:
     assert refused(tmp_path / "no.onnx") == f"no such file: {tmp_path / 'no.onnx'}"
     path = saved(LINEAR, tmp_path / "model.onnx")
     assert refused(path, (tmp_path / "ops.so",)) == f"no such file: {tmp_path / 'ops.so'}"
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "m.pt2", "m.pt", "m.json", "m"])
+def test_a_pipe_or_a_device_is_refused_unopened(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for target in (tmp_path / "pipe", Path("/dev/zero")):
+        path = tmp_path / name
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+        for reader in (load, read, find_model):
+            with pytest.raises(InputError) as error:
+                reader(path)
+            assert str(error.value) == (
+                f"{path} is a pipe or a device, not a file: save what comes from it to a file, and give that"
+            )
 
 
 def test_a_folder_is_no_onnx_file(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hasten.errors import InputError
+
 _CONVERTED = "give the model that it was converted from, as an ONNX file or in its own framework"
 _ARCHIVE = ("an archive", "unpack it, and give the model in it")
 _CORE_ML = ("a Core ML model", _CONVERTED)
@@ -70,6 +72,18 @@ def no_onnx_file(path: Path) -> str:
     if found is None:
         return f"{path} is not an ONNX file, or it is cut short"
     return f"{path} is {found[0]}, not an ONNX file: {found[1]}"
+
+
+def check_no_device(path: Path) -> None:
+    """Check that a path isn't that of a pipe or a device, which reading may block, or which never ends.
+
+    Raises:
+        InputError: it is.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(
+            f"{path} is a pipe or a device, not a file: save what comes from it to a file, and give that"
+        )
 
 
 def no_model_folder(path: Path) -> str:

@@ -17,7 +17,7 @@ from hasten.core.onnx_functions import check_functions
 from hasten.core.protobufs import parse_errors
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError, IntegrityError
-from hasten.inputs.models.foreign import no_model_folder, no_onnx_file
+from hasten.inputs.models.foreign import check_no_device, no_model_folder, no_onnx_file
 from hasten.inputs.models.sizing import named_by_value
 
 if TYPE_CHECKING:
@@ -42,12 +42,13 @@ def load(path: Path, custom_ops: Sequence[Path] = ()) -> Model:
         on a request's values are named `BY_VALUE`.
 
     Raises:
-        InputError: there is no such file, it isn't ONNX, its external data is missing or cut short,
+        InputError: there is no such file, it is a pipe or a device, it isn't ONNX, its external data is missing or cut short,
             or an input or output isn't a tensor of numbers of a type that NumPy has.
     """
     for file in (path, *custom_ops):
         if not file.exists():
             raise InputError(f"no such file: {file}")
+        check_no_device(file)
     path = path.absolute()
     proto = read(path)
     files = tuple(_external_files(proto, path))
@@ -77,7 +78,7 @@ def read(path: Path) -> onnx.ModelProto:
     """Parse an ONNX file without its external data.
 
     Raises:
-        InputError: the file isn't ONNX, or is larger than a protobuf file can be.
+        InputError: the file isn't ONNX, or is larger than a protobuf file can be, or is a pipe or a device.
     """
     try:
         import onnx
@@ -85,6 +86,7 @@ def read(path: Path) -> onnx.ModelProto:
         damaged = parse_errors()
     except ImportError as error:
         raise missing_extra("an ONNX model", "optimize") from error
+    check_no_device(path)
     if path.is_dir():
         raise InputError(no_model_folder(path))
     try:

@@ -23,6 +23,7 @@ from hasten.inputs.data.ragged import extremes
 from hasten.inputs.data.source import open_data, resolved
 from hasten.inputs.data.text_files import holds_texts, reads_texts
 from hasten.inputs.models import hugging_face, named, onnx, tensorflow
+from hasten.inputs.models.foreign import check_no_device
 from hasten.inputs.models.tabular.base import Tabular, described, library_of, read_file
 from hasten.inputs.models.torch_file import TorchFile
 from hasten.inputs.pipeline.base import Pipeline
@@ -274,11 +275,16 @@ def _from_path(path: Path, *, trust_code: bool = False) -> Any:
     """Return the live model in a file, or the path of an ONNX file; None if there is no file."""
     if not path.exists():
         return None
+    check_no_device(path)
     if path.is_dir():
         own = hugging_face.read(path, trust_code=trust_code)
         return own or tensorflow.read(path, trust_code=trust_code) or path
     if path.suffix == ".pt2":
-        return TorchFile(path, "program", trust_code=trust_code)
+        if trust_code:  # it may call what the user's own code registered in this process
+            from hasten.inputs.models import torch
+
+            return torch.load_program(path, trust_code=True)
+        return TorchFile(path, "program")
     if path.suffix == ".keras":
         from hasten.inputs.models import keras
 
@@ -289,7 +295,11 @@ def _from_path(path: Path, *, trust_code: bool = False) -> Any:
         from hasten.inputs.models import torchscript
 
         if torchscript.is_torchscript(path):
-            return TorchFile(path, "TorchScript", trust_code=trust_code)
+            return (
+                torchscript.load(path, trust_code=True)
+                if trust_code
+                else TorchFile(path, "TorchScript")
+            )
     if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors"):
         raise InputError(f"{path} {_WEIGHTS_ALONE}")
     if (of_tensorflow := tensorflow.read(path)) is not None:
@@ -439,14 +449,22 @@ def _sampled(
     if sample is None:
         raise InputError(f"a {kind} model is exported with a sample of its data: give data")
     if not callable(sample):
-        return sample
+        return _checked(sample)
     try:
-        return sample(names)
+        return _checked(sample(names))
     except InputError:
         if not more or not names:
             raise
         try:
-            return sample(())
+            return _checked(sample(()))
         except InputError:
             pass  # The first error is closer to what the model states.
         raise
+
+
+def _checked(sample: Mapping[str, Array]) -> Mapping[str, Array]:
+    if not isinstance(sample, Mapping):
+        raise InputError(
+            f"a sample has the type {type(sample).__name__}; give the inputs by name, as in {{'x': array}}"
+        )
+    return sample

@@ -16,13 +16,12 @@ from hasten.inputs.models.stated_inputs import stated_inputs
 from hasten.inputs.models.torch_file import PROGRAM, Kind, Stated
 
 
-def read(path: Path, kind: Kind, *, trust_code: bool, torchvision: bool) -> Any:
+def read(path: Path, kind: Kind, *, torchvision: bool) -> Any:
     """Load a file.
 
     Args:
         path: The file.
         kind: Which kind of file it is.
-        trust_code: Whether code that the file brings may run.
         torchvision: Whether hasten's own process has imported torchvision, which adds operators to torch.
 
     Raises:
@@ -32,8 +31,8 @@ def read(path: Path, kind: Kind, *, trust_code: bool, torchvision: bool) -> Any:
         with contextlib.suppress(ImportError):
             importlib.import_module("torchvision")
     if kind == "program":
-        return torch.load_program(path, trust_code=trust_code)
-    return torchscript.load(path, trust_code=trust_code)
+        return torch.load_program(path)
+    return torchscript.load(path)
 
 
 def stated(model: Any) -> Stated:

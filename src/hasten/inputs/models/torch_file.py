@@ -1,16 +1,21 @@
 """Files of torch's programs and of TorchScript, which a process of their own loads, runs and exports (extra `torch`).
 
 Operators of torch don't check all that they are given, so that a stranger's file may crash the process that runs it, or
-write to its memory.
+write to its memory. A file that the user trusts is loaded in the user's own process instead, which knows the operators
+that the user's code registered.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import re
 import shutil
+import stat
 import sys
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +30,7 @@ from hasten.core.records import from_record
 from hasten.core.target import Target
 from hasten.core.tensors import Array, TensorSpec
 from hasten.core.workers import CrashedError, KilledError, Worker
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, InputError, IntegrityError
 from hasten.inputs.models import onnx
 
 Kind: TypeAlias = Literal["program", "TorchScript"]
@@ -33,8 +38,16 @@ PROGRAM = "program.pt2"
 """Name of the program that is kept beside the ONNX file."""
 _LIMIT_S = 3600.0
 """Longest time to load a file, or to run and export it, in seconds; the code in it could run without end."""
+_LONGEST_BYTES = 1 << 20
+"""Largest number of bytes of what the process says: inputs that a file states, or a message."""
 _MEMORY_SHARE = 0.75
 """Share of this machine's memory that the process may take, so that it's ended before the system ends others."""
+
+_MOST = 1000
+"""Largest number of inputs that a file may state, and of letters of each name."""
+_MOST_DIMENSIONS = 64
+_TYPE = re.compile(r"bool|(bfloat|float|complex|u?int)[0-9][0-9a-z_]{,20}", re.ASCII)
+"""Pattern of the names of torch's types of numbers."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,8 @@ class Stated:
 class TorchFile:
     """A file of torch, which a process of its own has loaded.
 
-    The process ends with this object, once the model is exported, and with hasten's own process.
+    The process ends with this object, once the model is exported, and with hasten's own process. Several threads may
+    load the file, one after another.
 
     Attributes:
         path: The file.
@@ -62,21 +76,34 @@ class TorchFile:
     Args:
         path: The file: a program of `torch.export`, or one of `torch.jit.save`.
         kind: Which of both it is.
-        trust_code: Whether code that the file brings may run.
 
     Raises:
         InputError: torch isn't installed, or can't load the file, or crashes.
     """
 
-    def __init__(self, path: Path, kind: Kind, *, trust_code: bool = False) -> None:
+    def __init__(self, path: Path, kind: Kind) -> None:
         if importlib.util.find_spec("torch") is None:
             raise missing_extra(
                 "a torch model" if kind == "program" else "a TorchScript file", "torch"
             )
-        self.path, self._kind, self._trust_code = path, kind, trust_code
+        self._begin(path, path.absolute(), kind)
+        self.stated = self._check(self._read())
+
+    def _begin(self, path: Path, place: Path, kind: Kind) -> None:
+        self.path, self._place, self._kind = path, place, kind
         self._worker: Worker | None = None
+        self._owner = 0
         self._end: Callable[[], object] = lambda: None
-        self.stated = from_record(Stated, self._read())
+        self._loading = threading.Lock()
+
+    def __getstate__(self) -> tuple[Path, Path, Kind, Stated]:
+        """Return the state of a copy, which has no process until it is loaded."""
+        return self.path, self._place, self._kind, self.stated
+
+    def __setstate__(self, state: tuple[Path, Path, Kind, Stated]) -> None:
+        """Become a copy."""
+        path, place, kind, self.stated = state
+        self._begin(path, place, kind)
 
     def load(
         self,
@@ -96,48 +123,118 @@ class TorchFile:
 
         Raises:
             InputError: the sample doesn't fit, torch can't run or export the model, or crashes, or the ONNX file
-                gives other answers.
+                gives other answers, or what is left isn't made of regular files.
         """
         given = sample(self.stated.names)
         samples = [given, *further(tuple(given))]
-        if self._worker is None:
-            self._read()
         kept = workdir / PROGRAM if keep_program and self._kind == "program" else None
-        with tempfile.TemporaryDirectory(prefix="hasten-samples-") as folder:
-            written = Path(folder, "samples")
-            with written.open("wb") as file:
-                for array in (array for one in samples for array in one.values()):
-                    np.save(file, array, allow_pickle=False)
-            self._ask(
-                "export_torch",
-                "ran and exported the model",
-                names=[list(one) for one in samples],
-                samples=written,
-                workdir=workdir.absolute(),
-                keep_program=kept is not None,
-            )
+        with self._loading:
+            self._export(samples, workdir.absolute(), keep_program=kept is not None)
+        self._look(workdir / "model.onnx")
+        model = onnx.load(workdir / "model.onnx")
+        for file in (*model.files, *((kept,) if kept is not None else ())):
+            self._look(file)
+        return replace(model, program=kept)
+
+    def _export(
+        self, samples: Sequence[Mapping[str, Array]], workdir: Path, *, keep_program: bool
+    ) -> None:
+        """Let the process export the model, and end it, so that it changes nothing of what it left."""
+        if self._worker is None or self._owner != os.getpid() or not self._worker.alive:
+            self._read()
+        self._ask(
+            "export_torch",
+            "ran and exported the model",
+            names=[list(one) for one in samples],
+            samples=self._written(samples),
+            workdir=workdir,
+            keep_program=keep_program,
+        )
         self._close()
-        return replace(onnx.load(workdir / "model.onnx"), program=kept)
+
+    def _check(self, record: Any) -> Stated:
+        """Return what the process says of the model, which need not be true.
+
+        Raises:
+            InputError: no model states that.
+        """
+        try:
+            stated = from_record(Stated, record)
+        except IntegrityError:
+            stated = None
+        if stated is None or not _plausible(stated):
+            self._close()
+            raise InputError(
+                f"{self.path} can't be used: the process that loaded it states inputs that no model has: save the "
+                "model again, or give it as an ONNX file"
+            )
+        return stated
+
+    def _look(self, left: Path) -> None:
+        """Check that a file that the process left is one, which reading neither blocks nor leads elsewhere.
+
+        Raises:
+            InputError: it is missing, a link, a pipe or a device.
+        """
+        try:
+            regular = stat.S_ISREG(left.lstat().st_mode)
+        except OSError:
+            regular = False
+        if not regular:
+            raise InputError(
+                f"{self.path} can't be used: the process that exported it left no regular file {left.name}: save the "
+                "model again, or give it as an ONNX file"
+            )
 
     def _read(self) -> Any:
-        """Start the process and let it load the file; return what it says of the model."""
-        folder = Path(tempfile.mkdtemp(prefix="hasten-torch-"))
-        try:
-            self._worker = Worker(
-                folder / "torch.log", int(_MEMORY_SHARE * Target.host().memory_bytes)
-            )
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        self._end = weakref.finalize(self, _end, self._worker, folder, os.getpid())
+        """Start the process and let it load the file; return what it says of the model.
+
+        An earlier one may have ended: where no server forks it, with the thread that started it.
+        """
+        self._close()
+        with contextlib.ExitStack() as start:
+            try:
+                self._folder = Path(tempfile.mkdtemp(prefix="hasten-torch-"))
+                start.callback(shutil.rmtree, self._folder, ignore_errors=True)
+                self._worker = Worker(
+                    self._folder / "torch.log",
+                    int(_MEMORY_SHARE * Target.host().memory_bytes),
+                    longest_bytes=_LONGEST_BYTES,
+                )
+            except OSError as error:
+                raise InputError(
+                    f"no process can be started for {self.path}, with its files in {tempfile.gettempdir()}: "
+                    f"{error.strerror or error}; free memory and space, or let TMPDIR name another folder"
+                ) from error
+            start.pop_all()
+        self._end = weakref.finalize(self, _end, self._worker, self._folder, os.getpid())
+        self._owner = os.getpid()
         return self._ask(
             "read_torch",
             "loaded the file",
-            path=self.path,
+            path=self._place,
             kind=self._kind,
-            trust_code=self._trust_code,
             torchvision="torchvision" in sys.modules,
         )
+
+    def _written(self, samples: Sequence[Mapping[str, Array]]) -> Path:
+        """Write samples to the process's own folder, which is removed with it; return the file."""
+        written = self._folder / "samples"
+        try:
+            with written.open("wb") as file:
+                for name, array in (pair for one in samples for pair in one.items()):
+                    try:
+                        np.save(file, array, allow_pickle=False)
+                    except (TypeError, ValueError) as error:
+                        raise InputError(
+                            f"input {name!r} isn't an array of numbers: give one, as of np.asarray(values, np.float32)"
+                        ) from error
+        except OSError as error:
+            raise InputError(
+                f"can't write samples for {self.path} to {self._folder}: {error.strerror or error}; free space there, or "
+                "let TMPDIR name another folder"
+            ) from error
+        return written
 
     def _ask(self, do: str, what: str, **command: Any) -> Any:
         """Ask the process, which ends where it fails or where the user stops it.
@@ -161,11 +258,26 @@ class TorchFile:
         self._worker = None
 
 
+def _plausible(stated: Stated) -> bool:
+    """Whether a model may have these inputs; names, types and sizes are of bounded length."""
+    if max(len(stated.names), len(stated.inputs)) > _MOST:
+        return False
+    texts = [*stated.names]
+    for spec in stated.inputs:
+        if len(spec.shape) > _MOST_DIMENSIONS or not _TYPE.fullmatch(spec.dtype):
+            return False
+        if any(isinstance(size, int) and not 0 <= size < 1 << 63 for size in spec.shape):
+            return False
+        texts += [spec.name, *(size for size in spec.shape if isinstance(size, str))]
+    return all(len(text) <= _MOST for text in texts)
+
+
 def _in_words(error: CandidateError, what: str) -> str:
     """Return what happened to the process, and what to do."""
     if isinstance(error, CrashedError):
+        ended = "torch crashed" if error.how.startswith("SIG") else "torch's process ended"
         return (
-            f"torch crashed ({error.how}) while it {what}, so the file is damaged, or calls an operator in a way that "
+            f"{ended} ({error.how}) while it {what}, so the file is damaged, or calls an operator in a way that "
             "torch doesn't check: save the model again, or give it as an ONNX file"
         )
     if isinstance(error, KilledError):
