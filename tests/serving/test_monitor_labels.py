@@ -203,7 +203,7 @@ def test_a_label_that_no_metric_reads_takes_little_and_is_refused(
 
 def test_the_mask_of_a_picture_may_fill_a_request(watched: Watched) -> None:
     row = b"[%s]" % b",".join([b"0"] * 700)
-    each = []
+    each: list[int] = []
     while not each or (min(each) >= MOST_MIB and len(each) < 3):  # it depends on what else it frees
         body = written(b"[%s]" % b",".join([row] * 700))(watched.waits().encode())
         taken, status, said = watched.taken_mib(body)

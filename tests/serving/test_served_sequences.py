@@ -324,7 +324,6 @@ def queued(
     *,
     bad: int = -1,
     end: bool = False,
-    goes_on: bool = False,
 ) -> list[Answer | ProtocolError]:
     """Send all steps of a sequence at once, without waiting for answers; step `bad` doesn't fit."""
 
@@ -333,7 +332,7 @@ def queued(
         for t, x in enumerate(steps):
             future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             width = recurrent.WIDE - (t == bad)
-            place = SequenceStep(id_, start=t == 0 and not goes_on, end=end and t == len(steps) - 1)
+            place = SequenceStep(id_, start=t == 0, end=end and t == len(steps) - 1)
             query = Query("gru", "", str(t), {"x": x[np.newaxis, :width]}, sequence=place)
             query.arrived_ns = query.parsed_ns = model._clock_ns()
             try:
@@ -479,10 +478,11 @@ def test_after_a_failed_start_no_step_goes_on_with_the_older_sequence(
         broken[0, 3] = np.nan
         assert "would have NaN or Inf after step 0" in arrange(server, broken, [start])[0]
     assert arrange(server, steps, [step, SequenceStep(83, end=True)]) == [ANEW.format(83)] * 2
-    answers = queued(server, steps, 83)
-    np.testing.assert_array_equal(
-        np.concatenate([each.outputs["scores"] for each in answers]), unrolled(steps)[0]
-    )
+    scores = []
+    for answer in queued(server, steps, 83):
+        assert isinstance(answer, Answer)
+        scores.append(answer.outputs["scores"])
+    np.testing.assert_array_equal(np.concatenate(scores), unrolled(steps)[0])
 
 
 @pytest.mark.usefixtures("waiting")

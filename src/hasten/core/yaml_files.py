@@ -10,6 +10,8 @@ from hasten.errors import InputError, told, visible
 
 _MOST_DIGITS = 100
 """Most characters of a number: one of up to 100 fits into a float, and can be written out."""
+_BOUNDED = (0, 2, 6)
+"""First version of libyaml that refuses deeply nested values, which crash earlier ones."""
 
 
 def read_yaml(path: Path, most_bytes: int, what: str) -> Any:
@@ -37,8 +39,7 @@ def read_yaml(path: Path, most_bytes: int, what: str) -> Any:
     if len(text) > most_bytes:
         raise InputError(f"{path} has more than {most_bytes:,} bytes, too many for {what}")
     try:
-        # The loader in C is ten times as fast, where PyYAML was built with libyaml.
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+        loader = _loader(yaml)(text)
         node = loader.get_single_node()
         if _size(node, {}) > 2 * most_bytes:
             raise InputError("aliases repeat too much of it: write it out")
@@ -52,6 +53,13 @@ def read_yaml(path: Path, most_bytes: int, what: str) -> Any:
         raise InputError(f"{path} can't be read as YAML: {told(error):.300}") from error
 
 
+def _loader(yaml: Any) -> Any:
+    """Return PyYAML's loader in C, which is ten times as fast, where its libyaml bounds how deeply values nest."""
+    if not yaml.__with_libyaml__ or yaml._yaml.get_version() < _BOUNDED:
+        return yaml.SafeLoader
+    return yaml.CSafeLoader
+
+
 def _size(node: Any, known: dict[int, int]) -> int:
     """Return the number of a node's values and characters, each as often as aliases repeat it.
 
@@ -61,6 +69,7 @@ def _size(node: Any, known: dict[int, int]) -> int:
 
     Raises:
         InputError: a number is too long, or a node contains itself.
+        UnicodeEncodeError: a text has half of a character, as escapes can write it.
     """
     if node is None:
         return 0
@@ -72,6 +81,8 @@ def _size(node: Any, known: dict[int, int]) -> int:
     if isinstance(node.value, str):
         if node.tag.endswith((":int", ":float")) and len(node.value) > _MOST_DIGITS:
             raise InputError(f"a number has more than {_MOST_DIGITS} characters")
+        if not node.value.isascii():
+            node.value.encode()  # a surrogate is no character
         size = len(node.value)
     else:  # of a mapping, the nodes are in pairs
         nodes = (

@@ -54,7 +54,7 @@ def export(
     """Export a model to ONNX, and check that the answers stay the same.
 
     Args:
-        model: What `read` returned.
+        model: Module or program, as `read` returns it.
         names: Names of the inputs in each sample; those after the first have other shapes.
         samples: File of all their arrays, one after another.
         workdir: Folder to write to.
