@@ -25,5 +25,5 @@ def test_a_run_hands_the_model_and_the_data_to_no_room_above(tmp_path: Path) -> 
     called = {one.called.partition("/")[0] for one in found.crossings}
     assert called == {"inputs", "passes", "measure"}
     assert found.up == []
-    # There are 12, and one more where a busy host makes a further race worthwhile.
-    assert len(found.crossings) <= 13, found.crossings
+    # There are 13, and one more where a busy host makes a further race worthwhile.
+    assert len(found.crossings) <= 14, found.crossings
