@@ -92,7 +92,9 @@ def test_no_port_of_grpc_is_told_that_answers_no_call() -> None:
     stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
     stack = 8 << 20 if stack == resource.RLIM_INFINITY else stack
     refused = 0
-    for quarters in (13, 17):
+    for number, quarters in enumerate((13, 17, 13, 17, 13, 17)):
+        if refused and number > 1:
+            break  # others are for a busy host, on which memory may be there again too soon
         command = [sys.executable, "-c", STARTING, str(stack * quarters // 4)]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
