@@ -239,10 +239,10 @@ class Loaded:
     def bind(self, *arrays: Any, **named: Any) -> Callable[[], None]:
         """Return a call without arguments that answers from and to the same arrays each time.
 
-        Fill the inputs, call, and read the outputs. The arrays are checked here, once; their numbers, which
-        change with each call, aren't, but each call checks those that the model looks up in a table. The call keeps a session of its own, which is freed with the bundle,
-        and the arrays; it is for one thread: while one is in it, another gets an error. Bind one for each
-        thread.
+        Fill the inputs, call, and read the outputs. The arrays are checked here, once. Each call checks the
+        numbers that the model looks up in a table, and no others. The call keeps a session of its own, which
+        is freed with the bundle, and the arrays; it is for one thread: while one is in it, another gets an
+        error. Bind one for each thread.
 
         Args:
             *arrays: The inputs in the model's order and then the outputs; or a mapping of input name to

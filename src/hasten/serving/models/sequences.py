@@ -245,9 +245,7 @@ class KeptSequences:
         timeout_ns = query.timeout_ns or self._deadline_ns
         late_ns = query.arrived_ns + timeout_ns if timeout_ns else math.inf
         end_ns = min(late_ns, queued_ns + self._most_wait_ns)
-        if (
-            now_ns < end_ns
-        ):  # the loop's timers round to milliseconds, so it may be a little early again
+        if now_ns < end_ns:  # the loop's timers round to milliseconds, so one may come early
             left_s = (end_ns - now_ns) / 1e9
             ticket.timer = self._loop.call_later(left_s, self._wait, record, ticket, queued_ns)
             return
