@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from hasten.core.workers import Worker
@@ -21,8 +22,10 @@ def forked_workers() -> Iterator[None]:
     start = Worker.__init__
 
     @functools.wraps(start)
-    def forked(self: Worker, log: Path, memory_bytes: int, *, fresh: bool = False) -> None:
-        start(self, log, memory_bytes)
+    def forked(
+        self: Worker, log: Path, memory_bytes: int, *, fresh: bool = False, **others: Any
+    ) -> None:
+        start(self, log, memory_bytes, **others)
 
     with patch.object(Worker, "__init__", forked):
         yield
@@ -37,8 +40,10 @@ def workers_as_asked() -> Iterator[list[bool]]:
     """
     start, found = inspect.unwrap(Worker.__init__), list[bool]()
 
-    def noted(self: Worker, log: Path, memory_bytes: int, *, fresh: bool = False) -> None:
-        start(self, log, memory_bytes, fresh=fresh)
+    def noted(
+        self: Worker, log: Path, memory_bytes: int, *, fresh: bool = False, **others: Any
+    ) -> None:
+        start(self, log, memory_bytes, fresh=fresh, **others)
         # A forked one has its server's words at once; a fresh one may have none yet.
         command = Path(f"/proc/{self.pid}/cmdline").read_bytes().split(b"\0")
         found.append(b"hasten.measure.forkserver" not in command)
