@@ -219,7 +219,7 @@ def free_port() -> int:
 def served(line: str) -> Iterator[str]:
     """Run `hasten serve` on a chain, and yield its address."""
     program = Path(sys.executable).with_name("hasten")
-    command = [program, "serve", f"chain={line}", "--http", "0"]
+    command = [program, "serve", f"chain={line}", "--http", "0", "--max-wait", "60s"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         address = ""

@@ -20,7 +20,7 @@ from tests.support import chains
 from tests.support.bundles import forge
 from tests.support.chains import CELL, COLOURS, png, squares
 from tests.support.collector import CALLER, PARENT, TRACE, Collector, values
-from tests.support.servers import ServerThread
+from tests.support.servers import ServerThread, with_curve
 from tests.support.waiting import until
 from tritonclient.utils import InferenceServerException
 
@@ -304,6 +304,88 @@ def test_a_deadline_holds_for_the_whole_chain(server: ServerThread) -> None:
     status, answer = post(server, json.dumps(body).encode(), "application/json")
     assert status == 504, answer
     assert "deadline" in answer["error"]
+
+
+class Held:
+    """Crops of a served chain's pictures, as long as its classifier isn't asked about them.
+
+    Args:
+        server: Server of the chain.
+        most: Number of pictures whose crops are held.
+    """
+
+    def __init__(self, server: ServerThread, most: int) -> None:
+        deciding: Any = server.server.state.repository.find("plates").deciding
+        self._server, self._asks, self.held = server, deciding._ask, list[Any]()
+
+        def ask_later(ticket: Any, result: Any) -> None:
+            if getattr(result, "model", "") == "colour" and len(self.held) < most:
+                self.held.append((ticket, result))
+            else:
+                self._asks(ticket, result)
+
+        deciding._ask = ask_later
+
+    def ask(self) -> None:
+        """Ask about all of them, one right after the other."""
+        self._server.call(lambda: [self._asks(*each) for each in self.held])
+
+
+HARDLY = ModelOptions(max_wait_s=1e-9)
+
+
+def asked_first(server: ServerThread, body: bytes) -> Any:
+    """Return the decision about a picture that goes before those of the usual priority."""
+    raw = triton_http.InferInput("raw", [1], "BYTES")
+    raw.set_data_from_numpy(np.array([body], object))
+    with triton_http.InferenceServerClient(server.host) as client:
+        (decision,) = client.infer("plates", [raw], priority=1).as_numpy("decision")
+    return json.loads(decision)
+
+
+def test_no_model_refuses_what_the_chain_has_accepted(tmp_path: Path) -> None:
+    body = png(squares(PLACES))
+    slow = chains.classifier(tmp_path, evidence=with_curve({1: 500.0}))  # so it runs on a thread
+    line = f"plates={chains.detector(tmp_path)}+crop+{slow}"
+    places = settings_of([line], models=HARDLY).models
+    with ServerThread(*places) as server, ThreadPoolExecutor(2) as threads:
+        crops = Held(server, 2)
+        first = threads.submit(post, server, body)
+        until(lambda: len(crops.held) == 1)
+        urgent = threads.submit(asked_first, server, body)
+        until(lambda: len(crops.held) == 2)
+        crops.ask()  # one runs, so the other would wait for longer than is allowed
+        assert told(first.result()[1]["decision"]) == told(urgent.result()) == PLACES
+
+
+def test_a_picture_that_would_wait_too_long_is_refused_before_any_work(line: str) -> None:
+    body = png(squares(PLACES))
+    places = settings_of([f"plates={line}"], models=HARDLY).models
+    with (
+        ServerThread(*places) as server,
+        ThreadPoolExecutor(1) as threads,
+        triton_http.InferenceServerClient(server.host) as client,
+    ):
+
+        def detected() -> int:
+            (stats,) = client.get_inference_statistics("plates.det")["model_stats"]
+            return int(stats["inference_count"])
+
+        assert post(server, body)[0] == 200  # so it is known what a picture takes
+        crops = Held(server, 1)
+        under_way = threads.submit(post, server, body)
+        until(lambda: bool(crops.held))
+        assert detected() == 2
+        status, answer = post(server, body)
+        urgent = asked_first(server, body)
+        count = detected()
+        crops.ask()
+        assert told(under_way.result()[1]["decision"]) == PLACES
+        assert status == 503
+        assert "for the chain's models, but at most 0 ms are allowed" in answer["error"]
+        assert told(urgent) == PLACES  # what has a lower priority isn't waited for
+        assert count == 3
+        assert post(server, body)[0] == 200
 
 
 def test_a_client_that_goes_away_is_given_up_and_others_are_answered(server: ServerThread) -> None:

@@ -34,13 +34,16 @@ from hasten.serving.models.decisions import as_json
 from hasten.serving.models.opening import ModelSettings, OpenBundle
 from hasten.serving.models.prepared import row_bytes
 from hasten.serving.models.room import COPIES, NoRoomError
-from hasten.serving.models.served import ServedModel, Step, Ticket, Watcher
+from hasten.serving.models.scheduling import USUAL_PRIORITY, level_of
+from hasten.serving.models.served import ServedModel, Step, Ticket, Watcher, is_named
 from hasten.serving.models.statistics import NOT_RUN, Served, Statistics
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import DECISION, RAW, Answer, Query
 from hasten.serving.wire.message_plans import MessagePlans
 from hasten.serving.wire.plans import Plans
 
+_WEIGHT = 1 / 16
+"""Weight of a sample in the average of what recent ones asked of the models."""
 _ASKED_BYTES = 4 << 20
 """Size of the samples that a model is asked about at a time, unless one alone is larger, or the request's own
 bytes pay for more."""
@@ -326,14 +329,18 @@ class _ChainTicket(RawTicket):
         asked: Requests to the model whose turn it is.
         answers: Their outputs, as far as they came.
         stages: Times of the stages that are done.
+        level: Level of its requests in the models' queues.
+        asked_rows: Rows that the models were asked about so far, by their nodes.
     """
 
-    __slots__ = ("answers", "asked", "run", "stages")
+    __slots__ = ("answers", "asked", "asked_rows", "level", "run", "stages")
 
     run: Run | None
     stages: list[Stage]
     asked: list[Cancellable]
     answers: dict[int, Tensors]
+    asked_rows: dict[str, int]
+    level: int
 
     def cancel(self) -> None:
         if self.over:
@@ -362,6 +369,8 @@ class _ChainDeciding(Deciding):
         waits_ns = model.settings.deadline_ns, model._clock_ns, model.settings.most_wait_ns
         super().__init__(model, pipeline, loop, *waits_ns)
         self._plan = plan
+        self._rows, self._finished = dict.fromkeys(plan.members, 1.0), 0
+        """Rows that a recent sample asked of each node's model on average; one before the first answer."""
         allowed = [
             member.decode.memory_per_byte for member in plan.members.values() if member.decode
         ]
@@ -378,7 +387,50 @@ class _ChainDeciding(Deciding):
     def ticket(self, query: Query, done: Done, rows: int) -> RawTicket:
         ticket = _ChainTicket(self, query, done, rows)
         ticket.asked, ticket.answers, ticket.run, ticket.stages = [], {}, None, []
+        ticket.level = level_of(query.priority or USUAL_PRIORITY, named=is_named(query))
+        ticket.asked_rows = dict.fromkeys(self._plan.members, 0)
         return ticket
+
+    def _check_wait(self, ticket: RawTicket) -> None:
+        """Refuse a sample that would wait too long for its models, before any work on it is done.
+
+        A model refuses nothing of a sample that was accepted: what its other models did would be lost.
+
+        Raises:
+            ProtocolError: the sample is refused.
+        """
+        assert isinstance(ticket, _ChainTicket)
+        models = dict[str, ServedModel]()
+        for node in self._plan.members:
+            with contextlib.suppress(
+                ProtocolError
+            ):  # it isn't ready, which is told when it is asked
+                models[node] = self.model.member(node)
+        queues_ns = sum(model.wait_of(ticket.query) for model in set(models.values()))
+        wait_ns = queues_ns + self._ahead_ns(ticket, models)
+        if wait_ns > self._most_wait_ns:
+            raise ProtocolError(
+                Kind.OVERLOADED,
+                f"overloaded: the request would wait {wait_ns / 1e6:,.0f} ms for the chain's models, but at most "
+                f"{self._most_wait_ns / 1e6:,.0f} ms are allowed; retry later",
+                retry_s=(wait_ns - self._most_wait_ns) / 1e9,
+            )
+
+    def _ahead_ns(self, ticket: _ChainTicket, models: Mapping[str, ServedModel]) -> float:
+        """Predict how long the models take for what samples before a new one haven't asked yet, in nanoseconds."""
+        row_ns = {node: model.cost_of(1) for node, model in models.items()}
+        before, clients, own, left_ns = 0, {ticket.query.client}, 1, 0.0
+        for each in self._under_way:
+            assert isinstance(each, _ChainTicket)
+            if each is ticket or each.level > ticket.level:
+                continue
+            before += 1
+            own += each.query.client == ticket.query.client
+            clients.add(each.query.client)
+            for node, span_ns in row_ns.items():
+                left_ns += max(0.0, self._rows[node] - each.asked_rows[node]) * span_ns
+        # Clients take turns: of each, no more samples come before than are this client's.
+        return left_ns * min(1.0, len(clients) * own / before) if before else 0.0
 
     def leave(self, ticket: RawTicket) -> None:
         assert isinstance(ticket, _ChainTicket)
@@ -443,6 +495,7 @@ class _ChainDeciding(Deciding):
         try:
             model = self.model.member(result.model)
             parts = _parts(result.requests, max(1, model.most_rows))
+            ticket.asked_rows[result.model] += len(result.requests)
             for place, part in enumerate(parts):
                 done = partial(self._came, ticket, result.model, place, len(parts))
                 asked = model.submit(self._query(ticket, model, part), done)
@@ -473,6 +526,7 @@ class _ChainDeciding(Deciding):
             source=query.source,
             client=query.client,
             name=query.name,
+            accepted=True,
         )
 
     def _came(
@@ -509,6 +563,9 @@ class _ChainDeciding(Deciding):
         assert isinstance(ticket, _ChainTicket)
         ticket.drop()
         query, now_ns = ticket.query, self._clock_ns()
+        self._finished += 1
+        for node, rows in ticket.asked_rows.items():
+            self._rows[node] += max(_WEIGHT, 1 / self._finished) * (rows - self._rows[node])
         statistics, parse_ns = self.model.statistics, query.parsed_ns - query.arrived_ns
         statistics.answered(Served(now_ns, now_ns - query.arrived_ns, parse_ns, 1, *NOT_RUN))
         statistics.staged("prepare", sum(stage.prepare_ns for stage in ticket.stages))

@@ -110,6 +110,7 @@ class RawTicket:
         deadline_ns: Time after which the request's answer comes too late.
         timer: Timer that refuses the request if it waits too long for memory.
         late_timer: Timer that refuses the request at its deadline; None without one.
+        turn: Client's turn for a thread; 0 before it waits for one.
         smaller: Samples whose pictures were decoded smaller, which the exact model doesn't take; else none.
     """
 
@@ -132,6 +133,7 @@ class RawTicket:
         "short",
         "smaller",
         "timer",
+        "turn",
     )
     place: Place
 
@@ -142,7 +144,7 @@ class RawTicket:
         self.inner: Cancellable | None = None
         self.kept: list[PreparedSample] = []
         self.origins: list[Origin] = []
-        self.short, self.prepared_bytes = False, 0
+        self.short, self.prepared_bytes, self.turn = False, 0, 0
         self.job: list[Callable[[], None]] = []
         self.timer: asyncio.TimerHandle | None = None
         self.late_timer: asyncio.TimerHandle | None = None
@@ -258,6 +260,12 @@ class Deciding:
         self._none_left.clear()
         if self.model.cache is not None and self._repeatable and self._known(ticket):
             return ticket
+        try:
+            self._check_wait(ticket)
+        except ProtocolError as failure:
+            self.model.refused(query, failure)
+            self.leave(ticket)
+            raise
         timeout_ns = query.timeout_ns or self._deadline_ns
         if timeout_ns:
             ticket.deadline_ns = query.arrived_ns + timeout_ns
@@ -351,6 +359,9 @@ class Deciding:
             said = f"overloaded: {shares.of(client)} of the {shares.total} requests with raw samples that may be in progress are this client's, and other clients are waiting; retry later"
         raise ProtocolError(Kind.OVERLOADED, said, retry_s=1.0)
 
+    def _check_wait(self, ticket: RawTicket) -> None:
+        """Nothing: what is prepared waits in the model's queue, which refuses what would wait too long."""
+
     def _known(self, ticket: RawTicket) -> bool:
         """Answer from the cache; False if the answer isn't there."""
         assert self.model.cache is not None
@@ -402,8 +413,11 @@ class Deciding:
                 LARGE.submit(_do, ticket.job)
                 return
             with self._lock:
-                turn = self._turns.next(ticket.query.client, ticket.rows)
-                heapq.heappush(self._waiting, (turn, next(self._orders), ticket.job))
+                if (
+                    not ticket.turn
+                ):  # it keeps its turn, so that what has begun comes before what hasn't
+                    ticket.turn = self._turns.next(ticket.query.client, ticket.rows)
+                heapq.heappush(self._waiting, (ticket.turn, next(self._orders), ticket.job))
             self._threads.submit(self._work)
 
     def _work(self) -> None:

@@ -57,6 +57,7 @@ class Pending:
             machine is now.
         client: Client that the request is counted under.
         named: Whether the client is known by a token or a certificate, and others are too.
+        accepted: Whether the request belongs to another one that was accepted, so that it isn't refused for its wait.
     """
 
     rows: int
@@ -71,6 +72,7 @@ class Pending:
     source: int = 0
     client: str = ""
     named: bool = False
+    accepted: bool = False
 
 
 P = TypeVar("P", bound=Pending)
@@ -206,8 +208,7 @@ class Scheduler(Generic[P]):
         ahead, margin = self._ahead(item), self._margin(item)
         left_ns = item.deadline_ns - now_ns
         if left_ns == math.inf:  # it can't be late
-            busy_ns = self._busy_ns(now_ns)
-            wait_ns, own_ns = self._queue_ns(item.rows, ahead, self.latencies.best, busy_ns), 0.0
+            wait_ns, own_ns = self._endless_ns(item, now_ns), 0.0
         else:
             wait_ns, own_ns = self._plan(item.rows, ahead, left_ns, now_ns, margin)
         wait_ns, own_ns = wait_ns * margin, own_ns * margin
@@ -220,7 +221,7 @@ class Scheduler(Generic[P]):
                 f"computing, but the deadline is in {_ms(left_ns)}; retry later or allow more",
                 retry_s=late_ns / 1e9,
             )
-        if wait_ns > self.most_wait_ns:
+        if wait_ns > self.most_wait_ns and not item.accepted:
             item.state = "done"
             raise ProtocolError(
                 Kind.OVERLOADED,
@@ -229,7 +230,16 @@ class Scheduler(Generic[P]):
                 retry_s=(wait_ns - self.most_wait_ns) / 1e9,
             )
 
-    def _ahead(self, item: P) -> int:
+    def wait_of(self, item: Pending, now_ns: int) -> float:
+        """Return the expected wait of a request without a deadline that isn't queued, in nanoseconds."""
+        return self._endless_ns(item, now_ns) * self._margin(item)
+
+    def _endless_ns(self, item: Pending, now_ns: int) -> float:
+        """Predict how long a request without a deadline waits at the machine's present speed, in nanoseconds."""
+        busy_ns = self._busy_ns(now_ns)
+        return self._queue_ns(item.rows, self._ahead(item), self.latencies.best, busy_ns)
+
+    def _ahead(self, item: Pending) -> int:
         """Return the most rows that go before a new request."""
         level, ahead = _level(item), 0
         for each, rows in self._rows.items():
@@ -264,7 +274,7 @@ class Scheduler(Generic[P]):
             margin = max(margin * (1 - _STRETCH * _MOST_LATE), 1.0)
         self._margins[item.client if item.named else ""] = margin
 
-    def _margin(self, item: P) -> float:
+    def _margin(self, item: Pending) -> float:
         return self._margins.get(item.client if item.named else "", 1.0)
 
     def _plan(
@@ -652,7 +662,7 @@ class Scheduler(Generic[P]):
         found = [
             entry[1]
             for entry in self._heap
-            if _waits(entry) and now_ns - entry[1].queued_ns > most_ns
+            if _waits(entry) and now_ns - entry[1].queued_ns > most_ns and not entry[1].accepted
         ]
         for each in found:
             self.drop(each)
@@ -716,8 +726,13 @@ class Scheduler(Generic[P]):
         return not self._running and not self._rows
 
 
+def level_of(priority: int, *, named: bool) -> int:
+    """Return the level of a request; see `Scheduler`."""
+    return USUAL_PRIORITY if named else min(priority, LOWEST_PRIORITY)
+
+
 def _level(item: Pending) -> int:
-    return USUAL_PRIORITY if item.named else min(item.priority, LOWEST_PRIORITY)
+    return level_of(item.priority, named=item.named)
 
 
 def _waits(entry: tuple[tuple[int, int, int], Pending]) -> bool:

@@ -31,7 +31,7 @@ from hasten.serving.models.comparison import broken_rows, is_broken
 from hasten.serving.models.deciding import Deciding, RawTicket
 from hasten.serving.models.opening import ModelSettings, OpenBundle
 from hasten.serving.models.quick_rows import QuickRows
-from hasten.serving.models.scheduling import USUAL_PRIORITY, Scheduler
+from hasten.serving.models.scheduling import USUAL_PRIORITY, Pending, Scheduler
 from hasten.serving.models.sequences import KeptSequences, StepTicket
 from hasten.serving.models.shadow import Shadow
 from hasten.serving.models.statistics import NOT_RUN, Statistics
@@ -281,6 +281,17 @@ class ServedModel:
     def wait_ns(self) -> float:
         """Expected wait of a request that arrives now, in nanoseconds."""
         return self._batching.scheduler.wait_ns(self._clock_ns())
+
+    def wait_of(self, query: Query) -> float:
+        """Return the expected wait of a request of one row without a deadline, in nanoseconds."""
+        row = Pending(1, None, query.priority or USUAL_PRIORITY, math.inf, query.arrived_ns)
+        row.client, row.named = query.client, is_named(query)
+        return self._batching.scheduler.wait_of(row, self._clock_ns())
+
+    def cost_of(self, rows: int) -> float:
+        """Return what rows add to the wait of those behind them at the machine's present speed, in nanoseconds."""
+        scheduler = self._batching.scheduler
+        return 1e9 * rows / scheduler.latencies.capacity_per_s / scheduler.sessions
 
     def properties(self) -> Mapping[str, str]:
         """Return what the engine reports about itself; see `Loaded.properties`."""
@@ -718,6 +729,11 @@ def _of_its_own(others: Tensors, outputs: Tensors) -> bool:
     return bool((answered & ~asked).any())
 
 
+def is_named(query: Query) -> bool:
+    """Return whether a request's client is known by a token or a certificate, and others are too."""
+    return bool(query.client and query.name)
+
+
 class Ticket(ServerTask):
     """A request to a served model, from its acceptance to its answer.
 
@@ -745,8 +761,8 @@ class Ticket(ServerTask):
         self.rows, self.key, self.deadline_ns, self.inputs = rows, key, deadline_ns, inputs
         self.priority = query.priority or USUAL_PRIORITY
         self.source, self.client = query.source, query.client
-        self.named = bool(query.client and query.name)
-        self.arrived_ns = query.arrived_ns
+        self.named = is_named(query)
+        self.arrived_ns, self.accepted = query.arrived_ns, query.accepted
         self.state, self.queued_ns, self.order, self.tried = "new", 0, (0, 0, 0), False
         self.model, self.query, self._done = model, query, done
         self.content: bytes | None = None

@@ -100,6 +100,7 @@ class Query:
         client: Client that the request is counted under.
         name: Name of the client, where the server can tell several; else "".
         sent_bytes: Size of the body as it was sent, where it came compressed; else 0.
+        accepted: Whether the request is one of a chain's for a sample that it has accepted.
         raw: Samples that the rows were made from, where the exact model takes them prepared otherwise; else none.
     """
 
@@ -123,6 +124,7 @@ class Query:
     client: str = ""
     name: str = ""
     sent_bytes: int = 0
+    accepted: bool = False
     raw: Sequence[bytes] = ()
 
 
