@@ -39,13 +39,23 @@ BROUGHT = (
     *("timm-name", "timm-folder", "sentence-folder"),
 )
 """Cases that are files already, or that hasten's own frontends read."""
+SEARCHES_QUICKLY = """import runpy
+import sys
+
+if sys.argv[1] == "optimize":
+    runpy.run_module("tests.support.quick", run_name="__main__")
+else:
+    from hasten.cli import main
+
+    main()
+"""
 QUICKLY = f"""import runpy
 import sys
 
 sys.path[:0] = [{str(BENCHMARKS)!r}, {str(ROOT)!r}]
 import zoo_checks
 
-zoo_checks.HASTEN = (sys.executable, "-m", "tests.support.quick")
+zoo_checks.HASTEN = (sys.executable, "-c", {SEARCHES_QUICKLY!r})
 runpy.run_path({str(BENCHMARKS / "zoo_trial.py")!r}, run_name="__main__")
 """
 """The real trial, whose searches time candidates for less long."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import http.client
 import io
 import json
@@ -27,6 +28,7 @@ CLIENTS = 4
 PATIENCE_S = 120.0
 
 
+@functools.cache
 def picture(colour: int, form: str) -> bytes:
     """Return an encoded picture of one colour."""
     pixels = np.zeros((24, 40, 3), np.uint8)

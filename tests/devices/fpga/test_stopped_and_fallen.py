@@ -29,8 +29,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One program, and one design of it."""
-    monkeypatch.setattr(fixed_point, "WIDTHS", (7,))
+    """One program of few bits, which is routed soon, and one design of it."""
+    monkeypatch.setattr(fixed_point, "WIDTHS", (4,))
     monkeypatch.setattr(fixed_point, "_REFINED", 0)
     monkeypatch.setattr(FixedPointSearch, "_cut_otherwise", lambda *_: None)
 
