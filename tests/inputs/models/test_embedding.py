@@ -215,7 +215,9 @@ class Product(torch.nn.Module):
 
 
 class Shared(torch.nn.Module):
-    """One table for three columns, each of which begins at a row of its own, in the spellings of several libraries."""
+    """One table for three columns, each of which begins at a row of its own."""
+
+    offsets: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
