@@ -83,7 +83,7 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--engine", action="append", default=[], help="try this engine only")
     parser.add_argument("--results", type=Path, default=Path("zoo.jsonl"), help="results file")
     parser.add_argument("--keep", type=Path, help="folder that keeps each case's files")
-    parser.add_argument("--quick", action="store_true", help="the ten quickest cases only")
+    parser.add_argument("--quick", action="store_true", help="the quickest cases only")
     parser.add_argument("--again", action="store_true", help="run what has a result, too")
     parser.add_argument("--gate", action="store_true", help="end with 1 if a figure misses its aim")
     parser.add_argument("--table", action="store_true", help="run nothing")

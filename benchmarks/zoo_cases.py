@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-Arrays: TypeAlias = dict[str, np.ndarray]
+Arrays: TypeAlias = dict[str, Any]
+"""Arrays by name; samples that differ in shape are a list of arrays."""
 Way: TypeAlias = Literal["dynamo", "script", "opset11"]
 
 WAYS: tuple[Way, ...] = ("dynamo", "script", "opset11")
@@ -27,7 +28,8 @@ class Case:
         family: Kind of network, in words.
         network: Function that returns an `nn.Module` with its weights, a fitted model of
             scikit-learn, or a graph of ONNX.
-        data: Function from a generator and a count to that many samples by input name.
+        data: Function from a generator and a count to that many samples by input name: an array, or a list of
+            arrays where samples differ in shape.
         metric: Metric, as the command line spells it.
         max_drop: Most that the score may fall.
         samples: Number of samples to judge it by, and of others to certify it on again.
@@ -39,6 +41,13 @@ class Case:
         brought: Function that writes the network into a folder in a form that hasten reads by itself, and
             returns its name for `hasten optimize`. The exported file is then only what answers are
             compared with.
+        own: Function from the network to its own answers, for a network that only hasten itself exports, from
+            the form that `brought` writes.
+        open_axes: Axes that are open beside the batch, by the name of an input or an output.
+        states: Input that takes a state -> output that gives the next one, and the state's shape. A sample is
+            then a sequence: its inputs have an axis of steps.
+        pipeline: Text of a pipeline file to give with the model; "" for none.
+        options: Further options of `hasten optimize`.
     """
 
     name: str
@@ -54,10 +63,30 @@ class Case:
     ways: tuple[Way, ...] = WAYS
     scalars: tuple[str, ...] = ()
     brought: Callable[[Any, Path], str] | None = None
+    own: Callable[[Any], Callable[[Arrays], Arrays]] | None = None
+    open_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    states: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    pipeline: str = ""
+    options: tuple[str, ...] = ()
 
     def drawn(self, count: int, seed: int) -> Arrays:
         """Return so many samples; every seed gives others."""
         return self.data(np.random.default_rng(seed), count)
+
+    def batch(self, count: int, seed: int) -> Arrays:
+        """Return a request of so many rows, all of one shape: the first step where a sample is a sequence."""
+        drawn = self.drawn(count, seed)
+        if any(isinstance(samples, list) for samples in drawn.values()):
+            return {name: np.stack([samples[0]] * count) for name, samples in drawn.items()}
+        if not self.states:
+            return drawn
+        return {name: samples[:, 0] for name, samples in drawn.items()} | self.begin(count)
+
+    def begin(self, count: int) -> Arrays:
+        """Return the states before the first step of so many sequences."""
+        return {
+            name: np.zeros((count, *shape), np.float32) for name, (_, shape) in self.states.items()
+        }
 
 
 def normal(shape: tuple[int, ...], name: str = "x") -> Callable[..., Arrays]:
@@ -86,6 +115,24 @@ def _pictures(high: int, wide: int, channels: int, rng: np.random.Generator, cou
             0, 2, (channels, 1, 1)
         )
     return {"x": found}
+
+
+def of_every_size(
+    shortest: tuple[int, int], longest: tuple[int, int], channels: int = 3
+) -> Callable[..., Arrays]:
+    """Return a maker of pictures that differ in height and width, in steps of 4 pixels."""
+    return partial(_of_every_size, shortest, longest, channels)
+
+
+def _of_every_size(
+    shortest: tuple[int, int],
+    longest: tuple[int, int],
+    channels: int,
+    rng: np.random.Generator,
+    count: int,
+) -> Arrays:
+    sizes = 4 * rng.integers(np.array(shortest) // 4, np.array(longest) // 4 + 1, (count, 2))
+    return {"x": [_pictures(high, wide, channels, rng, 1)["x"][0] for high, wide in sizes.tolist()]}
 
 
 def waves(length: int, channels: int | None = None) -> Callable[..., Arrays]:
@@ -124,6 +171,21 @@ def _texts(
     if mask:
         found["attention_mask"] = there.astype(np.int64)
     return {names.get(name, name): array for name, array in found.items()}
+
+
+def sentences(shortest: int, longest: int, words: int) -> Callable[..., Arrays]:
+    """Return a maker of texts as they are: token ids by Zipf's law, a mask of ones, no padding."""
+    return partial(_sentences, shortest, longest, words)
+
+
+def _sentences(
+    shortest: int, longest: int, words: int, rng: np.random.Generator, count: int
+) -> Arrays:
+    lengths = np.rint(rng.lognormal(np.log(16), 0.6, count)).clip(shortest, longest).astype(int)
+    return {
+        "input_ids": [1 + (rng.zipf(1.3, n) - 1) % (words - 1) for n in lengths],
+        "attention_mask": [np.ones(n, np.int64) for n in lengths],
+    }
 
 
 def decided(network: Any, data: Callable[..., Arrays], outputs: int = 1) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import binom
@@ -44,9 +46,23 @@ def requests_of(samples: Arrays, scalars: Collection[str] = ()) -> list[Arrays]:
     """Return each sample as a request of its own, with a batch of 1; scalars have no axis for it."""
     count = len(next(iter(samples.values())))
     return [
-        {n: np.asarray(a[i]) if n in scalars else a[i : i + 1] for n, a in samples.items()}
+        {
+            n: np.asarray(a[i]) if n in scalars else np.asarray(a[i])[None]
+            for n, a in samples.items()
+        }
         for i in range(count)
     ]
+
+
+def steps_of(sequence: Arrays) -> list[Arrays]:
+    """Return each step of a sequence, `(1, steps, ...)` by input name, as a request of its own."""
+    count = next(iter(sequence.values())).shape[1]
+    return [{name: array[:, t] for name, array in sequence.items()} for t in range(count)]
+
+
+def joined(answers: Sequence[Arrays]) -> Arrays:
+    """Return the answers to the steps of a sequence as one, `(steps, ...)` by output name."""
+    return {name: np.concatenate([one[name] for one in answers]) for name in answers[0]}
 
 
 def sample_of(request: Arrays) -> Arrays:
@@ -73,6 +89,8 @@ def wrong_in_words(
     max_drop: float,
     requests: Sequence[Arrays],
     truth: Sequence[Arrays],
+    *,
+    stepped: bool = False,
 ) -> tuple[list[str], list[Arrays]]:
     """Ask a loaded bundle from one thread, and the first `FRESH` requests from eight.
 
@@ -82,24 +100,32 @@ def wrong_in_words(
         max_drop: Most that its score may fall.
         requests: Fresh requests, each with a batch of 1. `JUDGED` are enough for a bundle that may lose answers.
         truth: The original's answers to them.
+        stepped: Whether each is a sequence, to be answered step by step in a session.
 
     Returns:
         A line for each way in which it answers otherwise; and its answers from one thread.
     """
+
+    def asked(loaded: hasten.bundle.Loaded, request: Arrays) -> Arrays:
+        if not stepped:
+            return loaded(**request)
+        session = loaded.session()
+        return joined([session(**step) for step in steps_of(request)])
+
     exact = read(bundle).status == "exact"
     with hasten.load(bundle) as loaded:
-        alone = [loaded(**request) for request in requests]
+        alone = [asked(loaded, request) for request in requests]
         with ThreadPoolExecutor(THREADS) as pool:
             few = min(FRESH, len(requests))
             turns = [(start + i) % few for start in range(THREADS) for i in range(few)]
-            crowd = list(pool.map(lambda i: loaded(**requests[i]), turns))
+            crowd = list(pool.map(lambda i: asked(loaded, requests[i]), turns))
     wrong = []
     if exact:
         off = sum(not same(a, b, EXACT_TOLERANCE) for a, b in zip(alone, truth, strict=True))
         if off:
             wrong.append(f"exact, but {off} of {len(alone)} answers differ from the original's")
     else:
-        scores = [float(metric.score(a, b, None)[0]) for a, b in zip(alone, truth, strict=True)]
+        scores = [float(metric.score(a, b, None).mean()) for a, b in zip(alone, truth, strict=True)]
         lost = sum(1 - score for score in scores)
         allowed = most_lost(len(alone), max_drop)
         if lost > allowed:
@@ -152,9 +178,21 @@ def serving(bundle: Path, log: Path) -> Iterator[str]:
 
 
 def served_wrong(
-    bundle: Path, log: Path, requests: Sequence[Arrays], truth: Sequence[Arrays]
+    bundle: Path,
+    log: Path,
+    requests: Sequence[Arrays],
+    truth: Sequence[Arrays],
+    *,
+    stepped: bool = False,
 ) -> list[str]:
     """Ask a served bundle by tritonclient, one request after another and eight at once.
+
+    Args:
+        bundle: Folder of the bundle.
+        log: File for what the server says.
+        requests: Requests with a batch of 1.
+        truth: The loaded bundle's answers to them.
+        stepped: Whether each is a sequence, whose states the server keeps.
 
     Returns:
         A line for each way in which it answers otherwise than the loaded bundle.
@@ -162,12 +200,31 @@ def served_wrong(
     from tritonclient.http import InferenceServerClient, InferInput
     from tritonclient.utils import np_to_triton_dtype
 
+    ids = itertools.count(1)
+
     def asked(client: InferenceServerClient, request: Arrays) -> Arrays:
+        if not stepped:
+            return answered(client, request)
+        own, steps = next(ids), steps_of(request)
+        return joined(
+            [
+                answered(
+                    client,
+                    step,
+                    sequence_id=own,
+                    sequence_start=step is steps[0],
+                    sequence_end=step is steps[-1],
+                )
+                for step in steps
+            ]
+        )
+
+    def answered(client: InferenceServerClient, request: Arrays, **sequence: Any) -> Arrays:
         given = []
         for name, array in request.items():
             given.append(InferInput(name, array.shape, np_to_triton_dtype(array.dtype)))
             given[-1].set_data_from_numpy(np.array(array, order="C"))
-        found = client.infer("m", given)
+        found = client.infer("m", given, **sequence)
         return {name: found.as_numpy(name) for name in truth[0]}
 
     with serving(bundle, log) as host:

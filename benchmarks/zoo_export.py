@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import onnx
 from zoo_cases import OLD, RECENT, Arrays, Case, Way
-from zoo_checks import requests_of
+from zoo_checks import requests_of, sample_of
 
+from hasten.inputs.models.source import find_model, load_model
 from hasten.passes.silence import silenced
 
 TOLERANCE = 1e-3
@@ -50,6 +51,8 @@ def export(case: Case, way: Way, folder: Path) -> Exported:
         Exception: whatever the exporter raises.
     """
     network, file = case.network(), folder / "model.onnx"
+    if case.own is not None:
+        return _by_hasten(case, network, folder)
     if hasattr(network, "predict"):
         return _of_rows(case, network, way, file)
     if isinstance(network, onnx.ModelProto):
@@ -58,7 +61,7 @@ def export(case: Case, way: Way, folder: Path) -> Exported:
         return _found(file, "", case.multiplications or 0, alone, [])
     import torch
 
-    samples = case.drawn(2, 1)
+    samples = case.batch(2, 1)
     one = {name: torch.from_numpy(array[:1]) for name, array in samples.items()}
     two = {name: torch.from_numpy(array) for name, array in samples.items()}
     frozen = ""
@@ -68,10 +71,10 @@ def export(case: Case, way: Way, folder: Path) -> Exported:
         first = wide[0] if isinstance(wide, tuple) else wide
         if len(first) != 2:
             raise ValueError("the network takes one sample at a time")
-        _written(network, two, case.outputs, way, file, batch=True)
+        _written(network, two, case, way, file, batch=True)
     except Exception as error:  # whatever an exporter raises; then the batch is frozen
         frozen = said(error)
-        _written(network, one, case.outputs, way, file, batch=False)
+        _written(network, one, case, way, file, batch=False)
     with torch.no_grad():
         own = network(*one.values())
     truth = own if isinstance(own, tuple) else (own,)
@@ -91,7 +94,7 @@ def export(case: Case, way: Way, folder: Path) -> Exported:
 def _written(
     network: Any,
     inputs: dict[str, Any],
-    outputs: tuple[str, ...],
+    case: Case,
     way: Way,
     file: Path,
     *,
@@ -99,33 +102,55 @@ def _written(
 ) -> None:
     import torch
 
-    names = {"input_names": list(inputs), "output_names": list(outputs)}
+    names = {"input_names": list(inputs), "output_names": list(case.outputs)}
+    first = {0: "batch"} if batch else {}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     # Dynamo traces some networks with gradients alone: DeBERTa has autograd functions of its own.
     with silenced(), warnings.catch_warnings(), torch.set_grad_enabled(way == "dynamo"):
         warnings.simplefilter("ignore")
         if way == "dynamo":
-            axes = _open_batch(network, len(inputs)) if batch else None
+            dimensions = {
+                name: torch.export.Dim(name)
+                for name in {
+                    *first.values(),
+                    *(n for one in case.open_axes.values() for n in one.values()),
+                }
+            }
+            named = [{**first, **case.open_axes.get(name, {})} for name in inputs]
+            axes = tuple({axis: dimensions[name] for axis, name in one.items()} for one in named)
             torch.onnx.export(
                 network, tuple(inputs.values()), file, dynamo=True, verbose=False,
-                dynamic_shapes=axes, external_data=False, **names,
+                dynamic_shapes=_as_forward_takes_them(network, axes), external_data=False, **names,
             )  # fmt: skip
         else:
-            everything = (*inputs, *outputs)
+            everything = (*inputs, *case.outputs)
+            axes = {name: {**first, **case.open_axes.get(name, {})} for name in everything}
             torch.onnx.export(
                 network, tuple(inputs.values()), file, dynamo=False,
                 opset_version=OLD if way == "opset11" else RECENT,
-                dynamic_axes={name: {0: "batch"} for name in everything} if batch else None, **names,
+                dynamic_axes={name: one for name, one in axes.items() if one}, **names,
             )  # fmt: skip
 
 
-def _open_batch(network: Any, count: int) -> tuple[Any, ...]:
-    """Return the first axis of each input as an open one, in the form of forward's parameters."""
-    import torch
-
-    axes = tuple({0: torch.export.Dim("batch")} for _ in range(count))
+def _as_forward_takes_them(network: Any, axes: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Return the open axes of each input in the form of forward's parameters; None where none is open."""
+    if not any(axes):
+        return None
     kinds = [one.kind for one in inspect.signature(network.forward).parameters.values()]
     return (axes,) if inspect.Parameter.VAR_POSITIONAL in kinds else axes
+
+
+def _by_hasten(case: Case, network: Any, folder: Path) -> Exported:
+    """Bring a network that only hasten's own frontends export; its own answers are the truth."""
+    given = case.brought(network, folder) if case.brought is not None else ""
+    alone = requests_of(case.drawn(1, 1))[0]
+    made = load_model(
+        find_model(given, trust_code="--trust-code" in case.options), sample_of(alone), folder
+    )
+    truth = case.own(network)(alone) if case.own is not None else {}
+    own = [truth[spec.name] for spec in made.outputs]
+    found = _found(made.path, "", case.multiplications or 0, alone, own)
+    return replace(found, given=given)
 
 
 def _counted(network: Any, inputs: dict[str, Any]) -> int:

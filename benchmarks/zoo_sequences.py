@@ -6,13 +6,20 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from zoo_cases import Arrays, Case, decided, normal, texts, waves
+from zoo_cases import Arrays, Case, decided, normal, sentences, texts, waves
 
 
 def _seeded() -> None:
     import torch
 
     torch.manual_seed(0)
+
+
+def _one_step(rng: np.random.Generator, count: int) -> Arrays:
+    return {
+        "x": rng.standard_normal((count, 12), np.float32),
+        "h": np.tanh(rng.standard_normal((count, 64), np.float32)),
+    }
 
 
 class _Networks:
@@ -50,6 +57,24 @@ class _Networks:
 
         _seeded()
         return Lstm().eval()
+
+    @staticmethod
+    def gru_step() -> Any:
+        """Return a step of a GRU over a sensor's readings, with its state in and out."""
+        from torch import nn
+
+        class Step(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.cell = nn.GRUCell(12, 64)
+                self.out = nn.Linear(64, 5)
+
+            def forward(self, x: Any, h: Any) -> Any:
+                h = self.cell(x, h)
+                return self.out(h), h
+
+        _seeded()
+        return decided(Step(), _one_step, outputs=2)
 
     @staticmethod
     def tcn() -> Any:
@@ -346,6 +371,15 @@ CASES = (
         multiplications=_LSTM,
         quick=True,
     ),
+    Case(
+        "gru-steps",
+        "recurrent, its state goes around",
+        _Networks.gru_step,
+        normal((20, 12)),
+        outputs=("y", "next_h"),
+        states={"h": ("next_h", (64,))},
+        multiplications=3 * 64 * (12 + 64) + 64 * 5,
+    ),
     Case("tcn", "convolutions over time", _Networks.tcn, normal((8, 128)), quick=True),
     Case("gru-cnn", "keyword spotter", _Networks.gru_cnn, normal((1, 40, 60))),
     Case("bytes", "text classifier of bytes", _Networks.bytes_cnn, _byte_texts),
@@ -355,6 +389,13 @@ CASES = (
         _Networks.masked_text,
         texts(48, 2000),
         quick=True,
+    ),
+    Case(
+        "lengths",
+        "text classifier, texts of every length",
+        _Networks.masked_text,
+        sentences(3, 48, 2000),
+        open_axes={"input_ids": {1: "length"}, "attention_mask": {1: "length"}},
     ),
     Case("graph", "gather and scatter", _Networks.graph, _graphs, quick=True),
     Case("mel", "audio front end and CNN", _Networks.mel, waves(8000)),

@@ -13,12 +13,14 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rivals
 import zoo_brought
+import zoo_keras
 import zoo_rows
 import zoo_sequences
 import zoo_vision
@@ -29,20 +31,22 @@ from zoo_checks import (
     JUDGED,
     counted,
     environment,
+    joined,
     requests_of,
-    sample_of,
     served_wrong,
+    steps_of,
     wrong_in_words,
 )
 from zoo_export import TOLERANCE, Exported, Original, export, said
 
+import hasten
 from hasten.bundle import artifact_of, engine_of, read
 from hasten.certificate.verdict import Verdict
 from hasten.core.target import Target
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.python_function import PythonFunction
 from hasten.errors import HastenError
-from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.source import open_data
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.choice import parse_metric
@@ -55,7 +59,10 @@ from hasten.measure.workbench import Bench
 
 CASES: dict[str, Case] = {
     case.name: case
-    for case in (*zoo_vision.CASES, *zoo_sequences.CASES, *zoo_rows.CASES, *zoo_brought.CASES)
+    for case in (
+        *(*zoo_vision.CASES, *zoo_sequences.CASES, *zoo_rows.CASES),
+        *(*zoo_brought.CASES, *zoo_keras.CASES),
+    )
 }
 _METRICS = Path(__file__).with_name("zoo_metrics.py")
 
@@ -104,18 +111,20 @@ class Trial:
             return
         fresh = FRESH if self.found["verdict"] == "exact" else JUDGED
         requests = requests_of(self.case.drawn(fresh, 1), self.case.scalars)
-        original = Original(exported.path)
-        truth = [original(request) for request in requests]
+        truth = [self._original(exported)(request) for request in requests]
         metric: Metric = parse_metric(self.metric)
         self.step("load")
         with self._guarded("load"):
-            wrong, alone = wrong_in_words(self.bundle, metric, self.case.max_drop, requests, truth)
+            stepped = bool(self.case.states)
+            wrong, alone = wrong_in_words(
+                self.bundle, metric, self.case.max_drop, requests, truth, stepped=stepped
+            )
             self.found["wrong"] += wrong
             self.step("serve")
             with self._guarded("serve"):
                 log = self.folder / "serve.log"
                 self.found["wrong"] += served_wrong(
-                    self.bundle, log, requests[:FRESH], alone[:FRESH]
+                    self.bundle, log, requests[:FRESH], alone[:FRESH], stepped=stepped
                 )
                 self.found["served"] = True
         self.step("certify")
@@ -124,6 +133,22 @@ class Trial:
         with self._guarded("count"):
             self._counted(exported, requests, timed=timed)
         self.step("")
+
+    def _original(self, exported: Exported) -> Callable[[Arrays], Arrays]:
+        """Return the original's answers: the network's own where only hasten exports it, else the file's."""
+        if self.case.own is not None:
+            return self.case.own(self.case.network())
+        original, states = Original(exported.path), self.case.states
+
+        def by_steps(sequence: Arrays) -> Arrays:
+            answers, now = [], self.case.begin(1)
+            for step in steps_of(sequence):
+                found = original({**step, **now})
+                now = {name: found.pop(after) for name, (after, _) in states.items()}
+                answers.append(found)
+            return joined(answers)
+
+        return by_steps if states else original
 
     def _guarded(self, step: str) -> Guard:
         return Guard(self.found, step)
@@ -153,11 +178,16 @@ class Trial:
 
     def _optimized(self, exported: Exported) -> bool:
         data = self.folder / "data.npz"
-        np.savez(data, **self.case.drawn(self.case.samples, 2))
+        hasten.save_ragged(data, self.case.drawn(self.case.samples, 2))
+        states = [f"--state={name}={after}" for name, (after, _) in self.case.states.items()]
+        steps = self.folder / "pipeline.yaml"
+        steps.write_text(self.case.pipeline)
+        pipeline = ["--pipeline", steps] if self.case.pipeline else []
         begin = time.time()
         done = self._command(
             "optimize", exported.given or exported.path, "--data", data, "--metric", self.metric, "--max-drop",
-            str(self.case.max_drop), "--out", self.bundle, "--json", *self.options,
+            str(self.case.max_drop), "--out", self.bundle, "--json", *states, *pipeline,
+            *self.case.options, *self.options,
         )  # fmt: skip
         self.found["seconds"] = time.time() - begin
         data.unlink()
@@ -182,7 +212,7 @@ class Trial:
 
     def _certified(self) -> None:
         data = self.folder / "new.npz"
-        np.savez(data, **self.case.drawn(self.case.samples, 3))
+        hasten.save_ragged(data, self.case.drawn(self.case.samples, 3))
         done = self._command(
             "certify", self.bundle, "--data", data, "--metric", self.metric, "--max-drop",
             str(self.case.max_drop),
@@ -198,11 +228,16 @@ class Trial:
             self.found["wrong"].append(f"what was certified isn't so on new data: {lines[0]}")
 
     def _counted(self, exported: Exported, requests: list[Arrays], *, timed: bool) -> None:
-        over, latency_ns = self._raced(exported, requests) if timed else (None, None)
+        over, latency_ns = self._raced(exported) if timed else (None, None)
+        one = {name: array[:1] for name, array in self.case.batch(2, 1).items()}
+        alone = not self.case.open_axes  # else the latency is that of requests of many shapes
         work = counted(
-            exported.path, requests[0], exported.multiplications, latency_ns,
+            exported.path,
+            requests[0] if alone and not self.case.states else one,
+            exported.multiplications,
+            latency_ns if alone else None,
             self.folder.parent if timed else None,
-        )  # fmt: skip
+        )
         self.found |= {
             "over_defaults": over,
             "latency_ns": latency_ns,
@@ -212,13 +247,15 @@ class Trial:
         }
         self.found["wrong"] += work.wrong
 
-    def _raced(self, exported: Exported, requests: list[Arrays]) -> tuple[list[float], float]:
+    def _raced(self, exported: Exported) -> tuple[list[float], float]:
         """Time the bundle in turns with ONNX Runtime as it comes, each on all its threads."""
         target, place = Target.host(), self.folder / "race"
         place.mkdir()
         os.environ[rivals.FOLDER] = str(self.folder)
         bench = Bench(place, target, memory_bytes=target.memory_bytes // 2)
-        model = onnx_frontend.load(exported.path).settled_by(sample_of(requests[0]))
+        drawn = self.case.batch(FRESH, 1) if self.case.states else self.case.drawn(FRESH, 1)
+        first = {name: np.asarray(samples[0]) for name, samples in drawn.items()}
+        model = onnx_frontend.load(exported.path).settled_by(first)
         plain = OnnxRuntime().build(model, target, place)
         call = PythonFunction(f"{rivals.__file__}:onnxruntime")
         manifest = read(self.bundle)
@@ -233,12 +270,13 @@ class Trial:
         try:
             for name, (engine, artifact) in entries.items():
                 opened[name] = bench.open_built(engine, artifact).worker
-            samples = write_spool(ArrayDataset(self.case.drawn(FRESH, 1)), place / "requests")
+            samples = write_spool(open_data(drawn, model.inputs), place / "requests")
             standings = race(
                 "zoo", dict(opened), samples, Journal(place / "journal.jsonl"),
                 Rules(
                     threads=1, count=effort.final_rounds, pace=effort.pace("p50"), seed=0,
-                    settle=effort.settle, uneven={"hasten"} if own.uneven else (),
+                    settle=effort.settle,
+                    uneven=entries if samples.ragged else {"hasten"} if own.uneven else (),
                 ),
             )  # fmt: skip
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from zoo_cases import Case, pictures
+from zoo_cases import Case, of_every_size, pictures
 from zoo_taught import KINDS, kinds, taught
 
 
@@ -331,7 +331,23 @@ CASES = (
     ),
     Case("pose", "keypoints", _Outputs.pose, pictures(128), **_DENSE),
     Case("super-resolution", "dense", _Outputs.larger, pictures(48, 1), **_DENSE, quick=True),
+    Case(
+        "sizes",
+        "dense, pictures of every size",
+        _Outputs.larger,
+        of_every_size((24, 24), (64, 64), 1),
+        **_DENSE,
+        open_axes={"x": {2: "high", 3: "wide"}, "y": {2: "higher", 3: "wider"}},
+    ),
     Case("unet", "dense", _Outputs.unet, pictures(64), **_DENSE),
     Case("autoencoder", "dense", _Outputs.autoencoder, pictures(28, 1), **_DENSE),
     Case("reader", "OCR (CRNN)", _Outputs.reader, pictures(32, 1, wide=96), **_DENSE),
+    Case(
+        "widths",
+        "OCR (CRNN), lines of every width",
+        _Outputs.reader,
+        of_every_size((32, 32), (32, 160), 1),
+        **_DENSE,
+        open_axes={"x": {3: "wide"}, "y": {1: "steps"}},
+    ),
 )

@@ -129,6 +129,29 @@ def test_a_packed_bundle_refuses_them_too(tokens: Path, tmp_path: Path) -> None:
     assert str(error.value) == SAID
 
 
+def test_a_table_that_columns_share_has_limits_of_each_column(
+    engine: Engine, tmp_path: Path
+) -> None:
+    text = """columns (int64[batch, 3] ids) => (float[batch, 4] logits) <int64[3] begins = {0, 4, 7}> {
+        numbers = Add(ids, begins)
+        rows = Gather(table, numbers)
+        row = ReduceMean <axes = [1], keepdims = 0> (rows)
+        logits = MatMul(row, w) }"""
+    model = models.write(tmp_path / "columns.onnx", text, {"table": (10, 8), "w": (8, 4)})
+    with load(bundle_of(tmp_path, model, engine=engine), cache=tmp_path) as loaded:
+        assert np.isfinite(loaded(np.array([[9, 5, 2]]))["logits"]).all()
+        for place, number in ((0, 10), (1, 6), (2, 3), (0, -11), (1, -15), (2, -18)):
+            ids = np.zeros((1, 3), np.int64)
+            ids[0, place] = number
+            with pytest.raises(InputError) as error:
+                loaded(ids)
+            said = "no such row, after what the model adds" if place else "10 rows"
+            assert str(error.value) == (
+                f"input 'ids' has the number {number}, and the table that it looks up has {said}: give numbers from 0 "
+                f"to {9 - (0, 4, 7)[place]}, as the model's own tokenizer or categories do"
+            )
+
+
 def test_rows_with_a_number_beyond_their_columns_table_are_refused(rows: Path) -> None:
     with load(rows, cache=rows.parent) as loaded:
         once = loaded.bind_row()
@@ -183,6 +206,8 @@ def test_tables_that_do_not_fit_the_inputs_are_refused(tokens: Path, tmp_path: P
     for wrong in (
         {"input": "ids", "shape": [1], "rows": [10]},
         {"input": "ids", "shape": [1, 1], "rows": [-1]},
+        {"input": "ids", "shape": [1, 1], "rows": [2**62]},
+        {"input": "ids", "shape": [1, 1], "rows": [10], "first": [1]},
         {"input": "ids", "shape": [1, 1], "rows": [10, 10]},
         {"input": "ids", "shape": [1 << 40, 1 << 40], "rows": [10]},
         {"input": "other", "shape": [1, 1], "rows": [10]},

@@ -10,6 +10,7 @@ from hasten.errors import InputError
 IDS = TensorSpec("ids", "int64", ("batch", 3))
 EVERY = RowNumbers([Lookup("ids", (1, 1), (10,))])
 SOME = RowNumbers([Lookup("ids", (1, 3), (10, 0, 2))])
+ADDED = RowNumbers([Lookup("ids", (1, 3), (10, 0, 2), (-10, 0, -18))])
 
 
 def request(numbers: Any, dtype: str = "int64") -> dict[str, Array]:
@@ -37,6 +38,29 @@ def test_the_message_names_the_input_the_number_and_the_rows() -> None:
             f"input 'ids' has the number {number}, and the table that it looks up has {rows} rows: give numbers from "
             f"0 to {rows - 1}, as the model's own tokenizer or categories do"
         )
+
+
+def test_what_is_added_before_moves_the_numbers() -> None:
+    for check, numbers, place, wrong, last in (
+        (RowNumbers([Lookup("ids", (1, 1), (11,), (-9,))]), (-9, 0, 10), 1, (-10, 11), 10),
+        (RowNumbers([Lookup("ids", (1, 1), (2,), (0,))]), (0, 1), 1, (-1, 2, 1000), 1),
+        (ADDED, (-18, -3, 0, 1), 2, (-19, 2, 1000), 1),
+    ):
+        made = np.zeros((2, 3), np.int64)
+        for number in numbers:
+            made[1, place] = number
+            check({"ids": made})
+        for number in wrong:
+            made[1, place] = number
+            with pytest.raises(InputError) as error:
+                check({"ids": made})
+            assert str(error.value) == (
+                f"input 'ids' has the number {number}, and the table that it looks up has no such row, after what the "
+                f"model adds: give numbers from 0 to {last}, as the model's own tokenizer or categories do"
+            )
+            check(check.within({"ids": made}))
+    with pytest.raises(InputError, match="looks up has 10 rows: give numbers from 0 to 9, as"):
+        ADDED(request([[10, 70, 0]]))
 
 
 def test_the_largest_numbers_of_a_type_are_refused() -> None:
@@ -103,6 +127,10 @@ def test_only_inputs_that_are_looked_up_are_checked() -> None:
         Lookup("ids", (1, 3), (10,)),
         Lookup("ids", (1, 2), (10, 10)),
         Lookup("ids", (1, 1), (-1,)),
+        Lookup("ids", (1, 1), (10**30,)),
+        Lookup("ids", (1, 1), (10,), (1,)),
+        Lookup("ids", (1, 1), (10,), (-(10**30),)),
+        Lookup("ids", (1, 1), (10,), (-10, -10)),
         Lookup("ids", (0, 1), ()),
     ],
 )

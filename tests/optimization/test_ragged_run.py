@@ -165,6 +165,27 @@ def test_the_layers_that_int8_harms_most_go_back_to_float(
     assert both or min(alone) < 5, kept  # one is enough on some processors with bfloat16
 
 
+def test_an_engine_of_one_shape_is_tried_in_buckets_alone(tmp_path: Path) -> None:
+    model, samples = ragged.convolutional(tmp_path), ragged.pictures(120)
+    result = hasten.optimize(
+        model,
+        samples,
+        out=tmp_path / "pictures.hasten",
+        metric="regression:0.001",
+        passes=["simplify", "static_quantization"],
+        engines=["onnxruntime", "compiled"],
+    )
+    tried = {name: said for name, said in result.tried.items() if "compiled C" in name}
+    alone = {said for name, said in tried.items() if "compiled for" not in name}
+    assert alone == {
+        "skipped: the engine takes one shape, and samples differ in shape: it is tried in buckets, where those "
+        "are tried"
+    }
+    in_buckets = [said for name, said in tried.items() if "compiled for 3" in name]
+    assert in_buckets
+    assert not any(said.startswith(("failed", "skipped")) for said in in_buckets), in_buckets
+
+
 def test_pictures_of_three_sizes_are_answered_at_their_own(tmp_path: Path) -> None:
     model, samples = ragged.convolutional(tmp_path), ragged.pictures(120)
     out = tmp_path / "pictures.hasten"

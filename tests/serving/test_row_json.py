@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2 as httpx
 import numpy as np
+import onnx
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
@@ -19,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 import hasten
 from hasten.engines.base import Engine
 from hasten.engines.compiled.engine import CompiledC
+from hasten.errors import CandidateError, InputError
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.rows import Row
 from hasten.inputs.pipeline.threshold import Threshold
@@ -61,6 +63,35 @@ def server(bundles: dict[str, Path]) -> Iterator[ServerThread]:
         assert running.call(lambda: served(running, "quick").quick_rows is not None)
         assert running.call(lambda: served(running, "usual").quick_rows is None)
         yield running
+
+
+def test_rows_of_a_file_whose_batch_has_no_name_are_served(tmp_path: Path) -> None:
+    model = models.linear_classifier(tmp_path)
+    proto = onnx.load(model)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].Clear()  # as skl2onnx writes it
+    onnx.save(proto, model)
+    scored = Pipeline((Row(COLUMNS),), SCORED)
+    bundle = bundle_of(tmp_path, model, engine=CompiledC(), pipeline=scored)
+    with hasten.load(bundle, cache=tmp_path) as opened:
+        expected = opened.decide(ROWS[0])
+    with ServerThread(place_of(bundle, compiled=str(tmp_path))) as running:
+        status, answer = post(running, ROWS[0], "linear_classifier")
+    assert (status, answer["decision"]) == (200, pytest.approx(expected))
+
+
+def test_a_model_that_cant_be_served_once_it_is_open_says_why(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unbound(self: hasten.bundle.Loaded) -> None:
+        raise CandidateError("no session is left for rows")
+
+    monkeypatch.setattr(hasten.bundle.Loaded, "bind_row", unbound)
+    quick = bundles["quick"]
+    with pytest.raises(InputError) as error:
+        with ServerThread(place_of(quick, compiled=str(quick.parent))):
+            pass
+    assert str(error.value) == "quick: no session is left for rows"
 
 
 def served(server: ServerThread, name: str) -> Any:

@@ -15,6 +15,8 @@ from hasten.errors import InputError
 
 MOST_NUMBERS = 1000
 """Largest number of places of an input that have a table each."""
+_FAR = 1 << 62
+"""Number that no row has, so that a row's neighbour is an int64 too."""
 _FEW = 32
 """Size up to which Python compares numbers faster than NumPy."""
 
@@ -24,17 +26,21 @@ class Lookup:
     """Rows of the tables that an input's numbers are looked up in.
 
     A table of `r` rows has the numbers -r <= n < r, since those below 0 count from its end, as for Gather of ONNX.
-    Of a float its whole part counts.
+    If the graph adds a constant `c` before it looks them up, these are -r - c <= n < r - c. Of a float its whole
+    part counts.
 
     Attributes:
         input: Name of the input.
         shape: Shape of `rows`: the input's size along axes on which tables differ, and 1 along others.
-        rows: Rows of the smallest table for each place of the input, in C order; 0 for a place without a table.
+        rows: Rows of the smallest table for each place of the input, in C order, less what is added before it;
+            0 for a place without a table.
+        first: First number of each place, which is 0 or below; empty where that is `-rows` everywhere.
     """
 
     input: str
     shape: tuple[int, ...]
     rows: tuple[int, ...]
+    first: tuple[int, ...] = ()
 
     @property
     def least(self) -> int:
@@ -48,7 +54,9 @@ class Lookup:
             len(self.shape) == len(spec.shape)
             and all(own == 1 or own == size for own, size in sizes)
             and len(self.rows) == math.prod(self.shape) <= MOST_NUMBERS
-            and min(self.rows, default=0) >= 0
+            and all(0 <= count < _FAR for count in self.rows)
+            and len(self.first) in (0, len(self.rows))
+            and all(-_FAR < number <= 0 for number in self.first)
         )
 
 
@@ -66,11 +74,11 @@ def check_lookups(lookups: Sequence[Lookup], inputs: Sequence[TensorSpec]) -> No
             )
 
 
-def _are_rows(array: Array, count: int) -> bool:
-    """Whether all numbers are rows of a table of so many rows, as fast as it can be told."""
+def _are_between(array: Array, below: int, above: int) -> bool:
+    """Whether all numbers are between two others, as fast as it can be told."""
     if array.size <= _FEW:
-        return all(-count - 1 < one < count for one in array.ravel().tolist())
-    return bool(-count - 1 < array.min().item() and array.max().item() < count)
+        return all(below < one < above for one in array.ravel().tolist())
+    return bool(below < array.min().item() and array.max().item() < above)
 
 
 class RowNumbers:
@@ -82,14 +90,15 @@ class RowNumbers:
 
     def __init__(self, lookups: Sequence[Lookup]) -> None:
         self._tables: list[tuple[str, Array, Array, Array | None]] = []
-        self._alone: dict[str, int] = {}
-        """Rows of inputs whose numbers are all looked up in tables of as many rows."""
+        self._alone: dict[str, tuple[int, int]] = {}
+        """Numbers below and above those of inputs that have one table."""
         for one in lookups:
             rows = np.array(one.rows, np.int64).reshape(one.shape)
+            first = np.array(one.first, np.int64).reshape(one.shape) if one.first else -rows
             free = None if rows.all() else rows == 0
-            self._tables.append((one.input, -rows - 1, rows, free))
+            self._tables.append((one.input, first - 1, rows, free))
             if rows.size == 1:
-                self._alone[one.input] = int(rows.reshape(())[()])
+                self._alone[one.input] = int(first.item()) - 1, int(rows.item())
 
     @classmethod
     def of(cls, lookups: Sequence[Lookup], inputs: Sequence[TensorSpec]) -> Self | None:
@@ -106,7 +115,7 @@ class RowNumbers:
         """
         for name, below, rows, free in self._tables:
             array = tensors[name]
-            if (count := self._alone.get(name)) is not None and _are_rows(array, count):
+            if (alone := self._alone.get(name)) is not None and _are_between(array, *alone):
                 continue
             found = (array > below) & (array < rows)  # NaN is none
             if free is not None:
@@ -114,10 +123,11 @@ class RowNumbers:
             if not found.all():
                 place = np.unravel_index(np.argmin(found), found.shape)
                 count = int(np.broadcast_to(rows, found.shape)[place])
+                added = int(np.broadcast_to(below, found.shape)[place]) + 1 != -count
                 raise InputError(
                     f"input {name!r} has the number {array[place]}, and the table that it looks up has "
-                    f"{amount(count, 'row')}: give numbers from 0 to {count - 1}, as the model's own tokenizer "
-                    "or categories do"
+                    + ("no such row, after what the model adds" if added else amount(count, "row"))
+                    + f": give numbers from 0 to {count - 1}, as the model's own tokenizer or categories do"
                 )
 
     def within(self, tensors: Tensors) -> dict[str, Array]:

@@ -1,12 +1,17 @@
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from tests.inputs.pipeline.test_text import CONTENT, WORDS
 
-from hasten.core.lookups import Lookup
+from hasten.core.lookups import Lookup, RowNumbers
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.models.embedding import check_vocabulary, lookups_of
@@ -74,7 +79,8 @@ def test_a_model_without_such_a_lookup_is_not_judged() -> None:
 def tables(folder: Path, given: str, body: str) -> tuple[Lookup, ...]:
     """Return the tables of a graph with one input: `nine` has 9 rows of 3, `three` has 3."""
     text = f"""m ({given} x) => (float[A, B] y) <int64 one = {{1}}, int64[1] zero = {{0}}, int64[1] two = {{2}},
-        int64[1] last = {{1}}, int64[1] flat = {{-1}}, int64[1] far = {{64}}, int64[1] end = {{9999}}, float scale = {{0.5}}> {{ {body} }}"""
+        int64[1] last = {{1}}, int64[1] flat = {{-1}}, int64[1] far = {{64}}, int64[1] end = {{9999}}, float scale = {{0.5}},
+        uint8 few = {{3}}, int64 huge = {{-9223372036854775808}}, int64 beyond = {{12}}, int64[3] three_offsets = {{0, 2, 6}}> {{ {body} }}"""
     path = models.write(folder / "m.onnx", text, {"nine": (9, 3), "three": (3, 3)})
     return lookups_of(read(path), load(path).inputs)
 
@@ -126,7 +132,15 @@ def tables(folder: Path, given: str, body: str) -> tuple[Lookup, ...]:
             (9,),
         ),
         # what the graph calculates with
-        ("int64[N, S]", "a = Add(x, one) y = Gather(nine, a)", (), ()),
+        ("int64[N, S]", "a = Add(x, x) y = Gather(nine, a)", (), ()),
+        ("int64[N, S]", "a = Sub(one, x) y = Gather(nine, a)", (), ()),
+        ("int64[N, S]", "a = Mul(x, one) y = Gather(nine, a)", (), ()),
+        ("uint8[N, S]", "a = Add(x, few) c = Cast <to = 6> (a) y = Gather(nine, c)", (), ()),
+        ("float[N, S]", "a = Add(x, scale) c = Cast <to = 6> (a) y = Gather(nine, c)", (), ()),
+        ("int64[N, S]", "a = Add(x, huge) y = Gather(nine, a)", (), ()),
+        ("int64[N, S]", "a = Add(x, beyond) y = Gather(nine, a)", (), ()),
+        ("int64[N, S]", "a = Add(x, three_offsets) y = Gather(nine, a)", (), ()),
+        ("int64[N]", "a = Add(x, three_offsets) y = Gather(nine, a)", (), ()),
         ("int64[N, S]", "c = Cast <to = 1> (x) d = Cast <to = 7> (c) y = Gather(nine, d)", (), ()),
     ],
 )
@@ -134,6 +148,54 @@ def test_the_tables_of_an_inputs_numbers_are_found(
     given: str, body: str, shape: tuple[int, ...], rows: tuple[int, ...], tmp_path: Path
 ) -> None:
     assert tables(tmp_path, given, body) == ((Lookup("x", shape, rows),) if rows else ())
+
+
+@pytest.mark.parametrize(
+    ("given", "body"),
+    [
+        ("int64[N, 3]", "a = Add(x, offsets) y = Gather(table, a)"),
+        ("int64[N, 3]", "a = Add(offsets, x) y = Gather(table, a)"),
+        ("int64[N, 3]", "a = Sub(x, offsets) y = Gather(table, a)"),
+        ("int64[N, 3]", "a = Add(x, row) y = Gather(table, a)"),
+        ("int64[N, 3]", "c = Constant <value_ints = [0, 4, 9]> () a = Add(x, c) y = Gather(table, a)"),
+        ("int64[N, 3]", "c = Constant <value_int = 3> () a = Sub(x, c) y = Gather(table, a)"),
+        ("int32[N, 3]", "a = Cast <to = 7> (x) b = Add(a, offsets) y = Gather(table, b)"),
+        ("int32[N, 3]", "o = Constant <value = int32[3] {0, 4, 9}> () a = Add(x, o) y = Gather(table, a)"),
+        ("uint8[N, 3]", "a = Cast <to = 7> (x) b = Add(a, offsets) y = Gather(table, b)"),
+        ("float[N, 3]", "a = Cast <to = 7> (x) b = Add(a, offsets) y = Gather(table, b)"),
+        ("int64[N, 3]", "a = Add(x, row) b = Sub(a, offsets) c = Add(b, one) y = Gather(table, c)"),
+        ("int64[N, 3]", "t = Transpose(x) a = Add(t, column) u = Unsqueeze(a, zero) y = Gather(table, u)"),
+        ("int64[N, 3]", "f = Reshape(x, flat) a = Add(f, one) y = Gather(table, a)"),
+        ("int64[N, 3]", "a = Add(x, offsets) p = Gather(table, a) q = Gather(long, x) y = Add(p, q)"),
+        ("int64[N, 3]", "p = Gather(table, x) a = Sub(x, one) q = Gather(table, a) y = Add(p, q)"),
+        ("int64[N, 3]", "a = Add(x, offsets) b, c = Split <axis = 1> (a, parts) p = Gather(table, b) q = Gather(long, c)"
+         " u = ReduceSum(p, last) v = ReduceSum(q, last) y = Add(u, v)"),
+    ],
+)  # fmt: skip
+def test_numbers_to_which_a_constant_is_added_are_refused_as_by_onnx_runtime(
+    given: str, body: str, tmp_path: Path
+) -> None:
+    text = f"""m ({given} x) => (float y) <int64[3] offsets = {{0, 4, 9}}, int64[1, 3] row = {{0, 4, 9}}, int64 one = {{1}},
+        int64[3, 1] column = {{0, 4, 9}}, int64[1] zero = {{0}}, int64[1] flat = {{-1}}, int64[2] parts = {{2, 1}},
+        int64[1] last = {{1}}> {{ {body} }}"""
+    path = models.write(tmp_path / "m.onnx", text, {"table": (12, 2), "long": (40, 2)})
+    check = RowNumbers.of(lookups_of(read(path), load(path).inputs), load(path).inputs)
+    assert check is not None
+    session = onnxruntime.InferenceSession(str(path))
+    dtype = load(path).inputs[0].dtype
+    for place in range(3):
+        for number in range(0 if dtype == "uint8" else -60, 60):
+            x = np.zeros((2, 3), dtype)
+            x[1, place] = number
+            assert accepts(check, {"x": x}) == accepts(partial(session.run, None), {"x": x}), x
+
+
+def accepts(call: Callable[[dict[str, np.ndarray]], object], inputs: dict[str, np.ndarray]) -> bool:
+    try:
+        call(inputs)
+    except (InputError, InvalidArgument):
+        return False
+    return True
 
 
 class Product(torch.nn.Module):
@@ -152,10 +214,36 @@ class Product(torch.nn.Module):
         return found
 
 
+class Shared(torch.nn.Module):
+    """One table for three columns, each of which begins at a row of its own."""
+
+    offsets: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(510, 4)
+        self.scores = torch.nn.Linear(12, 3)
+        self.register_buffer("offsets", torch.tensor([0, 10, 310]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.table((x + self.offsets.unsqueeze(0)).long())
+        found: torch.Tensor = self.scores(rows.flatten(1))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("network", "rows", "first"),
+    [(Product, (10, 0, 200), ()), (Shared, (510, 500, 200), (-510, -520, -820))],
+)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("dynamo", [False, True])
 def test_each_column_of_torchs_exports_has_its_own_table(
-    dynamo: bool, dtype: torch.dtype, tmp_path: Path
+    dynamo: bool,
+    dtype: torch.dtype,
+    network: type[torch.nn.Module],
+    rows: tuple[int, ...],
+    first: tuple[int, ...],
+    tmp_path: Path,
 ) -> None:
     path, sample = tmp_path / "m.onnx", torch.zeros(2, 3, dtype=dtype)
     with warnings.catch_warnings():
@@ -163,15 +251,15 @@ def test_each_column_of_torchs_exports_has_its_own_table(
         if dynamo:
             shapes = ({0: torch.export.Dim("batch")},)
             torch.onnx.export(
-                Product().eval(), (sample,), path, dynamo=True, dynamic_shapes=shapes, verbose=False
+                network().eval(), (sample,), path, dynamo=True, dynamic_shapes=shapes, verbose=False
             )
         else:
             torch.onnx.export(
-                Product().eval(),
+                network().eval(),
                 (sample,),
                 path,
                 dynamo=False,
                 input_names=["x"],
                 dynamic_axes={"x": {0: "batch"}},
             )
-    assert lookups_of(read(path), load(path).inputs) == (Lookup("x", (1, 3), (10, 0, 200)),)
+    assert lookups_of(read(path), load(path).inputs) == (Lookup("x", (1, 3), rows, first),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +24,10 @@ _SAME_VALUES = frozenset(
 """Operators that hand numbers on as they are."""
 _PARTS = frozenset(("Gather", "Slice", "Split"))
 """Operators that hand some of the numbers on."""
+_SUMS = {"Add": 1, "Sub": -1}
+"""Operators that may add a constant to the numbers, or its negative."""
+_MOST_ADDED = 1 << 30
+"""Largest constant that is followed. A sum of int32 that overflows is then no row of a table with fewer rows than this."""
 _WHOLE = (6, 7)
 """ONNX's numbers of int32 and int64, to one of which a cast keeps the numbers of rows."""
 _TABLES = {
@@ -37,6 +41,8 @@ _OPEN, _LONG = 61, 4099
 """Sizes that stand for an open one. Tables count where both give the same, since a graph may cut the axis at a place."""
 _MOST_PLACES = 1 << 18
 """Largest size of an input that may have tables."""
+_FREE = np.int64(1 << 62)
+"""Bound of a place without a table."""
 _MOST_STEPS = 8
 """Largest number of operators between a constant and the table that is made of it."""
 _ROUNDED = 128
@@ -85,7 +91,8 @@ def check_vocabulary(
 def lookups_of(proto: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> tuple[Lookup, ...]:
     """Return the tables that a graph looks the numbers of its inputs up in, as they are.
 
-    A number that is calculated with before, or looked up in a branch or a loop, isn't found.
+    A number that is calculated with before, except that a constant is added, or that is looked up in a branch or a
+    loop, isn't found.
 
     Args:
         proto: Model, with or without its external data.
@@ -96,12 +103,14 @@ def lookups_of(proto: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> tuple[Lo
     for spec in inputs if looked_up else ():
         if np.dtype(spec.dtype).kind not in "iuf":
             continue
-        every = [_rows(spec, sizes, looked_up, constants) for sizes in _settled(spec.shape)]
-        if not every or any(rows.shape != every[0].shape for rows in every):
+        every = [_bounds(spec, sizes, looked_up, constants) for sizes in _settled(spec.shape)]
+        if not every or any(bounds.shape != every[0].shape for bounds in every):
             continue
-        rows = np.where(np.min(every, 0) > 0, np.max(every, 0), 0)
+        below, rows = np.where(np.min(every, 0) > 0, np.max(every, 0), 0)
         if rows.any():
-            found.append(Lookup(spec.name, rows.shape, tuple(rows.ravel().tolist())))
+            first = np.where(rows > 0, 1 - below, 0)
+            numbers = () if (first == -rows).all() else tuple(first.ravel().tolist())
+            found.append(Lookup(spec.name, rows.shape, tuple(rows.ravel().tolist()), numbers))
     return tuple(found)
 
 
@@ -120,13 +129,16 @@ def _settled(shape: Sequence[int | str]) -> Iterator[list[int]]:
             yield [*sizes[:axis], long, *sizes[axis + 1 :]]
 
 
-def _rows(
+def _bounds(
     spec: TensorSpec,
     sizes: Sequence[int],
     looked_up: Sequence[tuple[str, int]],
     constants: _Constants,
 ) -> Array:
-    """Return the rows of the smallest table for each place of an input; see `Lookup`.
+    """Return the numbers that each place of an input may have, by the tables together.
+
+    The first entry is how many they are from 0 downwards, and the second from 0 upwards. Both are 0 for a place
+    without a table, and for one of which 0 isn't a row.
 
     Args:
         spec: The input.
@@ -134,23 +146,25 @@ def _rows(
         looked_up: Names of what is looked up, and the rows of their tables.
         constants: The model's constants.
     """
-    rows = np.zeros(math.prod(sizes), np.int64)
-    places = constants.places(spec.name, np.arange(rows.size).reshape(sizes))
+    bounds = np.full((2, math.prod(sizes)), _FREE)
+    places = constants.places(spec.name, np.arange(math.prod(sizes)).reshape(sizes))
     for name, count in looked_up:
         if name in places:
-            own = places[name].ravel()
-            rows[own] = np.where(rows[own] > 0, np.minimum(rows[own], count), count)
-    rows = rows.reshape(sizes)
-    for axis, size in enumerate(spec.shape):
-        if isinstance(size, str) or (rows == rows.take([0], axis)).all():
-            rows = _alike(rows, axis)
-    return _alike(rows, None) if rows.size > MOST_NUMBERS else rows
+            added, own = np.divmod(places[name].ravel(), _MOST_PLACES)
+            np.minimum.at(bounds[0], own, count + added + 1)
+            np.minimum.at(bounds[1], own, count - added)
+    found = ((bounds > 0) & (bounds < _FREE)).all(0)
+    bounds = np.where(found, bounds, 0).reshape(2, *sizes)
+    for axis, size in enumerate(spec.shape, 1):
+        if isinstance(size, str) or (bounds == bounds.take([0], axis)).all():
+            bounds = _alike(bounds, (axis,))
+    return _alike(bounds, tuple(range(1, bounds.ndim))) if bounds[0].size > MOST_NUMBERS else bounds
 
 
-def _alike(rows: Array, axis: int | None) -> Array:
-    """Return the rows that each place along an axis has at most, or 0 where one has no table."""
-    every = (rows > 0).all(axis, keepdims=True)
-    return np.where(every, rows.max(axis, keepdims=True), 0)
+def _alike(bounds: Array, axes: tuple[int, ...]) -> Array:
+    """Return the bounds that each place along axes has at most, or 0 where one has no table."""
+    every = (bounds > 0).all(axes, keepdims=True)
+    return np.where(every, bounds.max(axes, keepdims=True), 0)
 
 
 def _domain(node: onnx.NodeProto) -> str:
@@ -180,7 +194,8 @@ class _Constants:
     def places(self, name: str, own: Array) -> dict[str, Array]:
         """Return the tensors with an input's numbers, each as the places of the input that they are from.
 
-        Where the order of the places isn't known, they have one axis.
+        To a place, `_MOST_PLACES` times what is added to its number is added. Where the order of the places
+        isn't known, they have one axis.
 
         Args:
             name: Name of the input.
@@ -188,10 +203,12 @@ class _Constants:
         """
         found = {name: own}
         for node in self._nodes:  # ONNX has nodes in the order of their computation
-            if not _domain(node) and node.input and node.input[0] in found:
-                found.update(
-                    zip(node.output, self._moved(node, found[node.input[0]]), strict=False)
-                )
+            moved: list[Array] = []
+            if not _domain(node) and node.op_type in _SUMS:
+                moved = self._added(node, found)
+            elif not _domain(node) and node.input and node.input[0] in found:
+                moved = self._moved(node, found[node.input[0]])
+            found.update(zip(node.output, moved, strict=False))
         return found
 
     def _size(self, table: str, axis: int) -> int:
@@ -207,6 +224,47 @@ class _Constants:
                 return 0
             table = node.input[0]
         return 0
+
+    def _constant(self, name: str) -> Array | None:
+        """Return a small constant of whole numbers; None for anything else."""
+        # Imported here: only a model that adds to numbers before it looks them up needs it.
+        from onnx import TensorProto, helper, numpy_helper
+
+        node, value = self._makers.get(name), self._tensors.get(name)
+        if node is not None and node.op_type == "Constant" and len(node.attribute) == 1:
+            value = helper.get_attribute_value(node.attribute[0])
+        if isinstance(value, TensorProto):
+            apart = value.data_location == TensorProto.EXTERNAL
+            if apart or math.prod(value.dims) > MOST_NUMBERS:
+                return None
+            try:
+                value = numpy_helper.to_array(value)
+            except Exception:  # a damaged tensor raises many
+                return None
+        if not isinstance(value, (int, list, np.ndarray)):
+            return None
+        array = np.asarray(value)
+        small = array.size <= MOST_NUMBERS and array.dtype in (np.int32, np.int64)
+        near = small and bool(np.all((array >= -_MOST_ADDED) & (array <= _MOST_ADDED)))
+        return array if near else None
+
+    def _added(self, node: onnx.NodeProto, found: Mapping[str, Array]) -> list[Array]:
+        """Return the places of a node's output, which adds a constant to numbers; none where it does something else."""
+        if len(node.input) != 2:
+            return []
+        own, other = node.input
+        if node.op_type == "Add" and own not in found:
+            own, other = other, own
+        given = found.get(own)
+        constant = None if given is None or other in found else self._constant(other)
+        if given is None or constant is None or (given.ndim == 1 and constant.size != 1):
+            return []
+        with contextlib.suppress(ValueError):  # the shapes don't fit
+            if math.prod(np.broadcast_shapes(given.shape, constant.shape)) == given.size:
+                moved = given + _SUMS[node.op_type] * _MOST_PLACES * constant.astype(np.int64)
+                if np.abs(moved).max(initial=0) <= _MOST_ADDED * _MOST_PLACES:
+                    return [moved.ravel() if given.ndim == 1 else moved]
+        return []
 
     def _moved(self, node: onnx.NodeProto, given: Array) -> list[Array]:
         """Return the places that the numbers of a node's outputs are from; none where it calculates with them."""

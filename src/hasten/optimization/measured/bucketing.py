@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from hasten.core.shapes import Pads
 from hasten.core.tensors import Array
+from hasten.core.words import amount
 from hasten.engines.base import Engine
 from hasten.engines.buckets import Buckets
 from hasten.engines.padding import Axis, Bucket, Dimension, Pad
@@ -144,7 +145,7 @@ class Bucketing:
         if not sets:
             shapes = len(np.unique(sizes, axis=0))
             self._notes.append(
-                f"no buckets were tried: samples have {shapes:,} different shapes in {sizes.shape[1]} dimensions"
+                f"no buckets were tried: samples have {shapes:,} different shapes in {amount(sizes.shape[1], 'dimension')}"
                 + (
                     ""
                     if matched

@@ -42,6 +42,7 @@ _REFERENCE_LIMIT_S = 30.0
 _REFERENCE_SHARE = 0.1
 _NO_OPERATOR = re.compile("is not a registered function/op|No opset import for domain")
 """Words of ONNX Runtime about an operator of a domain that it doesn't have."""
+_ONE_SHAPE = "the engine takes one shape, and samples differ in shape: it is tried in buckets, where those are tried"
 _LIBRARY = "; if you have a library with the operator, give it with custom_ops=LIBRARY"
 
 
@@ -190,6 +191,10 @@ class Screening(Trials):
         if candidate.key in self.done:
             return self.done[candidate.key]
         trial = Trial(candidate)
+        own = candidate.engine
+        one_shape = own.settles and not own.reshapes and "host" in own.families
+        if one_shape and self.samples.ragged:
+            return self.keep(dataclasses.replace(trial, skipped=_ONE_SHAPE))
         try:
             opened = self.bench.open(candidate)
         except (Skipped, NotCovered) as skipped:

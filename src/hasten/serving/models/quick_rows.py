@@ -74,8 +74,9 @@ class QuickRows:
     def of(cls, model: ServedModel) -> QuickRows | None:
         """Return what answers a model's rows at once; None for a model whose rows always wait in line.
 
-        That is one that takes something else than rows, or isn't known to take microseconds; and one
-        whose answers are cached or traced.
+        That is one that takes something else than rows, or isn't known to take microseconds; one whose
+        answers are cached or traced; and one whose calls can't be bound, as where the file gives the axis of
+        the rows no name.
         """
         opened, settings = model.opened, model.settings
         path = RowPath.of(opened.manifest.pipeline, opened.first.inputs)
@@ -88,7 +89,10 @@ class QuickRows:
             return None
         if settings.cache_bytes or model.tracing is not None:
             return None
-        return cls(model, path)
+        try:
+            return cls(model, path)
+        except InputError:
+            return None
 
     def answer(self, body: bytes, arrived_ns: int) -> bytes | None:
         """Return the decision on a row as JSON; None to take the usual way.

@@ -294,7 +294,8 @@ class Repository:
                     opened = await self._opened_in_turn(one, old)
                     try:
                         chains = self._chains_to_renew(one, opened)
-                    except HastenError:
+                        model = self._served(one, opened, old)
+                    except Exception:
                         await _on_a_thread(opened.close)
                         raise
             except GivenUpError:
@@ -317,22 +318,7 @@ class Repository:
                 if old is not None:
                     await self._retire(old)
                 return
-            if one.settings.which == "exact" and opened.which == "winner":
-                one.settings = replace(one.settings, which="winner")
-                self.forgiven(one)
-            one.served = ServedModel(
-                one.name,
-                one.version,
-                opened,
-                one.settings,
-                self._loop,
-                self.clients,
-                old.statistics if old is not None else None,
-                self._marker(one),
-                tracing=self._tracing,
-                lost=self.lost,
-                cache=self.cache,
-            )
+            one.served = model
             if old is not None:
                 one.served.learn_from(old)
             one.state, one.reason = "READY", ""
@@ -387,6 +373,31 @@ class Repository:
         finally:
             one.opening = None
             del opening  # its error keeps this frame
+
+    def _served(
+        self, one: Registered, opened: OpenBundle, old: ServedModel | ServedChain | None
+    ) -> ServedModel:
+        """Return what answers with an opened bundle.
+
+        Raises:
+            HastenError: it can't be made.
+        """
+        if one.settings.which == "exact" and opened.which == "winner":
+            one.settings = replace(one.settings, which="winner")
+            self.forgiven(one)
+        return ServedModel(
+            one.name,
+            one.version,
+            opened,
+            one.settings,
+            self._loop,
+            self.clients,
+            old.statistics if old is not None else None,
+            self._marker(one),
+            tracing=self._tracing,
+            lost=self.lost,
+            cache=self.cache,
+        )
 
     def _chained(self, one: Registered, chain: ChainPlace, old: ServedModel | None) -> ServedChain:
         """Return a chain of models that are loaded already.
