@@ -156,17 +156,23 @@ def _weights(surface: Surface) -> list[bytes]:
 
 
 def _skops(surface: Surface) -> list[bytes]:
-    """Return models that name a class with such characters, and one of whose arrays has another shape."""
+    """Return models that name a class with such characters, and ones of whose arrays one has another shape."""
     seed = surface.seeds()[0]
     members = list(archives.members_of(seed).items())
     arrays = [name for name, _ in members if name.endswith(".npy")]
-    other = io.BytesIO()
-    np.save(other, np.zeros(3))
-    changed = [(name, other.getvalue() if name == arrays[0] else data) for name, data in members]
-    return [
-        _renamed(seed, ".json", b"DecisionTreeClassifier", _CONTROL),
-        archives.archive_of(changed, zipfile.ZIP_STORED),
-    ]
+    nodes = next(name for name, data in members if b"left_child" in data)
+    found = [_renamed(seed, ".json", b"DecisionTreeClassifier", _CONTROL)]
+    for place, array in ((arrays[0], np.zeros(3)), (nodes, np.zeros(()))):
+        other = io.BytesIO()
+        np.save(other, array)
+        changed = [(name, other.getvalue() if name == place else data) for name, data in members]
+        found.append(archives.archive_of(changed, zipfile.ZIP_STORED))
+    return found
+
+
+def _irs(surface: Surface) -> list[bytes]:
+    """Return a graph without the operation that marks its output."""
+    return [surface.seeds()[0].replace(b'type="Result"', b'type="44"')]
 
 
 def _trees(surface: Surface) -> list[bytes]:
@@ -264,6 +270,7 @@ _MADE: dict[str, Callable[[Surface], list[bytes]]] = {
     "pt2": _programs,
     "weights": _weights,
     "skops": _skops,
+    "ir": _irs,
     "trees": _trees,
     "torchscript": _torchscript,
     "configs": _configs,
