@@ -20,6 +20,7 @@ from fuzz.surface import MOST_BYTES, Surface
 from fuzz.surfaces import archives, grpc_calls, http, labels, media
 from fuzz.surfaces.images import encoded
 from PIL import Image
+from tests.support.tflite import with_custom_operator
 
 _TEXT = 4 << 20
 _CONTROL = "\x1b[2J\r\n"
@@ -175,6 +176,11 @@ def _irs(surface: Surface) -> list[bytes]:
     return [surface.seeds()[0].replace(b'type="Result"', b'type="44"')]
 
 
+def _tflite(surface: Surface) -> list[bytes]:
+    """Return a model with a custom operator whose settings point far before them."""
+    return [with_custom_operator(surface.seeds()[0], b"\x7f\xff\xff\x7f\x24\x04")]
+
+
 def _trees(surface: Surface) -> list[bytes]:
     """Return trees of LightGBM and CatBoost that state more than there is, and settings without a colon."""
     seeds = surface.seeds()
@@ -271,6 +277,7 @@ _MADE: dict[str, Callable[[Surface], list[bytes]]] = {
     "weights": _weights,
     "skops": _skops,
     "ir": _irs,
+    "tflite": _tflite,
     "trees": _trees,
     "torchscript": _torchscript,
     "configs": _configs,
