@@ -20,6 +20,7 @@ from fuzz.surface import MOST_BYTES, Surface
 from fuzz.surfaces import archives, grpc_calls, http, labels, media
 from fuzz.surfaces.images import encoded
 from PIL import Image
+from tests.support.tflite import with_custom_operator
 
 _TEXT = 4 << 20
 _CONTROL = "\x1b[2J\r\n"
@@ -156,17 +157,28 @@ def _weights(surface: Surface) -> list[bytes]:
 
 
 def _skops(surface: Surface) -> list[bytes]:
-    """Return models that name a class with such characters, and one of whose arrays has another shape."""
+    """Return models that name a class with such characters, and ones of whose arrays one has another shape."""
     seed = surface.seeds()[0]
     members = list(archives.members_of(seed).items())
     arrays = [name for name, _ in members if name.endswith(".npy")]
-    other = io.BytesIO()
-    np.save(other, np.zeros(3))
-    changed = [(name, other.getvalue() if name == arrays[0] else data) for name, data in members]
-    return [
-        _renamed(seed, ".json", b"DecisionTreeClassifier", _CONTROL),
-        archives.archive_of(changed, zipfile.ZIP_STORED),
-    ]
+    nodes = next(name for name, data in members if b"left_child" in data)
+    found = [_renamed(seed, ".json", b"DecisionTreeClassifier", _CONTROL)]
+    for place, array in ((arrays[0], np.zeros(3)), (nodes, np.zeros(()))):
+        other = io.BytesIO()
+        np.save(other, array)
+        changed = [(name, other.getvalue() if name == place else data) for name, data in members]
+        found.append(archives.archive_of(changed, zipfile.ZIP_STORED))
+    return found
+
+
+def _irs(surface: Surface) -> list[bytes]:
+    """Return a graph without the operation that marks its output."""
+    return [surface.seeds()[0].replace(b'type="Result"', b'type="44"')]
+
+
+def _tflite(surface: Surface) -> list[bytes]:
+    """Return a model with a custom operator whose settings point far before them."""
+    return [with_custom_operator(surface.seeds()[0], b"\x7f\xff\xff\x7f\x24\x04")]
 
 
 def _trees(surface: Surface) -> list[bytes]:
@@ -264,6 +276,8 @@ _MADE: dict[str, Callable[[Surface], list[bytes]]] = {
     "pt2": _programs,
     "weights": _weights,
     "skops": _skops,
+    "ir": _irs,
+    "tflite": _tflite,
     "trees": _trees,
     "torchscript": _torchscript,
     "configs": _configs,

@@ -21,6 +21,7 @@ SURFACES = {
     "chunks": "fuzz.surfaces.packed:Chunks",
     "onnx": "fuzz.surfaces.onnx_files:OnnxFiles",
     "ir": "fuzz.surfaces.onnx_files:IrFiles",
+    "tflite": "fuzz.surfaces.tflite:TfliteFiles",
     "pt2": "fuzz.surfaces.archives:Programs",
     "npz": "fuzz.surfaces.archives:Npz",
     "weights": "fuzz.surfaces.archives:Weights",

@@ -112,6 +112,17 @@ def test_a_normalization_over_other_axes_is_refused(build: Build, tmp_path: Path
         as_onnx(model.path, model.request, model.outputs)
 
 
+def test_an_ir_without_the_models_output_is_refused(build: Build, tmp_path: Path) -> None:
+    model = as_ir(build(COMPARED.replace("OPERATOR", "Less"), "cut"), tmp_path)
+    text = model.path.read_text()
+    assert 'type="Result"' in text
+    model.path.write_text(text.replace('type="Result"', 'type="44"'))
+    with pytest.raises(
+        CandidateError, match=r"^the compiled engine finds 0 outputs in the IR, not 1$"
+    ):
+        as_onnx(model.path, model.request, model.outputs)
+
+
 def test_a_single_number_stored_as_a_byte_is_read(build: Build, tmp_path: Path) -> None:
     import openvino.opset13 as ops
 

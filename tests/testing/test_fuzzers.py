@@ -27,7 +27,7 @@ from hasten.engines.compiled.source import Source, write
 from hasten.errors import InputError
 
 FEW = 25
-VERY_FEW = {"pt2": 5}
+VERY_FEW = {"pt2": 5, "tflite": 5}
 """Number of inputs where each takes much longer."""
 
 

@@ -268,6 +268,20 @@ def test_a_skops_file_with_a_model_of_lightgbm_that_is_damaged_is_refused(
     assert str(refused.value).startswith(f"{path} {why}")
 
 
+def test_a_skops_file_with_a_tree_whose_nodes_have_no_axis_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    skops = pytest.importorskip("skops.io")
+    from sklearn.tree import DecisionTreeClassifier
+
+    path, number = tmp_path / "model.skops", io.BytesIO()
+    np.save(number, np.zeros(()))
+    skops.dump(DecisionTreeClassifier().fit(ROWS, TWO), path)
+    changed(path, lambda _, each: number.getvalue() if b"left_child" in each else each)
+    with pytest.raises(InputError) as refused:
+        find_model(path)  # before, the whole process crashed
+    assert "(ValueError: the nodes of a tree have 0 axes, not one" in str(refused.value)
+
+
 def test_a_skops_file_does_not_make_a_booster_of_another_file(tmp_path: Path) -> None:
     lightgbm, skops = pytest.importorskip("lightgbm"), pytest.importorskip("skops.io")
     path, other = tmp_path / "model.skops", tmp_path / "other.txt"

@@ -5,11 +5,16 @@ import numpy as np
 import onnxruntime
 import pytest
 from click.testing import CliRunner
+from tests.support.tflite import with_custom_operator
 
 from hasten.cli import main
+from hasten.engines.litert.tflite.conversion import convert
 from hasten.errors import InputError
+from hasten.inputs.models.onnx import load
 from hasten.inputs.models.source import check_has_program, find_model, load_model, stated_pipeline
+from hasten.inputs.models.stated_inputs import stated_inputs
 from hasten.inputs.models.tensorflow import TensorFlowModel
+from hasten.testing.models import linear_classifier
 
 X = np.random.default_rng(0).standard_normal((8, 8, 3)).astype(np.float32)
 
@@ -61,6 +66,25 @@ def test_a_sample_that_doesnt_fit_is_refused(saved: Path, tmp_path: Path) -> Non
         InputError, match=r"^input 'image': the model takes image: float32\[batch, 8"
     ):
         load_model(find_model(saved, trust_code=True), {"image": X[:4]}, tmp_path)
+
+
+def test_a_tflite_file_on_which_litert_crashes_is_refused(tmp_path: Path) -> None:
+    """The settings of a custom operator are read as the file is opened, and not checked."""
+    pytest.importorskip("ai_edge_litert", reason="needs the extra litert")
+    path = tmp_path / "m.tflite"
+    convert(load(linear_classifier(tmp_path)), path)
+    sound = stated_inputs(find_model(path))
+    assert [str(spec) for spec in sound] == ["x: float32[batch, 16]"]
+    path.write_bytes(with_custom_operator(path.read_bytes(), b"\x7f\xff\xff\x7f\x24\x04"))
+    with pytest.raises(InputError) as error:
+        stated_inputs(find_model(path))
+    assert str(error.value) == (
+        f"{path} is damaged: LiteRT crashed (SIGSEGV) while it read the file"
+    )
+    path.write_bytes(b"no model")
+    with pytest.raises(InputError, match=r"m\.tflite can't be read: ValueError: ") as error:
+        stated_inputs(find_model(path))
+    assert "\n" not in str(error.value)
 
 
 def test_what_cant_be_converted_is_said_in_one_line(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +22,47 @@ from hasten.errors import InputError, told
 from hasten.inputs.data.made_up import make_up, plans
 from hasten.inputs.models import onnx
 from hasten.inputs.models.keras import OPSET, TOLERANCE, quiet, rename
+from hasten.inputs.models.tabular.base import check_survives
 
 SAVED = ("saved_model.pb", "saved_model.pbtxt")
 _PREFIXES = ("serving_default_", "serving_default:")
 _FAULTS = ("Error", "not supported", "Unsupported", "unsupported")
+_RUN = """
+import json, sys
+import numpy as np
+try:
+    from ai_edge_litert.interpreter import Interpreter
+except ImportError:
+    import tensorflow
+    Interpreter = tensorflow.lite.Interpreter
+asked = json.load(sys.stdin)
+try:
+    interpreter = Interpreter(sys.argv[1])
+    details = interpreter.get_input_details()
+    if asked["answers"]:
+        with open(asked["file"], "rb") as file:
+            given = {name: np.load(file) for name in asked["inputs"]}
+        for entry in details:
+            interpreter.resize_tensor_input(entry["index"], given[entry["name"]].shape)
+        interpreter.allocate_tensors()
+        for entry in details:
+            interpreter.set_tensor(entry["index"], given[entry["name"]])
+        interpreter.invoke()
+        index = {entry["name"]: entry["index"] for entry in interpreter.get_output_details()}
+        with open(asked["file"], "wb") as file:
+            for name in asked["answers"]:
+                np.save(file, interpreter.get_tensor(index[name]), allow_pickle=False)
+    rows = [(one["name"], np.dtype(one["dtype"]).name, one["shape_signature"].tolist()) for one in details]
+    said = {"inputs": rows}
+except Exception as error:
+    said = {"refused": f"{type(error).__name__}: {error}"}
+sys.stdout.write("\\0" + json.dumps(said))
+"""
+"""Program that opens a TFLite file in LiteRT, or in TensorFlow where that is missing, and answers a request.
+
+Prints, after a zero, its inputs, or why it can't. LiteRT checks neither the settings of custom operators nor all that
+its operators are given, so it may crash.
+"""
 
 
 @dataclass(frozen=True)
@@ -82,26 +122,35 @@ class TensorFlowModel:
         """
         if self.kind == "SavedModel":
             return ()
-        try:
-            interpreter = _interpreter()
-        except ImportError:
+        if not any(map(importlib.util.find_spec, ("ai_edge_litert", "tensorflow"))):
             return ()
-        try:
-            details = interpreter(str(self.path)).get_input_details()
-        except Exception as error:  # the runtime raises exceptions of any kind
-            raise InputError(f"{self.path} can't be read: {told(error)}") from error
-        names = _plain([entry["name"] for entry in details])
+        found = self._apart({"answers": []})
+        names = _plain([name for name, *_ in found])
         return tuple(
             TensorSpec(
                 name,
-                np.dtype(entry["dtype"]).name,
+                dtype,
                 tuple(
-                    int(size) if size >= 0 else "batch" if axis == 0 else f"axis_{axis}"
-                    for axis, size in enumerate(entry["shape_signature"])
+                    size if size >= 0 else "batch" if axis == 0 else f"axis_{axis}"
+                    for axis, size in enumerate(sizes)
                 ),
             )
-            for name, entry in zip(names, details, strict=True)
+            for name, (_, dtype, sizes) in zip(names, found, strict=True)
         )
+
+    def _apart(self, asked: dict[str, Any]) -> list[Any]:
+        """Run `_RUN`, and return the names, types and sizes of the file's inputs.
+
+        Raises:
+            InputError: the file can't be opened or answer, or the program crashes.
+        """
+        printed = check_survives(self.path, "LiteRT", _RUN, content=json.dumps(asked).encode())
+        *_, last = printed.partition("\0")  # before it, there may be warnings
+        said: dict[str, Any] = json.loads(last) if last else {"refused": "LiteRT can't be imported"}
+        if "refused" in said:
+            raise InputError(f"{self.path} can't be read: {said['refused']:.300}")
+        found: list[Any] = said["inputs"]
+        return found
 
     def _convert(self, path: Path) -> None:
         if importlib.util.find_spec("tf2onnx") is None:
@@ -119,7 +168,7 @@ class TensorFlowModel:
         )
         if done.returncode or not path.exists():
             raise InputError(
-                f"tf2onnx can't convert {self.path}: {_reason(done.stderr)}; save the model "
+                f"tf2onnx can't convert {self.path}: {_reason(done)}; save the model "
                 "without that operation, or export the model to ONNX yourself"
             )
 
@@ -138,6 +187,8 @@ class TensorFlowModel:
             with quiet():
                 wanted = self._answers(dict(zip(own[0], feed.values(), strict=True)), own[1])
             got = onnxruntime.InferenceSession(str(model.path)).run(None, feed)
+        except InputError:
+            raise
         except Exception as error:  # either runtime raises exceptions of its own
             raise InputError(
                 f"{self.path} can't be compared with its ONNX file: {told(error)}"
@@ -163,26 +214,14 @@ class TensorFlowModel:
             tensors = {key: tensorflow.constant(plain[key]) for key in keys}
             answers: dict[str, Any] = signature(**tensors)
             return [answers[name].numpy() for name in _plain(outputs)]
-        interpreter = _interpreter()(str(self.path))
-        for entry in interpreter.get_input_details():
-            interpreter.resize_tensor_input(entry["index"], feed[entry["name"]].shape)
-        interpreter.allocate_tensors()
-        for entry in interpreter.get_input_details():
-            interpreter.set_tensor(entry["index"], feed[entry["name"]])
-        interpreter.invoke()
-        index = {entry["name"]: entry["index"] for entry in interpreter.get_output_details()}
-        return [np.array(interpreter.get_tensor(index[name])) for name in outputs]
-
-
-def _interpreter() -> Any:
-    """Return the class that runs TFLite files: LiteRT's where it is installed, else TensorFlow's."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
-        import tensorflow
-
-        return tensorflow.lite.Interpreter
-    return Interpreter
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / "arrays"
+            with place.open("wb") as file:
+                for array in feed.values():
+                    np.save(file, array, allow_pickle=False)
+            self._apart({"inputs": [*feed], "answers": [*outputs], "file": str(place)})
+            with place.open("rb") as file:
+                return [np.load(file) for _ in outputs]
 
 
 def read(path: Path, *, trust_code: bool = False) -> TensorFlowModel | None:
@@ -204,8 +243,10 @@ def _plain(names: Sequence[str]) -> list[str]:
     return plain if len(set(plain)) == len(plain) else list(names)
 
 
-def _reason(text: str) -> str:
-    """Return the line of tf2onnx's output that says what failed."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+def _reason(ended: subprocess.CompletedProcess[str]) -> str:
+    """Return the line of tf2onnx's output that says what failed, or the signal that ended it."""
+    if ended.returncode < 0:
+        return f"it ended with {signal.Signals(-ended.returncode).name}"
+    lines = [line.strip() for line in ended.stderr.splitlines() if line.strip()]
     found = [line for line in lines if any(word in line for word in _FAULTS)]
     return (found or lines or ["it says nothing"])[-1][:300]

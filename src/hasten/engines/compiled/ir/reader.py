@@ -45,6 +45,10 @@ def as_onnx(
         drawing.give(parameter.get_node(), [spec.name])
     for operation in graph.get_ordered_ops():
         _draw(drawing, operation)
+    if len(graph.outputs) < len(outputs):
+        raise CandidateError(
+            f"the compiled engine finds {len(graph.outputs)} outputs in the IR, not {len(outputs)}"
+        )
     for place, spec in enumerate(outputs):
         port = _port(graph.outputs, spec.name) or graph.outputs[place]
         source = drawing.input(port.get_node(), 0)

@@ -143,6 +143,7 @@ class ScikitLearn(Library):
             trusted = [name for name in found if name in _TRUSTED]
             if modules := sorted(_BOOSTING.keys() & {name.partition(".")[0] for name in found}):
                 _check_boosting(path, content, modules, trusted)
+            _check_nodes()
             return loads(content, trusted=trusted)
         except InputError:
             raise
@@ -201,6 +202,23 @@ def _refused(path: Path, said: str) -> InputError:
         f"{path} can't be read by skops: it is cut short, its version is too new, or it "
         f"isn't a skops file ({said})"
     )
+
+
+def _check_nodes() -> None:
+    """Let skops check the nodes of trees from now on: scikit-learn crashes where these have no axis."""
+    from skops.io._audit import NODE_TYPE_MAPPING
+    from skops.io._protocol import PROTOCOL
+    from skops.io._sklearn import TreeNode
+
+    class Checked(TreeNode):  # type: ignore[misc]
+        """Tree whose nodes are a list of rows."""
+
+        def _construct(self) -> Any:
+            if np.ndim(nodes := self.attrs.construct()["nodes"]) != 1:
+                raise ValueError(f"the nodes of a tree have {np.ndim(nodes)} axes, not one")
+            return super()._construct()
+
+    NODE_TYPE_MAPPING["TreeNode", PROTOCOL] = Checked
 
 
 def _check_boosting(path: Path, content: bytes, modules: list[str], trusted: list[str]) -> None:
