@@ -9,6 +9,7 @@ import gc
 import http.server
 import itertools
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -369,13 +370,50 @@ def test_what_nobody_used_for_a_month_goes_unless_a_process_holds_it(
     two_models: Path, tmp_path: Path
 ) -> None:
     held = unpacked(pack(two_models).path)
-    free, left = held.with_name("0" * 64), held.with_name(".left")
-    for folder in (free, left):
+    free, left = held.with_name("0" * 64), held.with_name(f".{'0' * 64}.{'0' * 8}")
+    others = [held.with_name(name) for name in (".config", "photos")]
+    for folder in (free, left, *others):
         folder.mkdir()
-    for folder in (held, free, left):
+    for folder in (held, free, left, *others):
         os.utime(folder, (0, 0))
     unpacked(pack(two_models, tmp_path / "lean.hastenz", keep_exact=False).path)
     assert (held.exists(), free.exists(), left.exists()) == (True, False, False)
+    assert all(other.exists() for other in others)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_folders_of_the_user_stay_where_a_link_in_the_cache_leads_to_them(
+    two_models: Path, cache: Path, *, shared: bool
+) -> None:
+    """Whoever may write to the cache could have put the link there."""
+    own = cache.with_name("home") / ("0" * 64)
+    own.mkdir(parents=True)
+    os.utime(own, (0, 0))
+    cache.mkdir(0o700)
+    (cache / "unpacked").symlink_to(own.parent)
+    cache.chmod(0o777 if shared else 0o700)
+    folder = unpacked(pack(two_models).path)
+    assert _same(folder, two_models)
+    assert [*own.parent.iterdir()] == [own]
+
+
+def test_nothing_is_unpacked_to_a_cache_that_others_can_write_to(
+    two_models: Path, cache: Path
+) -> None:
+    (cache / "unpacked").mkdir(0o700, parents=True)
+    cache.chmod(0o777)
+    assert not unpacked(pack(two_models).path).is_relative_to(cache)
+
+
+def test_a_cache_that_the_first_bundle_makes_is_for_the_user_alone(
+    two_models: Path, cache: Path
+) -> None:
+    before = os.umask(0o002)
+    try:
+        unpacked(pack(two_models).path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
 
 
 def test_a_folder_that_is_being_written_stays_however_old_it_seems(
