@@ -283,6 +283,21 @@ def test_empty_tensors_are_for_no_labels_and_layers(tmp_path: Path) -> None:
     assert (stored.tensors, stored.longest) == (len(kept), 64)
 
 
+def test_what_a_second_configuration_claims_takes_no_memory(tmp_path: Path) -> None:
+    """Transformers makes the configuration of this model of both files."""
+    small = {"num_key_value_heads": 1, "head_dim": 8, "layer_types": ["full_attention"]}
+    folder = made("Qwen3_5TextModel", SMALL | small, tmp_path / "m", architectures=["JevForDecision"])
+    stated = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(stated | {"text_config": stated}))
+    slots = {"num_slots": 10**9, "verbalizers": [], "ranges": {}}
+    (folder / "judge_config.json").write_text(json.dumps({"slots": slots}))
+    (folder / "calibration.json").write_text(json.dumps({"per_kind": {}}))
+    assert refused(folder) == (
+        f"{folder} has judge_config.json, of which transformers makes another configuration than config.json: save the "
+        "model with save_pretrained, or if you trust it, add trust_code=True"
+    )
+
+
 def test_links_to_weights_count_once(encoder: Path, tmp_path: Path) -> None:
     folder = copied(encoder, tmp_path / "m")
     before = config_claims.stored(folder)

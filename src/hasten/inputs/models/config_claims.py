@@ -93,6 +93,24 @@ def check_places(folder: Path, config: Mapping[str, Any]) -> None:
                 raise _refused(path, "weight_map", shard)
 
 
+def check_alone(folder: Path, kind: Any) -> None:
+    """Check that a folder has no other file of which transformers would make the model's configuration.
+
+    Args:
+        folder: The folder.
+        kind: Class of the configuration; None where it isn't known.
+
+    Raises:
+        InputError: it has one; what that claims isn't checked.
+    """
+    for name in getattr(kind, "extra_config_files", ()):
+        if (folder / name).exists():
+            raise InputError(
+                f"{folder} has {name}, of which transformers makes another configuration than {CONFIG}: save the model "
+                "with save_pretrained, or if you trust it, add trust_code=True"
+            )
+
+
 def check_links(root: Path, folders: Iterable[Path]) -> None:
     """Check that no file or folder of a model is a link to one elsewhere, except in Hugging Face's own cache.
 

@@ -166,6 +166,7 @@ class Folder:
         kind = self._class(transformers)
         weights = config_claims.stored(self.path)
         if not self.trust_code:
+            config_claims.check_alone(self.path, getattr(kind, "config_class", None))
             config_claims.check_counts(self.path, self.config, weights)
         options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
         if self.trust_code:
