@@ -22,7 +22,7 @@ import openvino
 import pytest
 from click.testing import CliRunner
 from tests.support import models
-from tests.support.bundles import built, stated
+from tests.support.bundles import built, forge, stated
 from tests.support.packed_files import START, Parts
 from tests.support.waiting import PATIENCE_S
 
@@ -93,6 +93,44 @@ def test_the_constants_of_openvinos_ir_are_tensors(tmp_path: Path) -> None:
     expected = onnx.load(tmp_path / "depthwise_cnn.onnx").graph.initializer
     (known,) = (onnx.numpy_helper.to_array(each) for each in expected if each.name == "w1")
     np.testing.assert_array_equal(values, known.ravel())
+
+
+def _varint(number: int) -> bytes:
+    low = number & 0x7F
+    return bytes([low]) if number < 0x80 else bytes([low | 0x80]) + _varint(number >> 7)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        _field(8, b"w") + _field(13, b"") + b"\x70\x01",  # an entry of external data without a text
+        _field(8, b"w") + _field(2, b""),  # a type that isn't a number
+        _field(8, b"w") + _field(14, b""),
+        # a million axes, whose product would take hours
+        _field(1, _varint(2**63 - 1) * 1_000_000) + b"\x10\x01" + _field(9, b"abcd"),
+    ],
+    ids=["no text", "no type", "no place", "axes"],
+)
+def test_a_file_that_only_looks_like_onnx_is_packed_as_bytes(
+    two_models: Path, tmp_path: Path, tensor: bytes
+) -> None:
+    (name,) = (two_models / "exact").iterdir()
+    forge(two_models, files={f"exact/{name.name}": _field(7, _field(5, tensor))})
+    packed = pack(two_models).path
+    assert _same(hasten.unpack(packed, tmp_path / "again.hasten"), two_models)
+
+
+def test_an_ir_with_a_million_axes_is_packed_as_bytes(two_models: Path) -> None:
+    name = "model/depthwise_cnn.xml"
+    text = (two_models / name).read_text()
+    begin = '<data element_type="f32" shape="'
+    many = ",".join(["9223372036854775807"] * 1_000_000)
+    forge(two_models, files={name: text.replace(begin, f"{begin}{many},", 1).encode()})
+    assert _same(unpacked(pack(two_models).path), two_models)
 
 
 @pytest.mark.parametrize("which", ["winner", "exact"])

@@ -286,7 +286,9 @@ def test_empty_tensors_are_for_no_labels_and_layers(tmp_path: Path) -> None:
 def test_what_a_second_configuration_claims_takes_no_memory(tmp_path: Path) -> None:
     """Transformers makes the configuration of this model of both files."""
     small = {"num_key_value_heads": 1, "head_dim": 8, "layer_types": ["full_attention"]}
-    folder = made("Qwen3_5TextModel", SMALL | small, tmp_path / "m", architectures=["JevForDecision"])
+    folder = made(
+        "Qwen3_5TextModel", SMALL | small, tmp_path / "m", architectures=["JevForDecision"]
+    )
     stated = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(stated | {"text_config": stated}))
     slots = {"num_slots": 10**9, "verbalizers": [], "ranges": {}}
