@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,32 @@ import numpy as np
 from hasten.core.extras import missing_extra
 from hasten.core.model import Model
 from hasten.core.tensors import Array, TensorSpec
-from hasten.errors import InputError, told
+from hasten.errors import InputError, told, visible
 from hasten.inputs.data.made_up import make_up, plans
 from hasten.inputs.models import onnx
 from hasten.inputs.models.keras import OPSET, TOLERANCE, quiet, rename
+from hasten.inputs.models.tabular.base import check_survives
 
 SAVED = ("saved_model.pb", "saved_model.pbtxt")
+_LITERT = "ai_edge_litert"
+_READ = """
+import json, sys
+try:
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        from tensorflow.lite import Interpreter
+    import numpy as np
+
+    inputs = [
+        (entry["name"], np.dtype(entry["dtype"]).name, [int(size) for size in entry["shape_signature"]])
+        for entry in Interpreter(sys.argv[1]).get_input_details()
+    ]
+    print("\\0" + json.dumps({"inputs": inputs}))
+except Exception as error:
+    print("\\0" + json.dumps({"refused": (str(error).strip() or type(error).__name__).splitlines()[0]}))
+"""
+"""Program that prints what a TFLite file says of its inputs, behind what the interpreter itself prints."""
 _PREFIXES = ("serving_default_", "serving_default:")
 _FAULTS = ("Error", "not supported", "Unsupported", "unsupported")
 
@@ -82,25 +103,26 @@ class TensorFlowModel:
         """
         if self.kind == "SavedModel":
             return ()
-        try:
-            interpreter = _interpreter()
-        except ImportError:
+        if (
+            importlib.util.find_spec(_LITERT) is None
+            and importlib.util.find_spec("tensorflow") is None
+        ):
             return ()
-        try:
-            details = interpreter(str(self.path)).get_input_details()
-        except Exception as error:  # the runtime raises exceptions of any kind
-            raise InputError(f"{self.path} can't be read: {told(error)}") from error
-        names = _plain([entry["name"] for entry in details])
+        printed = check_survives(self.path, "TFLite's interpreter", _READ)  # damaged files crash it
+        said = json.loads(printed.rpartition("\0")[2] or '{"refused": "nothing is known of it"}')
+        if "refused" in said:
+            raise InputError(f"{self.path} can't be read: {visible(said['refused'])[:300]}")
+        names = _plain([name for name, _, _ in said["inputs"]])
         return tuple(
             TensorSpec(
                 name,
-                np.dtype(entry["dtype"]).name,
+                dtype,
                 tuple(
-                    int(size) if size >= 0 else "batch" if axis == 0 else f"axis_{axis}"
-                    for axis, size in enumerate(entry["shape_signature"])
+                    size if size >= 0 else "batch" if axis == 0 else f"axis_{axis}"
+                    for axis, size in enumerate(sizes)
                 ),
             )
-            for name, entry in zip(names, details, strict=True)
+            for name, (_, dtype, sizes) in zip(names, said["inputs"], strict=True)
         )
 
     def _convert(self, path: Path) -> None:
