@@ -1,9 +1,11 @@
 """How much data a certificate takes."""
 
+import tracemalloc
+
 import pytest
 from scipy import stats
 
-from hasten.certificate.draws import BETTING, ONE_SHARE
+from hasten.certificate.draws import BETTING, EXACT, ONE_SHARE, Method
 from hasten.certificate.exact import clopper_pearson_upper, paired_certifies
 from hasten.certificate.planning import samples_needed
 from hasten.errors import InputError
@@ -81,3 +83,24 @@ def test_unusable_rates_are_refused(rates: tuple[float, float, float, float], me
     with pytest.raises(InputError) as error:
         samples_needed(*rates)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("method", [EXACT, BETTING, ONE_SHARE])
+def test_a_tiny_limit_takes_no_memory_for_the_draws_that_it_needs(method: Method) -> None:
+    """A bundle's manifest states its limit, and may state any."""
+    tracemalloc.start()
+    try:
+        needed = samples_needed(0.0, 0.0, 1e-9, 0.95, method=method)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 2.9e9 < needed < 3.1e9
+    assert peak_bytes < 1 << 20  # before, 36 GB
+
+
+def test_a_limit_below_what_any_data_could_show_is_refused() -> None:
+    with pytest.raises(InputError) as error:
+        samples_needed(0.0, 0.0, 1e-300, 0.95)
+    assert str(error.value) == (
+        "max_drop is a share of at least 1e-09, since no data could show less: got 1e-300; 1% is 0.01"
+    )

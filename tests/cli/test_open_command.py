@@ -101,14 +101,17 @@ def test_a_bundle_has_one_page_and_old_ones_go(bundle: Path, tmp_path: Path) -> 
     assert list(first.parent.iterdir()) == [first]
 
 
-def test_a_folder_that_others_can_write_to_is_refused(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared", ["cache", "cache/reports"])
+def test_a_folder_that_others_can_write_to_is_refused(
+    bundle: Path, tmp_path: Path, shared: str
+) -> None:
     (tmp_path / "cache" / "reports").mkdir(parents=True)
-    (tmp_path / "cache" / "reports").chmod(0o777)
+    (tmp_path / shared).chmod(0o777)
     done = run("open", bundle)
     assert (done.exit_code, done.stdout, done.stderr) == (
         2,
         "",
-        f"hasten: {tmp_path}/cache/reports isn't yours alone: remove it, or name another folder with "
+        f"hasten: {tmp_path}/{shared} isn't yours alone: remove it, or name another folder with "
         "HASTEN_CACHE\n",
     )
 

@@ -242,6 +242,23 @@ def test_a_tflite_file_states_its_inputs(tmp_path: Path) -> None:
         init(str(tmp_path / "no.tflite"), tmp_path / "none")
 
 
+def test_a_tflite_file_that_crashes_its_interpreter_crashes_no_command(tmp_path: Path) -> None:
+    """LiteRT takes it for granted that a file has a graph."""
+    pytest.importorskip("ai_edge_litert", reason="needs LiteRT")
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    builder, without_graph = flatbuffers.Builder(64), schema.ModelT()
+    without_graph.version = 3
+    builder.Finish(without_graph.Pack(builder), b"TFL3")
+    (tmp_path / "m.tflite").write_bytes(builder.Output())
+    with pytest.raises(InputError) as error:
+        init(str(tmp_path / "m.tflite"), tmp_path / "none")
+    assert str(error.value) == (
+        f"{tmp_path}/m.tflite is damaged: LiteRT crashed (SIGSEGV) while it read the file"
+    )
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     model = models.linear_classifier(tmp_path)
     (tmp_path / "project").mkdir()

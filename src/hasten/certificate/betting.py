@@ -31,6 +31,8 @@ from hasten.errors import InputError
 
 Floats: TypeAlias = NDArray[np.float64]
 
+MOST_TRIED = 1_000_000
+"""Largest number of draws for which it is tried out whether so many certify."""
 _FURTHER = 5.0
 """Changes, as large as those before, that count in the variance from the start."""
 _LARGEST_BET = 0.99
@@ -162,6 +164,8 @@ def betting_refutes(
 def fewest_unchanged(max_drop: float, alpha: float, largest: float = 1.0) -> int:
     """Return the fewest draws without any difference that certify, with no prior knowledge.
 
+    Where these are more than a million, it is about so many.
+
     Args:
         max_drop: Limit on the mean difference.
         alpha: Level of the test.
@@ -174,6 +178,8 @@ def fewest_unchanged(max_drop: float, alpha: float, largest: float = 1.0) -> int
     _check_max_drop(max_drop)
     # At the largest bet this many suffice; while less is missing the bet is smaller, which takes more.
     enough = math.ceil(math.log(1 / alpha) / math.log1p(_LARGEST_BET * max_drop / largest))
+    if enough > MOST_TRIED:
+        return enough
     return enough + bisect.bisect_left(
         range(enough, 4 * enough + 100),
         True,

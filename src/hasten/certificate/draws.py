@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.certificate.betting import (
+    MOST_TRIED,
     BettingPrior,
     betting_certifies,
     betting_refutes,
@@ -229,6 +230,8 @@ def _shuffled(draws: Draws) -> tuple[Floats, Floats]:
 def fewest_draws(method: Method, max_drop: float, alpha: float, unevenness: float = 1.0) -> int:
     """Return the fewest draws that certify where nothing changes at all.
 
+    Where these are more than a million, it is about so many: telling exactly takes memory for each of them.
+
     Args:
         method: Method that judges.
         max_drop: Limit on the drop.
@@ -241,7 +244,7 @@ def fewest_draws(method: Method, max_drop: float, alpha: float, unevenness: floa
     if method == BETTING:
         return fewest_unchanged(max_drop, alpha, unevenness)
     alone = math.ceil(math.log(alpha) / math.log1p(-max_drop) - 1e-9)
-    if method == ONE_SHARE:
+    if method == ONE_SHARE or alone > MOST_TRIED:
         return alone
     # Below alpha = 0.05, outcomes with a few lost and more gained rank as high as none at all.
     more = range(alone, 2 * alone + 10)

@@ -8,15 +8,22 @@ from scipy import special
 from hasten.certificate.draws import BETTING, BETTING_COST, EXACT, Method, fewest_draws
 from hasten.errors import InputError
 
+_LEAST_DROP = 1e-9
+
 
 def check_limits(max_drop: float, confidence: float) -> None:
     """Check the limits that a certificate is asked for.
 
     Raises:
-        InputError: max_drop isn't a share between 0 and 1, or confidence isn't in [0.5, 1).
+        InputError: max_drop isn't a share between 0 and 1, or so small that no data could show it; or confidence
+            isn't in [0.5, 1).
     """
     if not (isinstance(max_drop, Real) and 0 < max_drop < 1):
         raise InputError(f"max_drop is a share between 0 and 1: got {max_drop}; 1% is 0.01")
+    if max_drop < _LEAST_DROP:
+        raise InputError(
+            f"max_drop is a share of at least {_LEAST_DROP:g}, since no data could show less: got {max_drop:g}; 1% is 0.01"
+        )
     if not (isinstance(confidence, Real) and 0.5 <= confidence < 1):
         raise InputError(f"confidence is at least 0.5 and below 1: got {confidence}; 95% is 0.95")
 

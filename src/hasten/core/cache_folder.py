@@ -135,6 +135,26 @@ class CacheFolder:
         with contextlib.suppress(OSError, _RefusedError), self._opened() as folder:
             os.unlink(key, dir_fd=folder)
 
+    def inner(self, name: str) -> Path | None:
+        """Return a folder in this one that only this user can write to, which is made where there is none.
+
+        Args:
+            name: Name of the folder.
+
+        Returns:
+            Its path; None where others may put another folder in its place, or a link to one.
+        """
+        folder = self.path / name
+        try:
+            for each in (self.path, folder):
+                each.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check(self.path.stat(), "it")
+            facts = folder.lstat()
+            _check(facts, folder.name)
+        except (OSError, _RefusedError):
+            return None
+        return folder if stat.S_ISDIR(facts.st_mode) else None
+
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
         """Yield a descriptor of the folder, which is checked, so that no other can take its place."""

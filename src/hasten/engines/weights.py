@@ -90,9 +90,12 @@ def stretches_in(files: Sequence[Path]) -> Iterator[Stretch]:
 
 
 def _elements(stretch: Stretch) -> int:
+    """Return how many elements the shape has; 0 where there can't be so many, since a file may state a million axes."""
     count = 1
     for size in stretch.shape:
         count *= size
+        if not 0 < count <= stretch.length:
+            return 0
     return count
 
 
@@ -155,16 +158,16 @@ def _tensor(data: memoryview, begin: int, end: int, file: Path, name: str) -> It
         if number == 1:
             shape += _integers(data, first, last)
         elif number == 2:
-            kind = next(_integers(data, first, last))
+            kind = next(_integers(data, first, last), 0)
         elif number == 8:
             name = bytes(data[first:last]).decode(errors="replace") or name
         elif number == 9 or (number, kind) in ((4, 1), (10, 11)):
             numbers = (first, last)
         elif number == 13:
             texts = [bytes(data[one:two]).decode() for _, one, two in _fields(data, first, last)]
-            external.update([(texts[0], texts[-1])])
+            external.update([(texts[0], texts[-1])] if texts else [])
         elif number == 14:
-            where = next(_integers(data, first, last))
+            where = next(_integers(data, first, last), 0)
     if kind not in _ONNX_TYPES:
         return
     dtype, width = _ONNX_TYPES[kind]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -53,14 +54,19 @@ def _folder() -> Path:
     temporary = Path(tempfile.gettempdir(), f"hasten-{os.geteuid()}")
     folder = temporary if cache is None else cache.path / "reports"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        facts = folder.lstat()
+        (temporary if cache is None else cache.path).mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = [(folder, folder.lstat())]
+        if cache is not None:  # who may write to it can put another folder in the place of this one
+            found.insert(0, (cache.path, cache.path.stat()))
     except OSError as error:
         raise InputError(f"can't write {folder}: {error.strerror or error}") from error
-    if facts.st_uid != os.geteuid() or facts.st_mode & 0o022 or folder.is_symlink():
-        raise InputError(
-            f"{folder} isn't yours alone: remove it, or name another folder with HASTEN_CACHE"
-        )
+    for each, facts in found:
+        own = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()
+        if not own or facts.st_mode & 0o022:
+            raise InputError(
+                f"{each} isn't yours alone: remove it, or name another folder with HASTEN_CACHE"
+            )
     return folder
 
 

@@ -9,6 +9,7 @@ import gc
 import http.server
 import itertools
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import openvino
 import pytest
 from click.testing import CliRunner
 from tests.support import models
-from tests.support.bundles import built, stated
+from tests.support.bundles import built, forge, stated
 from tests.support.packed_files import START, Parts
 from tests.support.waiting import PATIENCE_S
 
@@ -92,6 +93,44 @@ def test_the_constants_of_openvinos_ir_are_tensors(tmp_path: Path) -> None:
     expected = onnx.load(tmp_path / "depthwise_cnn.onnx").graph.initializer
     (known,) = (onnx.numpy_helper.to_array(each) for each in expected if each.name == "w1")
     np.testing.assert_array_equal(values, known.ravel())
+
+
+def _varint(number: int) -> bytes:
+    low = number & 0x7F
+    return bytes([low]) if number < 0x80 else bytes([low | 0x80]) + _varint(number >> 7)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        _field(8, b"w") + _field(13, b"") + b"\x70\x01",  # an entry of external data without a text
+        _field(8, b"w") + _field(2, b""),  # a type that isn't a number
+        _field(8, b"w") + _field(14, b""),
+        # a million axes, whose product would take hours
+        _field(1, _varint(2**63 - 1) * 1_000_000) + b"\x10\x01" + _field(9, b"abcd"),
+    ],
+    ids=["no text", "no type", "no place", "axes"],
+)
+def test_a_file_that_only_looks_like_onnx_is_packed_as_bytes(
+    two_models: Path, tmp_path: Path, tensor: bytes
+) -> None:
+    (name,) = (two_models / "exact").iterdir()
+    forge(two_models, files={f"exact/{name.name}": _field(7, _field(5, tensor))})
+    packed = pack(two_models).path
+    assert _same(hasten.unpack(packed, tmp_path / "again.hasten"), two_models)
+
+
+def test_an_ir_with_a_million_axes_is_packed_as_bytes(two_models: Path) -> None:
+    name = "model/depthwise_cnn.xml"
+    text = (two_models / name).read_text()
+    begin = '<data element_type="f32" shape="'
+    many = ",".join(["9223372036854775807"] * 1_000_000)
+    forge(two_models, files={name: text.replace(begin, f"{begin}{many},", 1).encode()})
+    assert _same(unpacked(pack(two_models).path), two_models)
 
 
 @pytest.mark.parametrize("which", ["winner", "exact"])
@@ -369,13 +408,50 @@ def test_what_nobody_used_for_a_month_goes_unless_a_process_holds_it(
     two_models: Path, tmp_path: Path
 ) -> None:
     held = unpacked(pack(two_models).path)
-    free, left = held.with_name("0" * 64), held.with_name(".left")
-    for folder in (free, left):
+    free, left = held.with_name("0" * 64), held.with_name(f".{'0' * 64}.{'0' * 8}")
+    others = [held.with_name(name) for name in (".config", "photos")]
+    for folder in (free, left, *others):
         folder.mkdir()
-    for folder in (held, free, left):
+    for folder in (held, free, left, *others):
         os.utime(folder, (0, 0))
     unpacked(pack(two_models, tmp_path / "lean.hastenz", keep_exact=False).path)
     assert (held.exists(), free.exists(), left.exists()) == (True, False, False)
+    assert all(other.exists() for other in others)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_folders_of_the_user_stay_where_a_link_in_the_cache_leads_to_them(
+    two_models: Path, cache: Path, *, shared: bool
+) -> None:
+    """Whoever may write to the cache could have put the link there."""
+    own = cache.with_name("home") / ("0" * 64)
+    own.mkdir(parents=True)
+    os.utime(own, (0, 0))
+    cache.mkdir(0o700)
+    (cache / "unpacked").symlink_to(own.parent)
+    cache.chmod(0o777 if shared else 0o700)
+    folder = unpacked(pack(two_models).path)
+    assert _same(folder, two_models)
+    assert [*own.parent.iterdir()] == [own]
+
+
+def test_nothing_is_unpacked_to_a_cache_that_others_can_write_to(
+    two_models: Path, cache: Path
+) -> None:
+    (cache / "unpacked").mkdir(0o700, parents=True)
+    cache.chmod(0o777)
+    assert not unpacked(pack(two_models).path).is_relative_to(cache)
+
+
+def test_a_cache_that_the_first_bundle_makes_is_for_the_user_alone(
+    two_models: Path, cache: Path
+) -> None:
+    before = os.umask(0o002)
+    try:
+        unpacked(pack(two_models).path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
 
 
 def test_a_folder_that_is_being_written_stays_however_old_it_seems(

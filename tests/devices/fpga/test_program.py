@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hasten.core.model import Model
-from hasten.engines.fpga import program
+from hasten.engines.fpga import design, program
 from hasten.errors import CandidateError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.passes.fixed_point import FixedPoint
@@ -92,6 +92,16 @@ def test_a_damaged_program_is_refused(
     saved.write_text(json.dumps(data))
     with pytest.raises(CandidateError, match=said):
         program.load(saved)
+
+
+@pytest.mark.parametrize("cut", [2.0, 1e-12])
+def test_a_latency_that_takes_billions_of_stages_is_refused(saved: Path, cut: float) -> None:
+    design.pipelined(program.load(saved), 2.0)
+    data = json.loads(saved.read_bytes())
+    data[5][-1][5] = 1e12
+    saved.write_text(json.dumps(data))
+    with pytest.raises(CandidateError, match=r"registers between stages, more than the limit"):
+        design.pipelined(program.load(saved), cut)
 
 
 def test_ports_that_belong_to_another_program_are_refused(saved: Path) -> None:

@@ -1,6 +1,7 @@
 """Folders whose `config.json` claims what the folder doesn't have: files elsewhere, repositories, or sizes."""
 
 import json
+import os
 import threading
 import tracemalloc
 from pathlib import Path
@@ -246,6 +247,98 @@ def test_more_layers_and_labels_than_weights_are_refused_before_any_is_made(
         f"{folder}/config.json claims {shown} in {where}, and the folder's weights are for {most} at most: if you "
         "trust it, add trust_code=True"
     )
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "shown"),
+    [
+        ("depths", [1000] * 1000, "1,000,000"),
+        ("depths", [[900, 100]] * 1000, "1,000,000"),
+        ("attention_types", [[["global"], 1000]] * 1000, "1,000,000"),
+        ("attention_types", [[["global"], 10**10]], "10,000,000,000"),
+        ("depths", [float("nan"), *[1000] * 1000], "1,000,000"),
+        ("depths", [10**400, 0.5, 1], "1e15 or more"),
+    ],
+)
+def test_lists_of_many_layers_are_refused_before_any_is_made(
+    encoder: Path, tmp_path: Path, where: str, value: Any, shown: str
+) -> None:
+    message = refused(copied(encoder, tmp_path / "m", **{where: value}))
+    assert f"/config.json claims {shown} in {where}, and " in message
+
+
+def test_empty_tensors_are_for_no_labels_and_layers(tmp_path: Path) -> None:
+    """They take no bytes, whatever their other dimensions are."""
+    from safetensors.torch import load_file, save_file
+
+    folder = made("BertModel", SMALL, tmp_path / "m", num_labels=10**9, id2label=None)
+    kept = load_file(folder / "model.safetensors")
+    empty = {f"empty{number}": torch.zeros(10**12, 0) for number in range(2000)}
+    save_file(kept | empty, folder / "model.safetensors", {"format": "pt"})
+    assert (
+        "claims 1,000,000,000 in num_labels, and the folder's weights are for 65,536 "
+        in refused(folder)
+    )
+    stored = config_claims.stored(folder)
+    assert (stored.tensors, stored.longest) == (len(kept), 64)
+
+
+def test_what_a_second_configuration_claims_takes_no_memory(tmp_path: Path) -> None:
+    """Transformers makes the configuration of this model of both files."""
+    small = {"num_key_value_heads": 1, "head_dim": 8, "layer_types": ["full_attention"]}
+    folder = made(
+        "Qwen3_5TextModel", SMALL | small, tmp_path / "m", architectures=["JevForDecision"]
+    )
+    stated = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(stated | {"text_config": stated}))
+    slots = {"num_slots": 10**9, "verbalizers": [], "ranges": {}}
+    (folder / "judge_config.json").write_text(json.dumps({"slots": slots}))
+    (folder / "calibration.json").write_text(json.dumps({"per_kind": {}}))
+    assert refused(folder) == (
+        f"{folder} has judge_config.json, of which transformers makes another configuration than config.json: save the "
+        "model with save_pretrained, or if you trust it, add trust_code=True"
+    )
+
+
+def test_links_to_weights_count_once(encoder: Path, tmp_path: Path) -> None:
+    folder = copied(encoder, tmp_path / "m")
+    before = config_claims.stored(folder)
+    (folder / "inner").mkdir()
+    (folder / "inner" / "hard.safetensors").hardlink_to(folder / "model.safetensors")
+    for number in range(10):
+        (folder / f"link{number}.safetensors").symlink_to("model.safetensors")
+    assert config_claims.stored(folder) == before
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "config.json", "part"])
+def test_a_pipe_in_a_folder_isnt_waited_for(encoder: Path, tmp_path: Path, name: str) -> None:
+    folder = copied(encoder, tmp_path / "m")
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    if name == "config.json":  # then it isn't a folder of Hugging Face
+        assert not isinstance(find_model(folder), Folder)
+        return
+    with pytest.raises(InputError) as error:
+        find_model(folder)
+    assert str(error.value) == (
+        f"{folder}/{name} is a pipe or a device, not a file: save what comes from it to a file, and give that"
+    )
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_model_of_more_parts_than_its_weights_ends_early(tmp_path: Path, *, nested: bool) -> None:
+    """Its numbers have names that say nothing, or are multiplied."""
+    claim = {"inner_group_num": 1000, "num_hidden_groups": 1000, "num_hidden_layers": 1000}
+    settings = SMALL | {"embedding_size": 16}
+    folder = made(
+        "AlbertModel", settings, tmp_path / "m", **(claim if nested else {"inner_group_num": 10**9})
+    )
+    tensors = config_claims.stored(folder).tensors
+    assert refused(folder) == (
+        f"{folder}/config.json claims a model of more than 32,768 modules and parameters, and the folder's weights "
+        f"have {tensors:,} tensors: if you trust it, add trust_code=True"
+    )
+    assert torch.nn.Linear(1, 1).weight.numel() == 1  # others may be built as before
 
 
 @pytest.mark.parametrize(

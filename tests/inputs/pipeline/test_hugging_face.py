@@ -292,7 +292,16 @@ def test_an_extractor_of_whisper(tmp_path: Path) -> None:
 def test_a_rate_that_is_no_number(tmp_path: Path) -> None:
     stated = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": "fast"}
     said = refused(lambda: described(tmp_path, stated))
-    assert said.endswith("sampling_rate='fast': give a whole number above 0")
+    assert said.endswith("sampling_rate='fast': give a whole number from 1 to 67,108,864")
+
+
+def test_a_length_of_thousands_of_digits_is_told_in_one_line(tmp_path: Path) -> None:
+    """Its product with the rate has more digits than Python writes out."""
+    stated = {"feature_extractor_type": "WhisperFeatureExtractor", "chunk_length": 10**4299}
+    said = refused(lambda: described(tmp_path, stated))
+    assert said == (
+        f"{tmp_path}/preprocessor_config.json: chunk_length=1{'0' * 59}: give a whole number from 1 to 67,108,864"
+    )
 
 
 def test_a_standardized_sound_has_the_mean_0_and_the_deviation_1() -> None:

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -29,6 +30,8 @@ from hasten.core.memory_folder import room
 from hasten.errors import InputError, IntegrityError
 
 _FOLDER = "unpacked"
+_UNPACKED = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.[0-9a-f]{8}")
+"""Names of the folders in it: of bundles, and of those that are being written."""
 _ABANDONED_S, _UNUSED_S = 3600.0, 30 * 86400.0
 """Ages from which a folder is removed that a killed process left, and one that nobody used."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -244,13 +247,8 @@ def checked(file: Packed, folder: Path, trusted: Sequence[PublicKey] = ()) -> No
 def _root() -> Path:
     """Return the folder of unpacked bundles: of the cache, or one that goes with this process."""
     kept = cache_folder()
-    if kept is not None:
-        root = kept.path / _FOLDER
-        with contextlib.suppress(OSError):
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            facts = root.stat()
-            if facts.st_uid == os.geteuid() and not facts.st_mode & 0o022:
-                return root
+    if kept is not None and (root := kept.inner(_FOLDER)) is not None:
+        return root
     if not _own:
         _own.append(Path(os.path.realpath(tempfile.mkdtemp(prefix="hasten-unpacked-"))))
         atexit.register(_remove, _own[0], os.getpid())
@@ -318,6 +316,8 @@ def _tidy(root: Path) -> None:
     now = time.time()
     with contextlib.suppress(OSError), os.scandir(root) as entries:
         for entry in entries:
+            if not _UNPACKED.fullmatch(entry.name):
+                continue
             age = now - entry.stat(follow_symlinks=False).st_mtime
             if age > (_ABANDONED_S if entry.name.startswith(".") else _UNUSED_S):
                 descriptor = os.open(entry.path, _DIRECTORY)

@@ -6,16 +6,20 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import floor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.fpga.program import FpgaProgram, Port, Ports
+from hasten.engines.fpga.program import CHOOSING, FROM_INPUT, FpgaProgram, Port, Ports
 from hasten.errors import CandidateError
 
 TOP, HARNESS = "network", "harness"
+_MOST_REGISTERS = 4_000_000
+_SLACK = 1e-9
+"""Number that da4ml adds to the cut."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +61,39 @@ def pipelined(program: FpgaProgram, cut: float) -> Design:
         cut: Number of additions that may follow each other within a clock cycle.
 
     Raises:
-        CandidateError: there is nothing to cut, or da4ml failed.
+        CandidateError: there is nothing to cut, da4ml failed, or the program states latencies that would take too many
+            stages.
     """
     from da4ml.trace import to_pipeline
 
+    if (registers := _registers(program.logic, cut)) > _MOST_REGISTERS:
+        raise CandidateError(
+            f"the fixed-point program states latencies for which it needs {registers:,} registers between stages, more "
+            f"than the limit of {_MOST_REGISTERS:,}"
+        )
     try:
         pipeline = to_pipeline(program.logic, cut, verbose=False)
     except Exception as error:
         raise CandidateError(f"da4ml can't cut the program into stages: {error}") from error
     return Design(pipeline, program.ports, len(pipeline.solutions))
+
+
+def _registers(logic: Any, cut: float) -> int:
+    """Count the numbers that da4ml would carry from one stage to the next, by the latencies that a program states.
+
+    Source: da4ml 0.6, trace/pipeline.py, to_pipeline.
+    """
+    stages = [floor(one.latency / (cut + _SLACK)) if cut > 0 else 0 for one in logic.ops]
+    last = [*stages]
+    for stage, one in zip(stages, logic.ops, strict=True):
+        chooser = (one.data & 0xFFFFFFFF,) if one.opcode in CHOOSING else ()
+        for operand in (one.id0, one.id1, *chooser) if one.opcode != FROM_INPUT else ():
+            if operand >= 0:
+                last[operand] = max(last[operand], stage)
+    end = max((stages[index] for index in logic.out_idxs), default=0)
+    for index in logic.out_idxs:
+        last[index] = max(last[index], end)
+    return sum(last) - sum(stages)
 
 
 def write(design: Design, folder: Path) -> list[Path]:

@@ -22,11 +22,14 @@ VECTORS = "vectors.npz"
 _MOST_OPERATIONS, _MOST_BITS = 4_000_000, 256
 
 # Operations of da4ml, by the operands that they read. Source: da4ml/types.py, CombLogic.
-_OPCODES = frozenset({-1, 0, 1, 2, -2, 3, -3, 4, 5, 6, -6, 7, 8, 9, -9, 10})
+FROM_INPUT = -1
+"""Operation that reads an input: its first operand is the input's number."""
+_OPCODES = frozenset({FROM_INPUT, 0, 1, 2, -2, 3, -3, 4, 5, 6, -6, 7, 8, 9, -9, 10})
 _WITH_TWO = frozenset({0, 1, 6, -6, 7, 10})
 _WITH_ONE = _OPCODES - {5}
 _SHIFTING = frozenset({0, 1})
-_CHOOSING = frozenset({6, -6})
+CHOOSING = frozenset({6, -6})
+"""Operations that also read the operand whose number is the lower half of their constant."""
 _LOOKING_UP = 8
 _MOST_ADDRESS = 16
 """Largest width of a table's address, in bits: da4ml writes a line for each address."""
@@ -264,14 +267,14 @@ def _check(data: Any) -> None:
             raise wrong
         if opcode not in _OPCODES or not _numbers([latency, cost]):
             raise wrong
-        most = shape[0] if opcode == -1 else place
+        most = shape[0] if opcode == FROM_INPUT else place
         if not (
             _least(opcode, _WITH_ONE) <= id0 < most and _least(opcode, _WITH_TWO) <= id1 < place
         ):
             raise wrong
         if opcode in _SHIFTING and not -_MOST_BITS <= constant <= _MOST_BITS:
             raise wrong
-        if opcode in _CHOOSING and not 0 <= constant & 0xFFFFFFFF < place:
+        if opcode in CHOOSING and not 0 <= constant & 0xFFFFFFFF < place:
             raise wrong
         if opcode == _LOOKING_UP and not (
             0 <= constant < tables and _addresses(operations[id0][4]) <= 1 << _MOST_ADDRESS

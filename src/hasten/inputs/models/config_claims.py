@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from hasten.core.tensors import Array
 from hasten.core.whole_process import while_any_runs
 from hasten.errors import InputError, visible
 from hasten.inputs.data.made_up import LARGEST_BYTES, check_bytes
+from hasten.inputs.models.foreign import check_no_device
 from hasten.inputs.pipeline.written import read_json
 
 CONFIG = "config.json"
@@ -38,11 +40,17 @@ _KERNELS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 """Settings that name a function of transformers, or else a repository with the code of one."""
 _PLACE = re.compile(r"[:/\\]")
 _ADAPTER = "adapter_config.json"
-_PARTS = re.compile(r"(.*_)?(blocks?|depths?|experts|groups|layers?|repeats?|stages)")
-"""Settings that say how many objects of Python a network consists of."""
+_PARTS = re.compile(
+    r"(.*_)?(blocks?|depths?|experts|groups|layers?|repeats?|stages)|attention_types|first_k_dense_replace"
+)
+"""Settings that say how many objects of Python a network or its configuration consists of."""
 _LABELS = re.compile(r"(.*_)?(classes|labels)")
 """Settings that say how many labels a network has; transformers makes up a name for each."""
 _MOST_PARTS, _MOST_LABELS = 1_000, 1 << 16
+_MOST_IN_A_LIST = 1 << 16
+"""Sum of such a setting's list, which may also be of the numbers of layers: those of 300 layers are 45,000 together."""
+_MOST_BUILT, _MOST_FOR_EACH = 1 << 15, 8
+"""Modules and parameters of a network, and those for each tensor of its weights; known networks have 2,500 or 3."""
 _MOST_TIMES = 8
 """Bytes of memory that each byte of a file of weights may claim: weights of 8 bits are float32 in memory, and
 tied ones count twice."""
@@ -85,6 +93,24 @@ def check_places(folder: Path, config: Mapping[str, Any]) -> None:
                 raise _refused(path, "weight_map", shard)
 
 
+def check_alone(folder: Path, kind: Any) -> None:
+    """Check that a folder has no other file of which transformers would make the model's configuration.
+
+    Args:
+        folder: The folder.
+        kind: Class of the configuration; None where it isn't known.
+
+    Raises:
+        InputError: it has one; what that claims isn't checked.
+    """
+    for name in getattr(kind, "extra_config_files", ()):
+        if (folder / name).exists():
+            raise InputError(
+                f"{folder} has {name}, of which transformers makes another configuration than {CONFIG}: save the model "
+                "with save_pretrained, or if you trust it, add trust_code=True"
+            )
+
+
 def check_links(root: Path, folders: Iterable[Path]) -> None:
     """Check that no file or folder of a model is a link to one elsewhere, except in Hugging Face's own cache.
 
@@ -93,7 +119,7 @@ def check_links(root: Path, folders: Iterable[Path]) -> None:
         folders: Folders with its files: this one, and others in it.
 
     Raises:
-        InputError: one is.
+        InputError: one is, or a file is a pipe or a device.
     """
     real = Path(os.path.realpath(root))  # `Path.resolve` would raise on circular links
     caches = [
@@ -104,6 +130,7 @@ def check_links(root: Path, folders: Iterable[Path]) -> None:
     allowed = [real, *(one / "blobs" for one in caches)]
     for folder in sorted(folders):
         for one in (folder, *(folder.iterdir() if folder.is_dir() else ())):
+            check_no_device(one)
             led = Path(os.path.realpath(one))
             if not any(led.is_relative_to(each) for each in allowed):
                 raise InputError(
@@ -170,8 +197,8 @@ class Stored:
     """Sizes of the weights that a folder has.
 
     Attributes:
-        tensors: Number of tensors.
-        longest: Largest dimension of a tensor.
+        tensors: Number of tensors that hold any number.
+        longest: Largest dimension of one of them.
         size_bytes: Size of the files.
     """
 
@@ -182,16 +209,18 @@ class Stored:
     @classmethod
     def of(cls, shapes: Iterator[tuple[int, ...]], size_bytes: int) -> Stored:
         """Return the sizes of tensors of some shapes."""
-        every = list(shapes)
+        every = [shape for shape in shapes if 0 not in shape]
         return cls(len(every), max((max(one, default=1) for one in every), default=1), size_bytes)
 
 
 def stored(folder: Path) -> Stored:
-    """Return the sizes of the safetensors in a folder, of which only the headers are read."""
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")])
+    """Return the sizes of the safetensors in a folder, of which only the headers are read; links count once."""
+    found = sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")])
+    facts = ((file, file.stat()) for file in found if file.is_file())
+    files = {(each.st_dev, each.st_ino): (file, each.st_size) for file, each in facts}
     return Stored.of(
-        (shape for file in files for shape in _shapes(file)),
-        sum(file.stat().st_size for file in files if file.is_file()),
+        (shape for file, _ in files.values() for shape in _shapes(file)),
+        sum(size for _, size in files.values()),
     )
 
 
@@ -211,15 +240,22 @@ def check_counts(folder: Path, config: Mapping[str, Any], weights: Stored) -> No
     Raises:
         InputError: it does; the message names the setting.
     """
+    parts = max(_MOST_PARTS, weights.tensors)
     limits = (
-        (_PARTS, max(_MOST_PARTS, weights.tensors)),
+        (_PARTS, parts),
         (_LABELS, max(_MOST_LABELS, weights.longest)),
     )
     left: list[tuple[str, str, Any]] = [("", "", config)]
     while left:
         where, key, value = left.pop()
         if isinstance(value, list):
-            left += [(where, key, one) for one in value]
+            every = [*_flat(value)]
+            left += [(where, key, one) for one in every]
+            most = max(_MOST_IN_A_LIST, parts)
+            # Larger ones are refused by themselves.
+            total = sum(one for one in every if type(one) in (int, float) and 0 < one <= parts)
+            if total > most and _PARTS.fullmatch(key):
+                raise _too_many(folder, where, total, most)
         elif isinstance(value, Mapping):
             left += [
                 (_place(where, own), own, one)
@@ -229,10 +265,60 @@ def check_counts(folder: Path, config: Mapping[str, Any], weights: Stored) -> No
         elif type(value) in (int, float):
             for pattern, most in limits:
                 if value > most and pattern.fullmatch(key):
-                    raise InputError(
-                        f"{folder / CONFIG} claims {_shown(value)} in {visible(where)[:_SHOWN]}, and the folder's weights are "
-                        f"for {most:,} at most: if you trust it, add trust_code=True"
-                    )
+                    raise _too_many(folder, where, value, most)
+
+
+def _flat(value: list[Any]) -> Iterator[Any]:
+    """Yield what lists contain that are within each other."""
+    left = [value]
+    while left:
+        for one in left.pop():
+            if isinstance(one, list):
+                left.append(one)
+            else:
+                yield one
+
+
+def _too_many(folder: Path, where: str, value: float, most: int) -> InputError:
+    return InputError(
+        f"{folder / CONFIG} claims {_shown(value)} in {visible(where)[:_SHOWN]}, and the folder's weights are "
+        f"for {most:,} at most: if you trust it, add trust_code=True"
+    )
+
+
+@contextlib.contextmanager
+def few_parts(folder: Path, weights: Stored) -> Iterator[None]:
+    """End the building of a module that would have far more parts than the weights have tensors.
+
+    A configuration has numbers of layers under many names, and some are multiplied.
+
+    Args:
+        folder: The folder.
+        weights: Sizes of its weights.
+
+    Raises:
+        InputError: this thread's block builds such a module.
+    """
+    from torch.nn.modules import module as registered
+
+    most, own, count = max(_MOST_BUILT, _MOST_FOR_EACH * weights.tensors), threading.get_ident(), 0
+
+    def counted(*_: object) -> None:
+        nonlocal count
+        count += threading.get_ident() == own
+        if count > most:
+            raise InputError(
+                f"{folder / CONFIG} claims a model of more than {most:,} modules and parameters, and the folder's weights "
+                f"have {weights.tensors:,} tensors: if you trust it, add trust_code=True"
+            )
+
+    with contextlib.ExitStack() as stack:
+        for register in (
+            registered.register_module_module_registration_hook,
+            registered.register_module_parameter_registration_hook,
+        ):
+            stack.callback(register(counted).remove)
+        yield
 
 
 def _shown(value: float) -> str:

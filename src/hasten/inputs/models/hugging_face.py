@@ -166,6 +166,7 @@ class Folder:
         kind = self._class(transformers)
         weights = config_claims.stored(self.path)
         if not self.trust_code:
+            config_claims.check_alone(self.path, getattr(kind, "config_class", None))
             config_claims.check_counts(self.path, self.config, weights)
         options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
         if self.trust_code:
@@ -173,9 +174,9 @@ class Folder:
         try:
             with silenced():
                 if not self.trust_code:
-                    config_claims.check_memory(
-                        self.path, self._without_memory(kind, transformers), weights
-                    )
+                    with config_claims.few_parts(self.path, weights):
+                        claimed = self._without_memory(kind, transformers)
+                    config_claims.check_memory(self.path, claimed, weights)
                 module, about = kind.from_pretrained(self.path, output_loading_info=True, **options)
                 missing = sorted(about["missing_keys"])
                 if missing and all(key.startswith("pooler.") for key in missing):

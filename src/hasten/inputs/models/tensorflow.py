@@ -18,7 +18,7 @@ import numpy as np
 from hasten.core.extras import missing_extra
 from hasten.core.model import Model
 from hasten.core.tensors import Array, TensorSpec
-from hasten.errors import InputError, told
+from hasten.errors import InputError, told, visible
 from hasten.inputs.data.made_up import make_up, plans
 from hasten.inputs.models import onnx
 from hasten.inputs.models.keras import OPSET, TOLERANCE, quiet, rename
@@ -148,7 +148,8 @@ class TensorFlowModel:
         *_, last = printed.partition("\0")  # before it, there may be warnings
         said: dict[str, Any] = json.loads(last) if last else {"refused": "LiteRT can't be imported"}
         if "refused" in said:
-            raise InputError(f"{self.path} can't be read: {said['refused']:.300}")
+            why = (said["refused"].splitlines() or [""])[0]
+            raise InputError(f"{self.path} can't be read: {visible(why)[:300]}")
         found: list[Any] = said["inputs"]
         return found
 

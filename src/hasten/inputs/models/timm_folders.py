@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Mapping
@@ -88,9 +89,12 @@ def load(path: Path, config: Mapping[str, Any], *, trust_code: bool = False) -> 
     )
     if not trust_code:
         config_claims.check_counts(path, config, sizes)
+    bounds = contextlib.nullcontext() if trust_code else config_claims.few_parts(path, sizes)
     try:
-        with torch.device("meta"):  # no memory for what only config.json claims
+        with torch.device("meta"), bounds:  # no memory for what only config.json claims
             claimed: Any = timm.create_model(name, pretrained=False, **given)
+    except InputError:
+        raise
     except Exception as error:  # timm's constructors raise exceptions of any kind
         raise InputError(
             f"timm {timm.__version__} can't build the {name} of {path}: {told(error)}"

@@ -73,6 +73,8 @@ _HARMLESS = frozenset(
     )
 )
 """Switches that are followed, or that change no picture: the last is about the masks of training data."""
+_MOST = 1 << 26
+"""Largest whole number of a processor's settings; products of much larger ones have too many digits to be shown."""
 _LEAST_SHARE = 0.001
 """Least part of a picture's side that a crop may keep."""
 _WARPED_FROM = 384
@@ -129,8 +131,8 @@ def _sounds(config: Mapping[str, Any]) -> Pipeline | None:
 
 def _whole(config: Mapping[str, Any], key: str, default: int) -> int:
     found = config.get(key, default)
-    if type(found) is not int or found < 1:
-        raise InputError(f"{key}={found!r}: give a whole number above 0")
+    if type(found) is not int or not 1 <= found <= _MOST:
+        raise InputError(f"{key}={found!r:.60}: give a whole number from 1 to {_MOST:,}")
     return found
 
 
