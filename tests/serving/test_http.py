@@ -1077,11 +1077,15 @@ def test_a_turn_of_the_loop_begins_one_handshake(
         async def take() -> None:
             taking.extend(asyncio.create_task(server.server.take(one, None)) for _, one in both)
 
+        def end() -> None:
+            for one, _ in both:
+                one.sendall(hello[size:])
+
         both, taking = list(pairs()), list[asyncio.Task[None]]()
         server.call(take)
         server.call(count)
         server.call(lambda: time.sleep(0.01))  # else some might not have come to wait
-        server.call(lambda: [one.sendall(hello[size:]) for one, _ in both])
+        server.call(end)
         until(lambda: len(begun) == 10)
     assert len(set(begun)) == 10
 

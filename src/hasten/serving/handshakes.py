@@ -64,7 +64,12 @@ async def _readable(accepted: socket.socket) -> None:
     """Wait until as much can be read as the socket waits for."""
     loop = asyncio.get_running_loop()
     there: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(accepted, lambda: there.done() or there.set_result(None))
+
+    def read() -> None:
+        if not there.done():
+            there.set_result(None)
+
+    loop.add_reader(accepted, read)
     try:
         await there
     finally:
