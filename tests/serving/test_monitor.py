@@ -35,6 +35,7 @@ from hasten.core.records import file_digest
 from hasten.errors import InputError
 from hasten.serving.cluster.federation import Federation
 from hasten.serving.cluster.pooling import Pool
+from hasten.serving.models import repository
 from hasten.serving.monitoring import kept, webhook
 from hasten.serving.settings import ServerSettings
 from hasten.testing.models import write
@@ -226,6 +227,30 @@ def test_evidence_survives_a_restart_and_belongs_to_one_bundle(tmp_path: Path, s
         server.call(server.server.state.repository.reload_changed)
         ask(server, SAME)
         assert facts(server)["limits"][0]["n"] == 8
+
+
+def test_a_bundle_that_is_replaced_while_it_is_opened_gets_no_evidence_of_another(
+    tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, compare, why = certified(tmp_path), repository.compare, ["second"]
+
+    def replace_first(*given: Any) -> bool:
+        if why:
+            forge(path, lambda manifest: manifest.update(why=why.pop()))
+        return compare(*given)
+
+    with serving(path, state) as server:
+        ask(server, OTHER, 2)
+        first = facts(server)["bundle"]
+        forge(path, lambda manifest: manifest.update(why="first"))
+        monkeypatch.setattr(repository, "compare", replace_first)
+        server.call(server.server.state.repository.reload_changed)
+        assert f"{path} was replaced while it was opened: load it again" in caplog.text
+        assert facts(server)["bundle"] == first
+        assert facts(server)["limits"][0]["n"] == 2
+        server.call(server.server.state.repository.reload_changed)
+        assert facts(server)["bundle"] == file_digest(path / MANIFEST)
+        assert served(server).opened.manifest.why == "second"
 
 
 def test_two_servers_of_one_bundle_add_up(tmp_path: Path, state: Path) -> None:

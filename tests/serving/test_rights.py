@@ -474,6 +474,25 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_read_once_it_can(
     assert [client.name for client in tokens.value] == ["other"]
 
 
+def test_a_pipe_in_the_place_of_a_file_keeps_no_later_file_from_being_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tokens_file(tmp_path)
+    tokens = ChangingFiles("tokens", [file], lambda: read_clients(file))
+    file.unlink()
+    os.mkfifo(file, 0o600)
+    looking = threading.Thread(target=tokens.look, daemon=True)
+    looking.start()
+    until(lambda: caplog.messages != [], 20)
+    assert caplog.messages == [
+        f"the previous tokens stay in use: {file} isn't a plain file any more: put one in its place"
+    ]
+    file.unlink()
+    written_anew(file, '[other]\nscopes = ["read"]\ntoken = "a-token-that-is-new"')
+    tokens.look()
+    assert [client.name for client in tokens.value] == ["other"]
+
+
 def test_an_error_that_nobody_expected_is_tried_again_too(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -45,6 +45,7 @@ class ChangingFiles(Generic[T]):
         if marks == self._marks:
             return
         try:
+            self._check_kind()
             self.value = self._read()
         except Exception as error:  # whatever failed, the next look tries again
             if self._told != str(error):
@@ -54,6 +55,16 @@ class ChangingFiles(Generic[T]):
         else:
             self._marks, self._told = marks, ""
             log.info("the %s changed: read again", self._what)
+
+    def _check_kind(self) -> None:
+        """Check that each file is a plain one: opening a pipe may never end, and no file would be looked at again.
+
+        Raises:
+            InputError: one isn't.
+        """
+        for file in self._files:
+            if file.exists() and not file.is_file():
+                raise InputError(f"{file} isn't a plain file any more: put one in its place")
 
     def _marked(self) -> list[tuple[int, ...]]:
         """Return what changes with each file: also where another file comes in its place."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hasten.errors import InputError
 from hasten.serving.changing_files import ChangingFiles
+from hasten.serving.handshakes import Handshakes
 from hasten.serving.http.connection import Connection
 from hasten.serving.http.requests import Slot
 from hasten.serving.http.routes import Routes
@@ -98,6 +99,7 @@ class Server:
         self._listeners: list[asyncio.Server] = []
         self._grpc: GrpcServer | None = None
         self._sweeping: asyncio.TimerHandle | None = None
+        self._handshakes = Handshakes()
         self._arriving = 0
         """Number of connections whose handshake isn't over."""
         sys.setswitchinterval(_SWITCH_S)
@@ -144,15 +146,20 @@ class Server:
     async def take(self, accepted: socket.socket, slot: Slot | None) -> None:
         """Serve a connection that the supervisor accepted."""
         handshake_s = _HANDSHAKE_S if self._surplus() < 0 else _CROWDED_HANDSHAKE_S
-        context = self._context
         self._arriving += 1
         try:
+            if self._context is not None:
+                await self._handshakes.turn(accepted, handshake_s)
+            context = self._context
             await self._loop.connect_accepted_socket(
                 lambda: self.connection(slot),
                 accepted,
                 ssl=context,
                 ssl_handshake_timeout=handshake_s if context is not None else None,
             )
+        except asyncio.CancelledError:  # the server ends
+            accepted.close()
+            raise
         except (OSError, ssl.SSLError, ConnectionError):
             accepted.close()
             if slot is not None:

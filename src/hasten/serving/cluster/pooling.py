@@ -26,7 +26,7 @@ from hasten.certificate.monitor import Batch
 from hasten.core.records import from_record
 from hasten.errors import IntegrityError
 from hasten.serving.models.opening import ModelSettings
-from hasten.serving.models.watched import held
+from hasten.serving.models.watched import digest_at, held
 from hasten.serving.monitoring.drift import Drift
 from hasten.serving.monitoring.judging import Judging
 from hasten.serving.monitoring.watch import Watch, door_of
@@ -81,7 +81,8 @@ class Pool:
         settings = dataclasses.replace(model.settings, monitor_state="off")
         if settings.shadow:
             return dataclasses.replace(settings, pooled=self._secret, webhook="", on_alarm="tell")
-        kept = held(unpacked(model.path, settings.trusted), model.settings)
+        folder = unpacked(model.path, settings.trusted)
+        kept = held(folder, digest_at(folder), model.settings)
         if not kept:
             return settings
         extra = {"model": model.name, "version": model.version}
@@ -209,7 +210,7 @@ def _watch(model: ModelPlace) -> Watch:
     return Watch(
         model.name,
         model.version,
-        place,
+        digest_at(place),
         judging,
         Drift((), dict),
         state=settings.monitor_state,

@@ -30,7 +30,7 @@ from hasten.serving.models.pace import BackgroundPace
 from hasten.serving.models.served import ServedModel, Watcher
 from hasten.serving.models.thread_priority import lowered_priority
 from hasten.serving.models.trial import COMPARED, answers_of, check_interface, compare, inputs_of
-from hasten.serving.models.watched import held, watch_of
+from hasten.serving.models.watched import check_unreplaced, digest_at, held, watch_of
 from hasten.serving.protocol.errors import Kind, ProtocolError
 
 log = logging.getLogger("hasten.serving")
@@ -481,7 +481,9 @@ class Repository:
         settings = one.settings
         if old is not None and settings.which == "exact" and changed(old):
             settings = replace(settings, which="winner")  # the old bundle crashed, not this one
-        kept = held(unpacked(one.path, settings.trusted), settings)
+        folder = unpacked(one.path, settings.trusted)
+        bundle = digest_at(folder)
+        kept = held(folder, bundle, settings)
         if kept:
             settings = replace(settings, which="exact")
         others = any(self.served())
@@ -494,11 +496,12 @@ class Repository:
                     broken = compare(opened, pace)
                     if old is not None:
                         self._compare_with(opened, old, broken, pace)
+                opened.broken = broken
+                check_unreplaced(opened, bundle, settings.trusted)
+                opened.watch = watch_of(one.name, one.version, bundle, opened, one.settings)
             except BaseException:
                 opened.close()
                 raise
-        opened.broken = broken
-        opened.watch = watch_of(one.name, one.version, opened, one.settings)
         if kept:
             opened.notes.insert(0, kept)
         return opened

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hasten.bundle import MANIFEST
+from hasten.bundle.folder import manifest_bytes, parsed
+from hasten.bundle.signatures import PublicKey
 from hasten.core.records import file_digest
+from hasten.errors import InputError
 from hasten.serving.models.opening import ModelSettings, OpenBundle
 from hasten.serving.monitoring.drift import Drift
 from hasten.serving.monitoring.judging import Judging
@@ -17,16 +22,45 @@ from hasten.serving.monitoring.watch import Watch
 log = logging.getLogger("hasten.serving")
 
 
-def held(path: Path, settings: ModelSettings) -> str:
+def digest_at(folder: Path) -> str:
+    """Return the SHA-256 of a bundle's manifest, by which its evidence is kept; "" for a folder without one."""
+    with contextlib.suppress(OSError):
+        return file_digest(folder / MANIFEST)
+    return ""
+
+
+def check_unreplaced(opened: OpenBundle, bundle: str, trusted: Sequence[PublicKey]) -> None:
+    """Check that what was opened is the bundle whose evidence will be kept.
+
+    Args:
+        opened: The open bundle.
+        bundle: SHA-256 of the manifest that lay there before it was opened.
+        trusted: Keys, one of which must have signed it; none where an unsigned one will do.
+
+    Raises:
+        InputError: the bundle was replaced meanwhile.
+    """
+    data = manifest_bytes(opened.folder, trusted)
+    same = hashlib.sha256(data).hexdigest() == bundle
+    if not same or parsed(data, opened.folder) != opened.manifest:
+        raise InputError(f"{opened.path} was replaced while it was opened: load it again")
+
+
+def held(path: Path, bundle: str, settings: ModelSettings) -> str:
     """Return a line that says since when the exact model answers in a bundle's place; "" if it doesn't.
 
     It holds whatever the server was started with: an alarm is cleared by a person alone.
+
+    Args:
+        path: Folder of the bundle.
+        bundle: SHA-256 of its manifest; "" for a folder without one.
+        settings: Settings that it is served with.
     """
     folder = state_folder(settings.monitor_state)
-    if folder is None:
+    if folder is None or not bundle:
         return ""
     try:
-        record = peek(file_digest(path / MANIFEST), folder)
+        record = peek(bundle, folder)
     except FileNotFoundError:
         return ""
     except (OSError, ValueError) as error:
@@ -46,10 +80,19 @@ def held(path: Path, settings: ModelSettings) -> str:
     )
 
 
-def watch_of(name: str, version: str, opened: OpenBundle, settings: ModelSettings) -> Watch | None:
+def watch_of(
+    name: str, version: str, bundle: str, opened: OpenBundle, settings: ModelSettings
+) -> Watch | None:
     """Return the monitor of an open bundle; None where nothing of it is to be compared.
 
     Where it was asked for and can't be, a note says why.
+
+    Args:
+        name: Name of the model for clients.
+        version: Version of the model.
+        bundle: SHA-256 of the bundle's manifest.
+        opened: The bundle.
+        settings: Settings that it is served with.
     """
     if not settings.shadow and not settings.blind:
         return None
@@ -68,7 +111,7 @@ def watch_of(name: str, version: str, opened: OpenBundle, settings: ModelSetting
     watch = Watch(
         name,
         version,
-        opened.folder,
+        bundle,
         judging,
         Drift(opened.manifest.ranges, lambda: _shares(opened)),
         state=settings.monitor_state,

@@ -9,12 +9,9 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from hasten.bundle import MANIFEST
 from hasten.certificate.monitor import Batch
-from hasten.core.records import file_digest
 from hasten.core.tensors import Tensors
 from hasten.core.varying import of_one_size
 from hasten.serving.monitoring.drift import Drift
@@ -55,7 +52,7 @@ class Watch:
     Args:
         model: Name of the model for clients.
         version: Version of the model.
-        path: Folder of the bundle.
+        bundle: SHA-256 of the bundle's manifest.
         judging: Limits that its answers are held to.
         drift: Signals that are shown beside it.
         state: Folder that keeps the evidence, "off", or "" for the user's own.
@@ -79,7 +76,7 @@ class Watch:
         self,
         model: str,
         version: str,
-        path: Path,
+        bundle: str,
         judging: Judging,
         drift: Drift,
         *,
@@ -89,7 +86,7 @@ class Watch:
         secret: str = "",
     ) -> None:
         self._extra = {"model": model, "version": version}
-        self._path, self._webhook, self._take_over = path, webhook, take_over
+        self.bundle, self._webhook, self._take_over = bundle, webhook, take_over
         self.judging, self.drift = judging, drift
         self.alarmed: Callable[[], None] = lambda: None
         self.audited = self.dropped = self.failed = self._failures = 0
@@ -98,8 +95,7 @@ class Watch:
         self._secret, self._began = secret, secrets.token_hex(8)
         self._totals: dict[str, Batch] = {}
         self._telling: set[tuple[str, Alarm]] = set()
-        self.bundle = file_digest(path / MANIFEST)
-        self._kept = Kept(self.bundle, state_folder(state), self._warn, self._note, self._warn)
+        self._kept = Kept(bundle, state_folder(state), self._warn, self._note, self._warn)
         self._shown: dict[str, tuple[float, float]] = {}
         self.labels = Labels(judging.loss, self._labelled) if judging.labelled else None
         self._told(self._kept.changed(taken_over) if self.keeps_exact else self._kept.record)
