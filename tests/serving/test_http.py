@@ -12,6 +12,7 @@ import json
 import os
 import select
 import socket
+import sys
 import threading
 import time
 import tracemalloc
@@ -1083,6 +1084,31 @@ def test_names_are_percent_decoded_and_versions_live_side_by_side(server: Server
     status, _, answer = ask(server, "/v2/models/other/infer", body)
     error = "unknown model 'other'; see v2/repository/index"
     assert (status, json.loads(answer)["error"]) == (404, error)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/%" * 3500, "/v2/models/" + "%" * 7000 + "/infer", "/a" * 3500],
+)
+def test_a_path_of_countless_parts_or_escapes_holds_up_nobody(
+    server: ServerThread, path: str
+) -> None:
+    steps = 0
+
+    def count(*_: Any) -> None:
+        nonlocal steps
+        steps += 1
+
+    server.call(lambda: sys.setprofile(count))
+    try:
+        with Client(server) as client:
+            client.send(f"POST {path} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+            status, _, body = client.answer()
+    finally:
+        server.call(lambda: sys.setprofile(None))
+    assert status == 404
+    assert len(json.loads(body)["error"]) < 300
+    assert steps < 1000
 
 
 def test_classes_come_instead_of_scores(server: ServerThread) -> None:

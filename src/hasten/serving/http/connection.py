@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
-from urllib.parse import unquote
 
 import httptools
 import numpy as np
@@ -25,7 +24,7 @@ from hasten.serving.http.messages import (
     failure_response,
     head_of,
 )
-from hasten.serving.http.requests import PlainRoutes, Received, Slot, remember
+from hasten.serving.http.requests import PlainRoutes, Received, Slot, parts_of, remember
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
@@ -919,9 +918,7 @@ class Connection(asyncio.BufferedProtocol):
 
 def _asked(method: bytes, url: bytes) -> tuple[str, tuple[str, ...]]:
     """Return the method and the path's parts, as `PlainRequest` has them."""
-    text = url.partition(b"?")[0].decode("latin-1")
-    parts = tuple(unquote(part) for part in text.split("/") if part)
-    return "GET" if method == b"HEAD" else method.decode(), parts
+    return "GET" if method == b"HEAD" else method.decode(), parts_of(url)
 
 
 def _stated(header: bytes) -> int | None:
