@@ -734,9 +734,8 @@ class Connection(asyncio.BufferedProtocol):
         if encoding in ("", "identity"):
             return body
         state = self.state
-        loop = asyncio.get_running_loop()
-        data = await loop.run_in_executor(
-            state.coding, decompressed, body, encoding, state.limits.body_bytes
+        data = await state.coding.work(
+            self.client, decompressed, body, encoding, state.limits.body_bytes
         )
         state.check_room(self.client, len(data))
         exchange.reserved += len(data)
