@@ -34,13 +34,17 @@ def harmful(surface: Surface) -> list[bytes]:
 
 
 def _requests(surface: Surface) -> list[bytes]:
-    """Return requests over HTTP: as many in one piece as may be sent, long lists in few bytes, and deep ones."""
+    """Return requests over HTTP: as many in one piece as may be sent, long lists and paths, and deep lists."""
     paths = ("", "v2", "v2/models/tiny/config", "v2/models/stats", "openapi.json")
     ones = [http.request(path) for path in paths]
     return [
         *(one * (MOST_BYTES // len(one)) for one in ones),
         *_long_lists(),
         *(http.request(path, body) for path, body in _deep()),
+        *(
+            2 * http.request(path)
+            for path in ("%/" * 15_000, "v2/models/" + "%" * 30_000 + "/infer")
+        ),
     ]
 
 

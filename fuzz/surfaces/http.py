@@ -262,6 +262,7 @@ def changed_head(data: bytes, rng: random.Random) -> bytes:
             b"/%00",
             b"/%2e%2e/",
             b"/" + b"a/" * 9000,
+            b"/" + b"%/" * 9000,
             b"*",
             b"http://a.example/v2",
             b"/v2?" + b"a" * 4000,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
 import json
 import socket
 import threading
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ from tests.support.pausing import Pausing, pausing_installed
 from tests.support.servers import ServerThread, bundle_of, place_of, with_curve
 from tests.support.waiting import PATIENCE_S, until
 
+from hasten.serving.http import connection
 from hasten.serving.protocol.messages import SERVICE
 from hasten.serving.state import Limits
+from hasten.serving.wire.http_bodies import decompressed
 
 FOREVER_NS = 3_600_000_000_000
 MIB = 1 << 20
@@ -104,6 +108,38 @@ def test_bodies_of_one_token_make_room_for_anothers(bundle: Path, tmp_path: Path
             assert server.call(lambda: state.bodies.of("client greedy")) == 8 * (MIB - 1)
             until(lambda: ask(server, "other", BODY + b" " * 99_999) == 200)
         until(lambda: state.body_bytes == 0)
+
+
+def test_a_compressed_body_does_not_wait_behind_all_of_another_tokens(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, order = threading.Event(), list[str]()
+
+    def held_up(body: Any, encoding: str, most_bytes: int) -> bytes:
+        order.append(encoding)
+        assert go_on.wait(PATIENCE_S)
+        return decompressed(body, encoding, most_bytes)
+
+    monkeypatch.setattr(connection, "decompressed", held_up)
+    with serving(bundle, tmp_path / "tokens", *TOKENS) as server, contextlib.ExitStack() as stack:
+        lines = server.server.state.coding._waiting
+
+        def post(name: str, encoding: str, body: bytes) -> http.client.HTTPConnection:
+            client = http.client.HTTPConnection("127.0.0.1", server.http_port, PATIENCE_S)
+            stack.callback(client.close)
+            client.request("POST", INFER, body, {**headers(name), "Content-Encoding": encoding})
+            return client
+
+        def waiting() -> int:
+            return server.call(lambda: sum(map(len, lines.values())))
+
+        clients = [post("greedy", "gzip", gzip.compress(BODY)) for _ in range(8)]
+        until(lambda: waiting() == 6)
+        clients.append(post("other", "deflate", zlib.compress(BODY)))
+        until(lambda: waiting() == 7)
+        go_on.set()
+        assert [each.getresponse().status for each in clients] == [200] * 9
+    assert order.index("deflate") <= 3
 
 
 def test_a_connection_may_carry_requests_of_many_clients(bundle: Path, tmp_path: Path) -> None:

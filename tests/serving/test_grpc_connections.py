@@ -23,8 +23,9 @@ from tests.serving.test_bounded_requests import (
     unreading,
 )
 from tests.support.servers import ServerThread
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
+from hasten.serving.grpc import service
 from hasten.serving.grpc.connections import (
     Connection,
     Ending,
@@ -100,6 +101,16 @@ def test_idle_connections_beyond_the_limit_are_ended_so_that_others_find_a_place
             until(lambda: sum(map(is_open, crowd)) <= 40)
             assert live(server)
             assert len(connections(server.grpc_port)) >= 30  # no more are ended than have to be
+
+
+def test_a_connection_that_asks_nothing_for_long_enough_is_closed(
+    places: list[ModelPlace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_IDLE_MS", 500)
+    with ServerThread(*places, grpc=True) as server, idle(server, 1) as (one,):
+        one.settimeout(PATIENCE_S)
+        while one.recv(4096):  # what the library says before it closes
+            pass
 
 
 def test_connections_up_to_the_limit_stay(places: list[ModelPlace]) -> None:

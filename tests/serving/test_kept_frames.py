@@ -14,9 +14,11 @@ import pytest
 from tests.support.servers import ServerThread
 from tests.support.waiting import until
 
+from hasten.serving.coding import Coding
 from hasten.serving.grpc.calls import Receiving, Stream
 from hasten.serving.grpc.reading_ahead import Together
 from hasten.serving.http.connection import Connection
+from hasten.serving.monitoring.line import Line
 from hasten.serving.protocol.errors import Kind, ProtocolError, without_frames
 from hasten.serving.run import settings_of
 
@@ -126,3 +128,26 @@ def test_a_connection_with_a_foreign_origin_is_gone(tmp_path: Any) -> None:
             assert connection.getresponse().status == 403
             connection.close()
         until(lambda: sum(isinstance(one, Connection) for one in gc.get_objects()) <= before)
+
+
+@pytest.mark.parametrize("kind", ["coding", "labels"])
+def test_what_a_thread_refused_is_gone(kind: str) -> None:
+    held: list[weakref.ref[Asked]] = []
+
+    def refuses() -> None:
+        parsed = Asked()
+        held.append(weakref.ref(parsed))
+        raise ProtocolError(Kind.INVALID, "it can't be read")
+
+    async def refused() -> None:
+        line, coding = Line(), Coding()
+        with pytest.raises(ProtocolError):
+            await (coding.work("a", refuses) if kind == "coding" else line.work("a", 1, refuses))
+        line.close()
+        coding.close()
+
+    async def left() -> bool:
+        await asyncio.create_task(refused())
+        return held[0]() is not None
+
+    assert not asyncio.run(left())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.client
 import importlib
@@ -154,6 +155,44 @@ def test_others_are_answered_while_a_long_answer_is_written(
     until(lambda: server.call(lambda: server.server.state.body_bytes) == 0)
 
 
+def waiting(server: ServerThread) -> int:
+    """How many answers, or bodies, wait for a thread."""
+    lines = server.server.state.coding._waiting
+    return server.call(lambda: sum(map(len, lines.values())))
+
+
+@pytest.mark.parametrize("how", ["HTTP", "gRPC"])
+def test_a_clients_long_answer_does_not_wait_behind_all_of_anothers(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    go_on, order = threading.Event(), list[str]()
+
+    def held_up(real: Any) -> Any:
+        def write(answer: Answer, query: Query, *rest: Any) -> Any:
+            order.append(query.client)
+            assert go_on.wait(PATIENCE_S)
+            return real(answer, query, *rest)
+
+        return write
+
+    for module in ("http.exchange", "grpc.calls"):
+        place = importlib.import_module(f"hasten.serving.{module}")
+        monkeypatch.setattr(place, "write_answer", held_up(place.write_answer))
+    with ThreadPoolExecutor(9) as pool:
+        asks = numbers if how == "HTTP" else ranked_over_grpc
+        greedy = [pool.submit(asks, server) for _ in range(8)]
+        until(lambda: waiting(server) == 6)
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", server.http_port, PATIENCE_S, ("127.0.0.2", 0))
+        ) as client:
+            client.request("POST", "/v2/models/long/infer", json.dumps({"inputs": [X]}))
+            until(lambda: waiting(server) == 7)
+            go_on.set()
+            assert client.getresponse().status == 200
+        assert all(each.result(PATIENCE_S)[0] == 200 for each in greedy)
+    assert order.index("127.0.0.2") <= 3
+
+
 def test_nothing_is_written_for_those_who_left(
     server: ServerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,7 +224,7 @@ def test_nothing_is_written_for_those_who_left(
     assert server.call(lambda: state.body_bytes) > 6 * LONG.nbytes
     with grpc.insecure_channel(server.grpc_url) as channel:
         call = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(iter([asking()] * 8))
-        until(lambda: server.call(lambda: state.coding._work_queue.qsize()) == 4 + 8)
+        until(lambda: waiting(server) == 4 + 8)
         call.cancel()
     for client in clients:
         client.close()

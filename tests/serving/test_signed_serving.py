@@ -127,6 +127,25 @@ def test_a_signature_that_goes_is_noticed_and_the_model_goes_on(
     assert f"{bundle} isn't signed, and {signer.only}: get a signed one, or sign it" in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["folder", "packed"])
+def test_the_log_says_whether_a_bundle_is_signed_and_that_was_checked(
+    tmp_path: Path, signer: Signer, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    caplog.set_level("INFO", "hasten")
+    place = bundle_of(tmp_path, models.solid(tmp_path), "model")
+
+    def said(**settings: Any) -> list[str]:
+        caplog.clear()
+        path = place if kind == "folder" else hasten.pack(place, tmp_path / "model.hastenz").path
+        with ServerThread(place_of(path, "model", **settings)):
+            return [each.getMessage() for each in caplog.records if "ready" in each.getMessage()]
+
+    assert said() == ["ready (unsigned)"]
+    signer.sign(place)
+    assert said() == ["ready (signature not checked)"]
+    assert said(trusted=(signer.key,)) == ["ready (signed by a trusted key)"]
+
+
 def test_a_server_without_a_trusted_bundle_doesnt_start(newer: Path, signer: Signer) -> None:
     for path in (newer, hasten.pack(newer).path):
         place = place_of(path, "model", trusted=(signer.key,))

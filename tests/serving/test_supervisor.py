@@ -127,7 +127,7 @@ def test_it_says_where_it_listens_serves_rests_and_ends_when_asked_to(bundles: P
         until(quiet, 30.0)
         idle.close()
         assert server.end(signal.SIGTERM) == 0
-        assert server.errors == "hasten: solid/1: ready\nhasten: draining\n"
+        assert server.errors == "hasten: solid/1: ready (unsigned)\nhasten: draining\n"
 
 
 def woken(*pids: int) -> int:

@@ -276,7 +276,7 @@ class Server:
         if self._tracing is not None:
             await self._loop.run_in_executor(None, self._tracing.close)
         self._watching.shutdown(wait=False, cancel_futures=True)
-        self.state.coding.shutdown(wait=False, cancel_futures=True)
+        self.state.coding.close()
         self.state.labelling.close()
         self.routes.close()
         self.state.memory.unregister()

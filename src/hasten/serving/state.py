@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
+from hasten.serving.coding import Coding
 from hasten.serving.fairness import Shares
 from hasten.serving.loop_budget import LoopBudget
 from hasten.serving.models.repository import Repository
@@ -123,7 +123,7 @@ class ServerState:
             that it hasn't read.
         draining: Whether the server is shutting down.
         began_ns: Time of the start, on the monotonic clock.
-        coding: Threads that decompress bodies and encode long answers: few, to bound the memory in use at once.
+        coding: Threads that decompress bodies and encode long answers.
         labelling: Line of requests of labels, which wait to be scored.
         parsing: Bytes of long bodies that each turn of the loop parses.
         received: Buffer that all connections receive into; its content is parsed before the next
@@ -143,9 +143,7 @@ class ServerState:
     bodies: Shares = field(init=False)
     draining: bool = False
     began_ns: int = field(default_factory=time.perf_counter_ns)
-    coding: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(2, "hasten-coding")
-    )
+    coding: Coding = field(default_factory=Coding)
     labelling: Line = field(default_factory=Line)
     parsing: LoopBudget = field(default_factory=LoopBudget)
     received: memoryview = field(default_factory=lambda: memoryview(bytearray(_RECEIVE_BYTES)))

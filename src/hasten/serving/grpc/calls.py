@@ -280,8 +280,7 @@ class Inference:
             data = write_answer(answer, self._query, memory, batched, in_stream)
             return data, clock_ns() - began_ns
 
-        loop = asyncio.get_running_loop()
-        data, taken_ns = await loop.run_in_executor(self._state.coding, write)
+        data, taken_ns = await self._state.coding.work(self._client, write)
         model.statistics.encoded(taken_ns)
         return data
 

@@ -7,13 +7,11 @@ the socket and the model. A long body is received into its own memory, where its
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
-from urllib.parse import unquote
 
 import httptools
 import numpy as np
@@ -26,7 +24,7 @@ from hasten.serving.http.messages import (
     failure_response,
     head_of,
 )
-from hasten.serving.http.requests import PlainRoutes, Received, Slot, remember
+from hasten.serving.http.requests import PlainRoutes, Received, Slot, parts_of, remember
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
@@ -65,8 +63,6 @@ _HEAD_CHECKS = 2
 """Checks without the whole head of a request, or of the first one, after which a client gives way."""
 _AT_ONCE = 16
 """Largest number of requests of a client that are answered before others are heard, where it sends many together."""
-_MOST_PARTS = 16
-"""Parts of a path that are read: no path that is answered has as many. A whole head of them would take 70 ms."""
 _LONGEST_NUMBER = 20
 _PROBES = (b"/v2/health/live", b"/v2/health/ready")
 """Paths that tell anyone whether the server is up: load balancers ask for them by names of their own."""
@@ -738,9 +734,8 @@ class Connection(asyncio.BufferedProtocol):
         if encoding in ("", "identity"):
             return body
         state = self.state
-        loop = asyncio.get_running_loop()
-        data = await loop.run_in_executor(
-            state.coding, decompressed, body, encoding, state.limits.body_bytes
+        data = await state.coding.work(
+            self.client, decompressed, body, encoding, state.limits.body_bytes
         )
         state.check_room(self.client, len(data))
         exchange.reserved += len(data)
@@ -921,10 +916,8 @@ class Connection(asyncio.BufferedProtocol):
 
 
 def _asked(method: bytes, url: bytes) -> tuple[str, tuple[str, ...]]:
-    """Return the method and the path's first parts, as `PlainRequest` has them."""
-    text = url.partition(b"?")[0].decode("latin-1")
-    parts = itertools.islice(filter(None, text.split("/")), _MOST_PARTS)
-    return "GET" if method == b"HEAD" else method.decode(), tuple(map(unquote, parts))
+    """Return the method and the path's parts, as `PlainRequest` has them."""
+    return "GET" if method == b"HEAD" else method.decode(), parts_of(url)
 
 
 def _stated(header: bytes) -> int | None:

@@ -174,8 +174,8 @@ class Exchange:
             return pieces, header_bytes, clock_ns() - began_ns
 
         try:
-            pieces, header_bytes, taken_ns = await asyncio.get_running_loop().run_in_executor(
-                self._connection.state.coding, encode
+            pieces, header_bytes, taken_ns = await self._connection.state.coding.work(
+                self._connection.client, encode
             )
         except ProtocolError as failure:
             self.respond(failure_response(failure))

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from hasten.bundle import Loaded, Manifest, answers_as, load, read, unpacked
+from hasten.bundle import SIGNATURE, Loaded, Manifest, answers_as, load, read, unpacked
 from hasten.bundle.batch_mates import (
     MOST_BYTES,
     made_up,
@@ -128,6 +128,7 @@ class OpenBundle:
             up could be answered.
         broken: Whether the model answers NaN where the exact one doesn't.
         watch: Monitor of the answers; None where the bundle isn't watched.
+        signed: Words on its signature: whether it has one, and whether that was checked.
         agreed: Sentence that says that it answers as the bundle that it replaces; "" if it doesn't, or
             replaces none.
     """
@@ -148,6 +149,7 @@ class OpenBundle:
     broken: bool = False
     most_rows: int = 1
     watch: Watch | None = None
+    signed: str = "unsigned"
     agreed: str = ""
 
     @property
@@ -230,6 +232,10 @@ def open_bundle(
             batched=_batched(sessions[0]),
             notes=list(sessions[0].not_certified),
         )
+        if settings.trusted:
+            opened.signed = "signed by a trusted key"
+        elif (folder / SIGNATURE).exists():
+            opened.signed = "signature not checked"
         if manifest.varying:
             opened.notes.append(f"served without batching: {no_batches(manifest.varying)}")
         if any(one.manifest != manifest for one in opened.everything):

@@ -326,8 +326,13 @@ class Repository:
                 log.warning("%s", note, extra={"model": one.name, "version": one.version})
             if opened.agreed:
                 log.info("%s", opened.agreed, extra={"model": one.name, "version": one.version})
-            what = "ready" if old is None else "ready, in place of the model served before"
-            log.info("%s", what, extra={"model": one.name, "version": one.version})
+            what = "" if old is None else ", in place of the model served before"
+            log.info(
+                "ready (%s)%s",
+                opened.signed,
+                what,
+                extra={"model": one.name, "version": one.version},
+            )
             left = [self._renewed(each, one.name, old) for each in chains]
             for other in list(self.served()):  # its certificate may be of the old model
                 if isinstance(other, ServedChain) and other.asks(one.name, one.version):

@@ -72,7 +72,10 @@ class Line:
             heapq.heappush(self._waiting, (turn, next(self._orders), answer, call))
         working = asyncio.wrap_future(answer)
         working.add_done_callback(lambda _: self._shares.give(client, 1))
-        return await asyncio.shield(working)
+        try:
+            return await asyncio.shield(working)
+        finally:
+            del answer, working  # an error keeps this frame, and they would keep the error
 
     def _next(self) -> None:
         """Work on the request whose turn it is; on the thread."""
