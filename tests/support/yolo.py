@@ -27,4 +27,6 @@ def yolov3_tiny(monkeypatch: pytest.MonkeyPatch) -> Any:
 def int8_is_fastest(asked: Asked) -> Sequence[int]:
     """Return the latencies of OpenVINO's forms, of which NNCF's in int8 is the fastest on any machine."""
     exact = asked["engine"]["precision"] == "f32"
-    return (200_000,) if exact and Path(asked["artifact"]["path"]).stem == "quantized" else (800_000,)
+    return (
+        (200_000,) if exact and Path(asked["artifact"]["path"]).stem == "quantized" else (800_000,)
+    )
