@@ -120,10 +120,17 @@ def channel_of(port: int, made: Path, client: str = "", trusted: str = "server")
 
 
 def call(
-    port: int, made: Path, client: str, method: str, token: str = "", trusted: str = "server"
+    port: int,
+    made: Path,
+    client: str,
+    method: str,
+    token: str = "",
+    trusted: str = "server",
+    **more: str,
 ) -> tuple[str, str]:
-    """Call a method of gRPC with an empty message; the status and its details."""
-    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    """Call a method of gRPC with an empty message and more metadata; the status and its details."""
+    given = {**more, **({"authorization": f"Bearer {token}"} if token else {})}
+    metadata = [(name.replace("_", "-"), value) for name, value in given.items()]
     with channel_of(port, made, client, trusted) as channel:
         try:
             channel.unary_unary(f"/{SERVICE}/{method}")(b"", timeout=PATIENCE_S, metadata=metadata)
@@ -260,6 +267,11 @@ def test_a_foreign_page_gets_nothing_by_its_visitors_certificate(
         status, error = ask(server, made, "reader", READ, **headers)
         assert status == 403
         assert error.startswith("a web page of ")
+    for metadata in ({"sec_fetch_site": "cross-site"}, {"origin": "https://foreign.example"}):
+        code, error = call(server.grpc_port, made, "reader", "ServerMetadata", **metadata)
+        assert code == "PERMISSION_DENIED"
+        assert error.startswith("a web page of ")
+    assert call(server.grpc_port, made, "reader", "ServerMetadata")[0] == "OK"
     assert ask(server, made, "reader", READ, **{"Sec-Fetch-Site": "same-origin"})[0] == 200
 
 

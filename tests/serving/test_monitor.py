@@ -36,6 +36,7 @@ from hasten.errors import InputError
 from hasten.serving.cluster.federation import Federation
 from hasten.serving.cluster.pooling import Pool
 from hasten.serving.models import repository
+from hasten.serving.models.trial import compare
 from hasten.serving.monitoring import kept, webhook
 from hasten.serving.settings import ServerSettings
 from hasten.testing.models import write
@@ -232,7 +233,7 @@ def test_evidence_survives_a_restart_and_belongs_to_one_bundle(tmp_path: Path, s
 def test_a_bundle_that_is_replaced_while_it_is_opened_gets_no_evidence_of_another(
     tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path, compare, why = certified(tmp_path), repository.compare, ["second"]
+    path, why = certified(tmp_path), ["second"]
 
     def replace_first(*given: Any) -> bool:
         if why:

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 from click.testing import CliRunner
 from tests.support.models import solid
@@ -17,6 +18,7 @@ from hasten.cli.serve import serve
 from hasten.errors import InputError
 from hasten.serving.cluster.federation import Federation
 from hasten.serving.options import Access
+from hasten.serving.protocol.messages import SERVICE, message
 from hasten.serving.run import settings_of
 from hasten.serving.settings import ServerSettings
 
@@ -121,6 +123,35 @@ def test_a_name_that_was_bound_to_this_machine_reads_and_changes_nothing(
     for headers in (own, {**own, "Sec_Fetch_Site": "same-origin"}, {"Host": "rebound.example:80"}):
         assert answered(server, method, path, REQUEST, **headers) == (403, REBOUND)
     assert answered(server, "GET", "/v2/models/solid/ready")[0] == 200
+
+
+@pytest.mark.parametrize("site", [(), (("sec-fetch-site", "cross-site"),)], ids=str)
+@pytest.mark.parametrize("method", ["RepositoryModelUnload", "ModelInfer", "ModelStreamInfer"])
+def test_a_page_of_another_site_calls_nothing(
+    bundle: Path, method: str, site: tuple[tuple[str, str], ...]
+) -> None:
+    """As Firefox lets a page call over TLS: the library doesn't look at the content type."""
+    foreign = (("origin", "https://foreign.example"), *site)
+    unload = message("RepositoryModelUnloadRequest")(model_name="solid").SerializeToString()
+    with (
+        ServerThread(place_of(bundle), grpc=True, control=True, hosts=("pages.example",)) as server,
+        grpc.insecure_channel(server.grpc_url) as channel,
+    ):
+        ask = channel.stream_stream(f"/{SERVICE}/{method}")
+        with pytest.raises(grpc.RpcError) as caught:
+            list(ask(iter([unload]), metadata=foreign))
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert caught.value.details() == (
+            "a web page of 'https://foreign.example' may not use this server: start it with "
+            "--allow-host NAME, where NAME is the page's host"
+        )
+        ready = channel.unary_unary(f"/{SERVICE}/ModelReady")
+        asked = message("ModelReadyRequest")(name="solid").SerializeToString()
+        for own in ((), (("origin", "https://pages.example"),), (("sec-fetch-site", "none"),)):
+            answer = ready(asked, metadata=own)
+            assert message("ModelReadyResponse").FromString(answer).ready
+        live = channel.unary_unary(f"/{SERVICE}/ServerLive")
+        assert message("ServerLiveResponse").FromString(live(b"", metadata=foreign)).live
 
 
 def test_a_connection_that_asked_rightly_is_checked_again(server: ServerThread) -> None:

@@ -45,6 +45,8 @@ log = logging.getLogger("hasten.serving")
 _MOST_SENT_BYTES = 2**31 - 1
 _OPEN = ("ServerLive", "ServerReady")
 """Names of the methods that need no token, and that are answered whatever number of calls is under way."""
+_BROWSERS = ("origin", "sec-fetch-site")
+"""Metadata by which a browser says whose page makes a call."""
 _RESERVED = 64
 """Number of calls that the library takes beyond those that may be under way or unread; also of connections."""
 _PATIENCE_NS = 1_000_000_000
@@ -221,16 +223,43 @@ class GrpcServer:
         """Check that the client may call this, and count the call under its name, if the server knows that.
 
         Raises:
-            ProtocolError: as `_check_rights` raises it.
+            ProtocolError: as `_check_page` and `_check_rights` raise it.
         """
-        if self._state.rights is None:
+        state = self._state
+        if state.rights is None or state.behind_door or self._asks_clients:
+            self._check_page(context)
+        if state.rights is None:
             return
         if name := self._check_rights(context, scope):
             call.name, call.client = name, self._state.client_of(client_named(name))
 
+    def _check_page(self, context: Any) -> None:
+        """Check that no web page of others makes a browser call this, as over HTTP; see `Origins`.
+
+        The library takes a call of any content type if its headers accept trailers, as Firefox's do in all that a
+        page asks by HTTP/2.
+
+        Raises:
+            ProtocolError: such a page does.
+        """
+        told: dict[bytes, bytes] = {}
+        for name, value in context.invocation_metadata() or ():
+            if name in _BROWSERS:
+                told[name.encode()] = value.encode()
+        if told and (refusal := self._state.origins.refusal(b"POST", told)) is not None:
+            try:
+                raise refusal
+            finally:
+                del refusal  # it keeps this frame
+
+    @property
+    def _asks_clients(self) -> bool:
+        """Whether clients have certificates."""
+        return self._handed is not None and self._handed.client_ca is not None
+
     def _names(self, context: Any) -> list[str] | None:
         """Return the names in the client's certificate; None if clients aren't asked for one."""
-        if self._handed is None or self._handed.client_ca is None:
+        if not self._asks_clients:
             return None
         found = context.auth_context()
         names = (*found.get("x509_common_name", ()), *found.get("peer_dns", ()))
