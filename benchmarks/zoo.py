@@ -11,7 +11,8 @@ was found is a line of JSON in the results file; a case that has one isn't run a
 `--again`. The table says what was gained, and why where nothing was.
 
 Hugging Face's encoders are made from configs by transformers: pip install --requirement
-benchmarks/zoo-packages.txt. Without --effort quick, each bundle is timed in turns with ONNX Runtime
+benchmarks/zoo-packages.txt. Keras, SavedModel and TFLite need hasten's extra keras; without it, each of these cases
+ends with one line. Without --effort quick, each bundle is timed in turns with ONNX Runtime
 as it comes, on all of its threads. The exit code is 1 if anything was wrong, and with --gate also if a figure
 misses its aim.
 """

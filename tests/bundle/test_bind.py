@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tests.support.bundles import built, stated
 from tests.support.servers import ONE_THREAD, bundle_of
@@ -144,6 +145,56 @@ def test_an_array_that_does_not_fit_gets_one_line(
     with pytest.raises(InputError) as error:
         loaded.bind(*filled)
     assert str(error.value) == words
+
+
+def unnamed(model: Path) -> Path:
+    """Take the names of the axes of rows out of a file, as skl2onnx writes it."""
+    proto = onnx.load(model)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].Clear()
+    onnx.save(proto, model)
+    return model
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+def test_a_file_whose_axis_of_rows_has_no_name_is_bound(engine: Engine, tmp_path: Path) -> None:
+    model = unnamed(models.linear_classifier(tmp_path))
+    bundle = bundle_of(tmp_path, model, engine=engine, pipeline=SCORED)
+    with load(bundle, cache=tmp_path) as opened:
+        for count in (1, 3):
+            rows, out = ROWS[:count].copy(), np.zeros((count, 4), np.float32)
+            opened.bind(rows, out)()
+            np.testing.assert_array_equal(out, opened(rows)["logits"])
+        given = dict(zip(COLUMNS, map(float, ROWS[0]), strict=True))
+        assert opened.bind_row()(given) == opened.decide(given)
+        with pytest.raises(InputError) as error:
+            opened.bind(ROWS[:2], np.zeros((1, 4), np.float32))
+        assert str(error.value).startswith(
+            "output 'logits': the model's output is logits: float32[2"
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "body"), [([2, 4], "y = Concat <axis = 0> (z, z)"), ([1, 4], "y = Identity(z)")]
+)
+def test_an_answer_of_another_shape_than_the_bound_array_is_no_answer(
+    shape: list[int], body: str, tmp_path: Path
+) -> None:
+    text = f"""m (float[batch, 16] x) => (float[batch, 4] y) {{
+        all = ReduceSum <keepdims = 1> (x, zero)
+        z = MatMul(all, w)
+        {body} }}"""
+    text = text.replace(" {\n", " <int64[1] zero = {0}> {\n", 1)
+    model = models.write(tmp_path / "m.onnx", text, {"w": (16, 4)})
+    with load(bundle_of(tmp_path, model)) as opened:
+        bound = 3 if shape == [1, 4] else 1
+        call = opened.bind(ROWS[:bound], np.zeros((bound, 4), np.float32))
+        with pytest.raises(CandidateError) as error:
+            call()
+    assert str(error.value) == (
+        f"output 'y' has the shape {shape}, and the array that is bound to it has {[bound, 4]}: its size doesn't "
+        "follow from the inputs, so call the model instead"
+    )
 
 
 def test_an_array_given_twice_is_refused(loaded: Loaded) -> None:

@@ -20,6 +20,7 @@ from hasten.bundle import read
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.reporting.result import Result
+from hasten.testing import models
 
 pytestmark = pytest.mark.seconds
 
@@ -163,6 +164,20 @@ def test_the_layers_that_int8_harms_most_go_back_to_float(
     alone = [points for label, points in lost.items() if " 1 layer in float" in label]
     both = any({"states", "logits"} <= nodes for nodes in kept)
     assert both or min(alone) < 5, kept  # one is enough on some processors with bfloat16
+
+
+def test_a_note_says_why_no_buckets_were_tried(tmp_path: Path) -> None:
+    text = """halves (float[batch, 1, length] x) => (float[batch, 1, half] y) {
+        y = MaxPool <kernel_shape = [2], strides = [2]> (x) }"""
+    rng = np.random.default_rng(0)
+    rows = [rng.standard_normal((1, 20 + place % 10), np.float32) for place in range(120)]
+    model = models.write(tmp_path / "m.onnx", text, {})
+    result = optimized(model, {"x": rows}, tmp_path / "b.hasten", metric="regression:0.001")
+    said = (
+        r"no buckets were tried: samples have \d+ different shapes in 1 dimension, and some outputs have sizes that "
+        r"don't follow from an input's size"
+    )
+    assert any(re.fullmatch(said, note) for note in result.notes), result.notes
 
 
 def test_an_engine_of_one_shape_is_tried_in_buckets_alone(tmp_path: Path) -> None:

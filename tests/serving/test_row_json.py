@@ -9,10 +9,10 @@ from typing import Any
 
 import httpx2 as httpx
 import numpy as np
-import onnx
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
+from tests.bundle.test_bind import unnamed
 from tests.support.servers import ONE_THREAD, ServerThread, bundle_of, place_of
 from tests.support.waiting import until
 from tritonclient.utils import InferenceServerException
@@ -65,18 +65,24 @@ def server(bundles: dict[str, Path]) -> Iterator[ServerThread]:
         yield running
 
 
-def test_rows_of_a_file_whose_batch_has_no_name_are_served(tmp_path: Path) -> None:
-    model = models.linear_classifier(tmp_path)
-    proto = onnx.load(model)
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.shape.dim[0].Clear()  # as skl2onnx writes it
-    onnx.save(proto, model)
+@pytest.mark.parametrize("quick", [True, False])
+def test_rows_of_a_file_whose_axis_of_rows_has_no_name_are_served(
+    quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unbound(self: hasten.bundle.Loaded) -> None:
+        raise InputError("it can't be bound")
+
+    if not quick:
+        monkeypatch.setattr(hasten.bundle.Loaded, "bind_row", unbound)
+    model = unnamed(models.linear_classifier(tmp_path))
     scored = Pipeline((Row(COLUMNS),), SCORED)
     bundle = bundle_of(tmp_path, model, engine=CompiledC(), pipeline=scored)
     with hasten.load(bundle, cache=tmp_path) as opened:
         expected = opened.decide(ROWS[0])
     with ServerThread(place_of(bundle, compiled=str(tmp_path))) as running:
+        has = running.call(lambda: served(running, "linear_classifier").quick_rows is not None)
         status, answer = post(running, ROWS[0], "linear_classifier")
+    assert has == quick
     assert (status, answer["decision"]) == (200, pytest.approx(expected))
 
 

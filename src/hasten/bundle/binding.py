@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hasten.bundle.batch_mates import share_batch_axis
 from hasten.core.tensors import Array, TensorSpec, check_tensors
 from hasten.errors import InputError
 
@@ -50,7 +51,7 @@ def bound_arrays(
         raise InputError(
             f"the model takes batches of {', '.join(map(str, batch_sizes))}; got {rows} rows"
         )
-    _check_outputs(taken, outputs, sizes)
+    _check_outputs(taken, outputs, sizes, rows if share_batch_axis(inputs, outputs) else None)
     _check_apart(given, taken)
     return given, taken
 
@@ -98,8 +99,23 @@ def _open_sizes(given: Mapping[str, Array], inputs: Sequence[TensorSpec]) -> dic
 
 
 def _check_outputs(
-    taken: Mapping[str, Array], outputs: Sequence[TensorSpec], sizes: Mapping[str, int]
+    taken: Mapping[str, Array],
+    outputs: Sequence[TensorSpec],
+    sizes: Mapping[str, int],
+    rows: int | None,
 ) -> None:
+    """Check the arrays to write to.
+
+    Args:
+        taken: The arrays by name.
+        outputs: The model's outputs.
+        sizes: Sizes of the open dimensions, by their names.
+        rows: Size of a first axis whose name doesn't say it, as where the file gives none; None where the model has
+            no axis of rows.
+
+    Raises:
+        InputError: one is missing, doesn't fit, or can't be written to.
+    """
     names = ", ".join(spec.name for spec in outputs)
     if taken.keys() != {spec.name for spec in outputs}:
         raise InputError(
@@ -110,6 +126,8 @@ def _check_outputs(
         shape = tuple(
             sizes.get(size, size) if isinstance(size, str) else size for size in spec.shape
         )
+        if rows is not None and shape and isinstance(shape[0], str):
+            shape = (rows, *shape[1:])
         settled = TensorSpec(spec.name, spec.dtype, shape)
         if not settled.static:
             raise InputError(

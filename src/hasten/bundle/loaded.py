@@ -247,7 +247,7 @@ class Loaded:
         Args:
             *arrays: The inputs in the model's order and then the outputs; or a mapping of input name to
                 array and one of output name to array. Each has the dtype and the shape that `inputs` or
-                `outputs` gives for it, and a size for each dimension with a name. All are C-contiguous,
+                `outputs` gives for it, and a size for each open dimension. All are C-contiguous,
                 and no output overlaps another array.
             **named: Inputs and outputs by name, instead of or in addition to `arrays`.
 

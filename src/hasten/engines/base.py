@@ -104,7 +104,13 @@ class Session(ABC):
 
         def again() -> None:
             for name, array in self.run(inputs).items():
-                outputs[name][...] = array
+                bound = outputs[name]
+                if array.shape != bound.shape:
+                    raise CandidateError(
+                        f"output {name!r} has the shape {list(array.shape)}, and the array that is bound to it has "
+                        f"{list(bound.shape)}: its size doesn't follow from the inputs, so call the model instead"
+                    )
+                bound[...] = array
 
         return again
 
