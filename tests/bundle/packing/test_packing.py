@@ -443,6 +443,18 @@ def test_nothing_is_unpacked_to_a_cache_that_others_can_write_to(
     assert not unpacked(pack(two_models).path).is_relative_to(cache)
 
 
+def test_a_bundle_in_the_cache_stays_where_a_link_to_the_cache_leads_elsewhere_later(
+    two_models: Path, cache: Path
+) -> None:
+    for name in ("first", "second"):
+        cache.with_name(name).mkdir(0o700)
+    cache.symlink_to("first")
+    folder = unpacked(pack(two_models).path)
+    cache.unlink()
+    cache.symlink_to("second")
+    assert _same(folder, two_models)
+
+
 def test_a_cache_that_the_first_bundle_makes_is_for_the_user_alone(
     two_models: Path, cache: Path
 ) -> None:
