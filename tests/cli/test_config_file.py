@@ -297,6 +297,18 @@ def test_a_file_that_cannot_be_read_is_told_in_one_line(project: Path) -> None:
     assert "Missing argument" in run(project, "certify").stderr
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_file_of_any_size_takes_little_memory(project: Path, *, named: bool) -> None:
+    with (project / "hasten.toml").open("wb") as file:
+        file.truncate(1 << 40)  # it takes no room on the disk
+    words = ["--config", "hasten.toml", "plan"] if named else ["plan"]
+    result = run(project, *words)
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "hasten: hasten.toml is larger than 256 KiB\n",
+    )
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("hidden", ["file", "folder"])
 def test_what_this_user_may_not_read_is_no_traceback(hidden: str) -> None:

@@ -27,6 +27,8 @@ REFUSED = {
 }
 """Options that a person gives each time, with the reason: a file that came with a checkout may not set them."""
 _META = "hasten.config"
+_MOST_BYTES = 256 << 10
+"""Largest size of a file; the time for tables within each other grows with its square."""
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _TRUST = f"if you trust it, name it with --config or {VARIABLE}; to ignore it, set {VARIABLE}={OFF}"
 
@@ -145,7 +147,7 @@ def _own_content(file: Path) -> bytes | None:
         if folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX:
             raise InputError(f"every user may write to the folder of {_shown(file)}: {_TRUST}")
         with open(descriptor, "rb", closefd=False) as opened:  # of a descriptor
-            return opened.read()
+            return _bounded(file, opened.read(_MOST_BYTES + 1))
     finally:
         os.close(descriptor)
 
@@ -166,9 +168,21 @@ def _shown(file: Path) -> str:
 
 def _content(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        with file.open("rb") as opened:
+            return _bounded(file, opened.read(_MOST_BYTES + 1))
     except OSError as error:
         raise _unreadable(file, error) from error
+
+
+def _bounded(file: Path, content: bytes) -> bytes:
+    """Return a file's content.
+
+    Raises:
+        InputError: it is too large.
+    """
+    if len(content) > _MOST_BYTES:
+        raise InputError(f"{_shown(file)} is larger than {_MOST_BYTES >> 10} KiB")
+    return content
 
 
 def _unreadable(file: Path, error: OSError) -> InputError:

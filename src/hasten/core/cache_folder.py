@@ -144,11 +144,12 @@ class CacheFolder:
         Returns:
             Its path; None where others may put another folder in its place, or a link to one.
         """
-        folder = self.path / name
+        outer = Path(os.path.realpath(self.path))  # who owns a link could let it lead elsewhere
+        folder = outer / name
         try:
-            for each in (self.path, folder):
+            for each in (outer, folder):
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _check(self.path.stat(), "it")
+            _check(outer.stat(), "it")
             facts = folder.lstat()
             _check(facts, folder.name)
         except (OSError, _RefusedError):

@@ -276,6 +276,23 @@ def check_memory(size_bytes: int) -> None:
         raise OSError(errno.ENOMEM, f"{free:,} bytes of memory are free")
 
 
+def content_of(path: Path) -> bytes:
+    """Return a file's bytes, if there is memory for as many as it claims: one may have far more than are on the disk.
+
+    Raises:
+        OSError: it can't be read, or the memory isn't there.
+    """
+    with path.open("rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        try:
+            check_memory(size_bytes)
+        except OSError as error:
+            raise OSError(
+                errno.ENOMEM, f"it has {size_bytes:,} bytes, and only {error.strerror}"
+            ) from error
+        return file.read()
+
+
 def _free_bytes() -> int:
     """Return how much memory is free in this machine, at most what this process may take."""
     most = Target.host().memory_bytes

@@ -51,23 +51,24 @@ def _folder() -> Path:
         InputError: it can't be made, or others can write to it.
     """
     cache = cache_folder()
-    temporary = Path(tempfile.gettempdir(), f"hasten-{os.geteuid()}")
-    folder = temporary if cache is None else cache.path / "reports"
+    if cache is None:
+        places = [Path(tempfile.gettempdir(), f"hasten-{os.geteuid()}")]
+    else:  # who may write to the cache, or owns a link to it, can put another folder in the place of the inner one
+        outer = Path(os.path.realpath(cache.path))
+        places = [outer, outer / "reports"]
     try:
-        (temporary if cache is None else cache.path).mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = [(folder, folder.lstat())]
-        if cache is not None:  # who may write to it can put another folder in the place of this one
-            found.insert(0, (cache.path, cache.path.stat()))
+        for each in places:
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = [(each, each.lstat()) for each in places]
     except OSError as error:
-        raise InputError(f"can't write {folder}: {error.strerror or error}") from error
+        raise InputError(f"can't write {places[-1]}: {error.strerror or error}") from error
     for each, facts in found:
         own = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()
         if not own or facts.st_mode & 0o022:
             raise InputError(
                 f"{each} isn't yours alone: remove it, or name another folder with HASTEN_CACHE"
             )
-    return folder
+    return places[-1]
 
 
 def _tidy(folder: Path) -> None:

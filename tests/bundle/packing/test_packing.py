@@ -419,39 +419,58 @@ def test_what_nobody_used_for_a_month_goes_unless_a_process_holds_it(
     assert all(other.exists() for other in others)
 
 
+@pytest.fixture
+def fresh(tmp_path: Path, two_models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that nothing was written to yet."""
+    monkeypatch.setenv("HASTEN_CACHE", str(tmp_path / "fresh"))
+    return tmp_path / "fresh"
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_folders_of_the_user_stay_where_a_link_in_the_cache_leads_to_them(
-    two_models: Path, cache: Path, *, shared: bool
+    two_models: Path, fresh: Path, *, shared: bool
 ) -> None:
     """Whoever may write to the cache could have put the link there."""
-    own = cache.with_name("home") / ("0" * 64)
+    own = fresh.with_name("home") / ("0" * 64)
     own.mkdir(parents=True)
     os.utime(own, (0, 0))
-    cache.mkdir(0o700)
-    (cache / "unpacked").symlink_to(own.parent)
-    cache.chmod(0o777 if shared else 0o700)
+    fresh.mkdir(0o700, exist_ok=True)
+    (fresh / "unpacked").symlink_to(own.parent)
+    fresh.chmod(0o777 if shared else 0o700)
     folder = unpacked(pack(two_models).path)
     assert _same(folder, two_models)
     assert [*own.parent.iterdir()] == [own]
 
 
 def test_nothing_is_unpacked_to_a_cache_that_others_can_write_to(
-    two_models: Path, cache: Path
+    two_models: Path, fresh: Path
 ) -> None:
-    (cache / "unpacked").mkdir(0o700, parents=True)
-    cache.chmod(0o777)
-    assert not unpacked(pack(two_models).path).is_relative_to(cache)
+    (fresh / "unpacked").mkdir(0o700, parents=True)
+    fresh.chmod(0o777)
+    assert not unpacked(pack(two_models).path).is_relative_to(fresh)
+
+
+def test_a_bundle_in_the_cache_stays_where_a_link_to_the_cache_leads_elsewhere_later(
+    two_models: Path, fresh: Path
+) -> None:
+    for name in ("first", "second"):
+        fresh.with_name(name).mkdir(0o700)
+    fresh.symlink_to("first")
+    folder = unpacked(pack(two_models).path)
+    fresh.unlink()
+    fresh.symlink_to("second")
+    assert _same(folder, two_models)
 
 
 def test_a_cache_that_the_first_bundle_makes_is_for_the_user_alone(
-    two_models: Path, cache: Path
+    two_models: Path, fresh: Path
 ) -> None:
     before = os.umask(0o002)
     try:
         unpacked(pack(two_models).path)
     finally:
         os.umask(before)
-    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    assert stat.S_IMODE(fresh.stat().st_mode) == 0o700
 
 
 def test_a_folder_that_is_being_written_stays_however_old_it_seems(

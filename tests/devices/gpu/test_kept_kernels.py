@@ -250,6 +250,21 @@ def test_torch_compiles_at_the_first_start_only(
     assert found == [(0, 1, True), (1, 0, False)]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link to another user")
+def test_torch_loads_nothing_through_a_link_of_another_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leads to a folder of this user, until it leads to another one."""
+    (tmp_path / "own").mkdir(0o700)
+    link = tmp_path / "torch"
+    link.symlink_to("own")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(link))
+    check_own_folder()
+    os.lchown(link, 12345, -1)
+    with pytest.raises(CandidateError, match=f"^torch's cache {link} belongs to another user, "):
+        check_own_folder()
+
+
 def test_torch_loads_nothing_that_somebody_else_could_have_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -230,3 +230,15 @@ def test_weights_that_claim_more_than_the_file_has_are_refused(tmp_path: Path) -
         f"{path} can't be loaded as a Keras model: its model.weights.h5 claims {1 << 31:,} bytes of weights, but it "
         f"has {size:,}: if you trust it, add trust_code=True"
     )
+
+
+def test_a_file_that_is_mostly_holes_fills_no_disk(tmp_path: Path) -> None:
+    from hasten.inputs.models import keras as reader
+
+    path = tmp_path / "m.keras"
+    with path.open("wb") as file:
+        file.truncate(1 << 43)
+    with pytest.raises(
+        InputError, match=r"m\.keras has 8,796,093,022,208 bytes, and for a copy of it only "
+    ):
+        reader.load_file(path)

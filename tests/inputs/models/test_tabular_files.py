@@ -116,6 +116,26 @@ def test_a_model_in_a_users_code_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.seconds
+@pytest.mark.parametrize(
+    ("suffix", "library"),
+    [(".ubj", "xgboost"), (".cbm", "catboost"), (".txt", "lightgbm"), (".skops", "skops")],
+)
+def test_a_file_that_is_mostly_holes_is_refused_in_one_line(
+    tmp_path: Path, suffix: str, library: str
+) -> None:
+    """It has few bytes on the disk, and claims more than any memory."""
+    pytest.importorskip(library)
+    path = tmp_path / f"m{suffix}"
+    with path.open("wb") as file:
+        file.truncate(1 << 43)
+    with pytest.raises(InputError) as error:
+        find_model(path)
+    assert re.fullmatch(
+        f"can't read {re.escape(str(path))}: it has 8,796,093,022,208 bytes, and only [0-9,]+ bytes of memory are free",
+        str(error.value),
+    )
+
+
 def test_a_skops_file_is_read_if_its_types_are_known(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     skops = pytest.importorskip("skops.io")

@@ -67,18 +67,16 @@ def check_own_folder() -> None:
     folder = Path(os.environ.get(TORCH_FOLDER) or torch_folder())
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        facts = folder.stat()
+        link, facts = folder.lstat(), folder.stat()
     except OSError as error:
         raise CandidateError(
             f"torch's cache {folder} can't be used ({error.strerror or error}): set {TORCH_FOLDER} to a "
             "folder of your own"
         ) from error
-    if facts.st_uid != os.geteuid() or facts.st_mode & stat.S_IWOTH:
-        whose = (
-            "belongs to another user"
-            if facts.st_uid != os.geteuid()
-            else "is writable by every user"
-        )
+    # Whoever owns a link to a folder of the user's could let it lead elsewhere later.
+    others = facts.st_uid != os.geteuid() or link.st_uid not in (0, os.geteuid())
+    if others or facts.st_mode & stat.S_IWOTH:
+        whose = "belongs to another user" if others else "is writable by every user"
         raise CandidateError(
             f"torch's cache {folder} {whose}, and torch would run code from there: set "
             f"{TORCH_FOLDER} to a "

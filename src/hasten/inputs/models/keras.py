@@ -60,6 +60,12 @@ def load_file(path: Path, *, trust_code: bool = False) -> Any:
         return _loaded(_keras(), path, path, trust_code=True)
     with tempfile.TemporaryDirectory() as folder:
         private = Path(folder) / "model.keras"  # what is checked is what is loaded
+        free = shutil.disk_usage(folder).free
+        if (size := path.stat().st_size) > free:  # as of a file that is mostly holes
+            raise InputError(
+                f"{path} has {size:,} bytes, and for a copy of it only {free:,} are free in {folder}: free some space, "
+                "or set TMPDIR to another folder"
+            )
         try:
             shutil.copyfile(path, private)
         except OSError as error:

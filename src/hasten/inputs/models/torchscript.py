@@ -17,6 +17,7 @@ import numpy as np
 from hasten.core.archives import excess
 from hasten.core.extras import missing_extra
 from hasten.core.known_operators import is_known
+from hasten.core.memory_folder import content_of
 from hasten.core.model import Model
 from hasten.core.silence import silenced
 from hasten.core.tensors import Array
@@ -110,7 +111,7 @@ def load(path: Path, *, trust_code: bool = False) -> Any:
         with silenced():
             source: Any = str(path)
             if not trust_code:
-                content = path.read_bytes()  # once: what is checked is what is loaded
+                content = content_of(path)  # once: what is checked is what is loaded
                 _check_touches_nothing(path, content)
                 source = io.BytesIO(content)
             module = torch.jit.load(source, map_location="cpu")  # type: ignore[no-untyped-call]

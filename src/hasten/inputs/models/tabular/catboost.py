@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hasten.core.memory_folder import content_of
 from hasten.core.target import Target
 from hasten.errors import InputError, told
 from hasten.inputs.models.tabular.base import Library, Tabular, both_classes, named_columns
@@ -64,7 +65,7 @@ class CatBoost(Library):
             return _read_json(path, str(path))
         import catboost
 
-        content = path.read_bytes()  # once: what is checked is what is loaded
+        content = content_of(path)  # once: what is checked is what is loaded
         stated = int.from_bytes(content[4:8], "little")  # CatBoost takes as much memory
         if content[:4] == b"CBM1" and stated > len(content) - 8:
             raise InputError(
@@ -143,7 +144,7 @@ def _read_json(path: Path, what: str) -> dict[str, Any]:
     """
     most = Target.host().memory_bytes
     _check_memory(what, path.stat().st_size * _BYTES_PER_BYTE, most)
-    content = path.read_bytes()
+    content = content_of(path)
     taken = len(content) * _BYTES_PER_BYTE
     taken += _BYTES_PER_BRACKET * (content.count(b"{") + content.count(b"["))
     _check_memory(what, taken, most)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hasten.core.memory_folder import content_of
 from hasten.errors import InputError, told, visible
 from hasten.inputs.models.tabular.base import (
     LIMITED,
@@ -83,7 +84,7 @@ class LightGBM(Library):
         """Read a text file that `save_model` wrote."""
         import lightgbm
 
-        content = path.read_bytes()
+        content = content_of(path)
         stated = re.match(rb"tree\nversion=v(\d{1,9})\n", content[:64])
         if stated and int(stated[1]) > int(lightgbm.__version__.partition(".")[0]):
             raise InputError(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.archives import excess
+from hasten.core.memory_folder import content_of
 from hasten.errors import InputError, told, visible
 from hasten.inputs.models.tabular.base import (
     LIMITED,
@@ -127,8 +128,8 @@ class ScikitLearn(Library):
         """Read a .skops file, if skops trusts all of its types, or they are among `_TRUSTED`."""
         from skops.io import get_untrusted_types, loads
 
+        content = content_of(path)  # once: what is checked is what is loaded
         try:
-            content = path.read_bytes()  # once: what is checked is what is loaded
             if said := excess(io.BytesIO(content)):
                 raise InputError(f"{path} can't be unpacked safely: {said}")
             found = get_untrusted_types(data=content)

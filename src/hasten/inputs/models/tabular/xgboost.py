@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from hasten.core.memory_folder import content_of
 from hasten.core.tensors import Array
 from hasten.errors import InputError, visible
 from hasten.inputs.models.tabular.base import (
@@ -93,7 +94,7 @@ class XGBoost(Library):
         """Read a file in JSON or UBJSON that `save_model` wrote."""
         import xgboost
 
-        content = path.read_bytes()
+        content = content_of(path)
         if len(content) < 2:
             raise InputError(f"{path} is empty")
         _check_version(path, content)
