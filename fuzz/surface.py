@@ -22,6 +22,7 @@ SURFACES = {
     "onnx": "fuzz.surfaces.onnx_files:OnnxFiles",
     "ir": "fuzz.surfaces.onnx_files:IrFiles",
     "tflite": "fuzz.surfaces.tflite:TfliteFiles",
+    "keras": "fuzz.surfaces.keras_files:KerasFiles",
     "pt2": "fuzz.surfaces.archives:Programs",
     "npz": "fuzz.surfaces.archives:Npz",
     "weights": "fuzz.surfaces.archives:Weights",
