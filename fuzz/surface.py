@@ -32,6 +32,7 @@ SURFACES = {
     "configs": "fuzz.surfaces.configs:Configs",
     "pipelines": "fuzz.surfaces.written:Pipelines",
     "signatures": "fuzz.surfaces.signatures:Signatures",
+    "tokens": "fuzz.surfaces.tokens:Tokens",
     "images": "fuzz.surfaces.images:Images",
     "http": "fuzz.surfaces.http:Http",
     "shared_memory": "fuzz.surfaces.shared_memory:SharedRegions",
