@@ -146,6 +146,14 @@ def _programs(surface: Surface) -> list[bytes]:
     return [_renamed(seed, ".json", b"weight", _CONTROL) for seed in surface.seeds()[:1]]
 
 
+def _keras(surface: Surface) -> list[bytes]:
+    """Return an archive that states a way of compression which there isn't."""
+    (name, data), *_ = archives.members_of(surface.seeds()[0]).items()
+    made = bytearray(archives.archive_of([(name, data)], zipfile.ZIP_STORED))
+    made[8] = made[made.find(b"PK\x01\x02") + 10] = 99
+    return [bytes(made)]
+
+
 def _weights(surface: Surface) -> list[bytes]:
     """Return checkpoints that name a type with such characters, and by a name of 19 kB."""
     found = []
@@ -281,6 +289,7 @@ _MADE: dict[str, Callable[[Surface], list[bytes]]] = {
     "weights": _weights,
     "skops": _skops,
     "ir": _irs,
+    "keras": _keras,
     "tflite": _tflite,
     "trees": _trees,
     "torchscript": _torchscript,

@@ -134,6 +134,19 @@ def test_another_kind_of_file_is_refused(tmp_path: Path, content: bytes) -> None
     )
 
 
+@pytest.mark.parametrize("field", ["compression", "flags", "size"])
+def test_an_archive_that_cant_be_unpacked_is_refused(tmp_path: Path, field: str) -> None:
+    path = written(tmp_path / "m.keras")
+    content = bytearray(path.read_bytes())
+    at, value = {"compression": (10, 99), "flags": (8, 1), "size": (20, 3)}[field]
+    for head, shift in ((b"PK\x01\x02", 0), (b"PK\x03\x04", -2)):
+        content[content.find(head) + at + shift] = value
+    path.write_bytes(content)
+    assert refusal(path) == (
+        f"{path} can't be loaded as a Keras model: it isn't an archive with a config.json"
+    )
+
+
 def test_plain_models_go_on_to_keras(tmp_path: Path) -> None:
     from hasten.inputs.models.keras_archive import check
 
