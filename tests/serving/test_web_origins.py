@@ -243,6 +243,15 @@ def test_a_request_has_one_host(server: ServerThread, path: bytes) -> None:
         assert b"a request has one Host header: send it once" in said
 
 
+@pytest.mark.parametrize("name", ["Authorization", "Origin", "Sec-Fetch-Site"])
+def test_a_request_has_one_header_that_gives_rights(server: ServerThread, name: str) -> None:
+    """A proxy in front may look at the first of two, where the server looked at the last."""
+    twice = f"Host: localhost\r\n{name}: a\r\n{name.lower()}: b\r\n".encode()
+    said = raw(server, b"GET /v2 HTTP/1.1\r\n%b\r\n" % twice)
+    assert said.startswith(b"HTTP/1.1 400 "), said
+    assert f"a request has one {name} header: send it once".encode() in said
+
+
 def test_probes_need_no_name_of_the_server(server: ServerThread) -> None:
     """HAProxy's checks are HTTP/1.0 without Host; a load balancer's have a name of its own."""
     for path in (b"/v2/health/live", b"/v2/health/ready", b"/v2"):

@@ -76,6 +76,14 @@ _OPEN = (*_PROBES, b"")
 """Paths, without a slash at the end, where a request that has no body needs no token."""
 _BROWSERS = frozenset((b"origin", b"sec-fetch-site"))
 """Headers by which a browser says whose page sends a request."""
+_ONCE = {
+    b"host": ONE_HOST,
+    **{
+        name.lower().encode(): f"a request has one {name} header: send it once"
+        for name in ("Authorization", "Origin", "Sec-Fetch-Site")
+    },
+}
+"""Headers by which rights are given -> refusal of a request with two; a proxy may go by the first."""
 _OTHER = frozenset((b"content-encoding", b"inference-header-content-length"))
 """Headers of a body that isn't JSON as it came."""
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b%b}"
@@ -335,8 +343,8 @@ class Connection(asyncio.BufferedProtocol):
                 raise self._long_head()
             return
         name = name.lower()
-        if name == b"host" and name in self._headers:
-            raise ProtocolError(Kind.INVALID, ONE_HOST)
+        if name in _ONCE and name in self._headers:
+            raise ProtocolError(Kind.INVALID, _ONCE[name])
         if name == b"transfer-encoding" and name in self._headers:
             value = self._headers[name] + b", " + value
         self._headers[name] = value
