@@ -253,7 +253,7 @@ def test_a_temporary_folder_that_states_no_size_has_room(
     from hasten.inputs.models import keras as reader
 
     (tmp_path / "m.keras").write_bytes(b"no model")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))
     with pytest.raises(InputError) as error:
         reader.load_file(tmp_path / "m.keras")
     assert "are free" not in str(error.value)
