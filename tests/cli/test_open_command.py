@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -105,15 +106,39 @@ def test_a_bundle_has_one_page_and_old_ones_go(bundle: Path, tmp_path: Path) -> 
 def test_a_folder_that_others_can_write_to_is_refused(
     bundle: Path, tmp_path: Path, shared: str
 ) -> None:
-    (tmp_path / "cache" / "reports").mkdir(parents=True)
-    (tmp_path / shared).chmod(0o777)
+    (tmp_path / "cache").mkdir(0o700)
+    (tmp_path / "cache" / "reports").mkdir(0o700)
+    (tmp_path / shared).chmod(0o775)  # as mkdir makes it where umask is 002
     done = run("open", bundle)
+    advice = f"chmod go-w {tmp_path}/{shared}"
     assert (done.exit_code, done.stdout, done.stderr) == (
         2,
         "",
-        f"hasten: {tmp_path}/{shared} isn't yours alone: remove it, or name another folder with "
+        f"hasten: others can write to {tmp_path}/{shared}: run {advice}, or name another folder with HASTEN_CACHE\n",
+    )
+    subprocess.run(advice.split(), check=True)
+    assert printed(bundle).parent == tmp_path / "cache" / "reports"
+
+
+def test_a_link_in_the_place_of_the_reports_is_refused(bundle: Path, tmp_path: Path) -> None:
+    for name in ("cache", "other"):
+        (tmp_path / name).mkdir(0o700)
+    (tmp_path / "cache" / "reports").symlink_to(tmp_path / "other")
+    done = run("open", bundle)
+    assert (done.exit_code, done.stderr) == (
+        2,
+        f"hasten: {tmp_path}/cache/reports isn't a folder of yours: remove it, or name another folder with "
         "HASTEN_CACHE\n",
     )
+
+
+def test_a_link_of_the_users_own_to_the_cache_is_followed(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir(0o700)
+    (tmp_path / "link").symlink_to("disk")
+    monkeypatch.setenv("HASTEN_CACHE", str(tmp_path / "link"))
+    assert printed(bundle).parent == tmp_path / "disk" / "reports"
 
 
 def test_without_a_cache_the_page_is_in_a_private_temporary_folder(

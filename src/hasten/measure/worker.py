@@ -14,7 +14,6 @@ import gc
 import itertools
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -27,6 +26,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from hasten.core.absent import absent
+from hasten.core.free_space import free_bytes
 from hasten.core.model import Model
 from hasten.core.raised import raised
 from hasten.core.records import from_record, to_record
@@ -578,7 +578,7 @@ def _first_to_go() -> None:
 def _disk_is_full(error: Exception, folder: str) -> bool:
     """Whether a step failed for lack of space, which a runtime may report in its own words."""
     try:
-        return full_disk(error) is not None or shutil.disk_usage(folder).free < _FULL_BYTES
+        return full_disk(error) is not None or free_bytes(folder) < _FULL_BYTES
     except OSError:
         return False  # the folder is missing, so nothing was written
 

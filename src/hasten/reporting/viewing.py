@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shlex
 import stat
 import tempfile
 import time
@@ -63,10 +64,13 @@ def _folder() -> Path:
     except OSError as error:
         raise InputError(f"can't write {places[-1]}: {error.strerror or error}") from error
     for each, facts in found:
-        own = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()
-        if not own or facts.st_mode & 0o022:
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
             raise InputError(
-                f"{each} isn't yours alone: remove it, or name another folder with HASTEN_CACHE"
+                f"{each} isn't a folder of yours: remove it, or name another folder with HASTEN_CACHE"
+            )
+        if facts.st_mode & 0o022:  # as of a folder that was made where new ones are the group's too
+            raise InputError(
+                f"others can write to {each}: run chmod go-w {shlex.quote(str(each))}, or name another folder with HASTEN_CACHE"
             )
     return places[-1]
 

@@ -3,6 +3,7 @@ import io
 import os
 import tempfile
 import zipfile
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hasten.inputs.data.npz import open_npz
 
 X = np.random.default_rng(0).random((7, 3, 2)).astype(np.float32)
 LABELS = np.arange(7)
+DiskUsage = namedtuple("DiskUsage", "total used free")
 
 
 @pytest.fixture(params=["stored", "compressed"])
@@ -203,11 +205,23 @@ def test_more_than_the_disk_holds_is_not_unpacked(
 
     path, spool = tmp_path / "d.npz", tmp_path / "spool"
     np.savez_compressed(path, x=X)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("", (), {"free": 100}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: DiskUsage(200, 100, 100))
     assert refused(path, spool=spool) == (
         f"can't unpack 168 bytes to {spool}: only 100 are free; save with np.savez, which doesn't "
         "compress, or free some space"
     )
+
+
+def test_a_file_system_that_states_no_size_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a tmpfs of size 0, which is no limit."""
+    import shutil
+
+    np.savez_compressed(tmp_path / "d.npz", x=X)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: DiskUsage(0, 0, 0))
+    data = open_npz(tmp_path / "d.npz", spool=tmp_path / "spool")
+    np.testing.assert_array_equal(data.inputs([6, 0])["x"], X[[6, 0]])
 
 
 def test_arrays_that_are_not_the_models_inputs_are_named(tmp_path: Path) -> None:

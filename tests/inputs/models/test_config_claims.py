@@ -267,6 +267,20 @@ def test_lists_of_many_layers_are_refused_before_any_is_made(
     assert f"/config.json claims {shown} in {where}, and " in message
 
 
+def test_a_distance_in_pictures_is_no_number_of_layers(tmp_path: Path) -> None:
+    sizes = {"hidden_sizes": [8] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 8}
+    config = transformers.GLPNConfig(depths=[1] * 4, max_depth=10_000, **sizes)  # in millimetres
+    transformers.GLPNForDepthEstimation(config).save_pretrained(tmp_path)
+    assert find_model(tmp_path).module().config.max_depth == 10_000
+
+
+def test_experts_that_are_rows_of_a_tensor_may_be_many(tmp_path: Path) -> None:
+    """Doge states 16,384, also where it has none."""
+    config = transformers.DogeConfig(**{**SMALL, "vocab_size": 20_000})
+    transformers.DogeForSequenceClassification(config).save_pretrained(tmp_path)
+    assert find_model(tmp_path).module().config.num_experts == 16_384
+
+
 def test_empty_tensors_are_for_no_labels_and_layers(tmp_path: Path) -> None:
     """They take no bytes, whatever their other dimensions are."""
     from safetensors.torch import load_file, save_file

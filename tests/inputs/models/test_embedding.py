@@ -1,3 +1,4 @@
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -188,6 +189,35 @@ def test_numbers_to_which_a_constant_is_added_are_refused_as_by_onnx_runtime(
             x = np.zeros((2, 3), dtype)
             x[1, place] = number
             assert accepts(check, {"x": x}) == accepts(partial(session.run, None), {"x": x}), x
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [f"a{place + 1} = Add(a{place}, one)" for place in range(400)],
+        [f"a{place + 1} = Gather(a{place}, first)" for place in range(400)],
+        ["a1 = Gather(a0, repeated)"],
+        ["c = Constant <value = big> () a1 = Gather(a0, c)"],
+    ],
+    ids=["sums", "parts", "repeated", "made"],
+)
+def test_numbers_that_are_handed_on_many_times_take_little_memory(steps: list[str]) -> None:
+    """Before, each step of a few bytes took 2 MiB, and one that repeats numbers 2 GiB."""
+    zeros = ", ".join(["0"] * 1000)
+    body = " ".join(steps).replace("a0", "x").replace("big", f"int64[1000] {{{zeros}}}")
+    proto = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["": 17]>
+        m (int64[1, 262144] x) => (float[A, B] y)
+        <int64 one = {{1}}, int64[1] first = {{0}}, int64[1000] repeated = {{{zeros}}}, float[2, 1] table = {{0, 0}}>
+        {{ {body} y = Gather(table, a{len(steps)}) }}
+    """)
+    tracemalloc.start()
+    try:
+        lookups_of(proto, (TensorSpec("x", "int64", (1, 262144)),))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 200 << 20
 
 
 def accepts(call: Callable[[dict[str, np.ndarray]], object], inputs: dict[str, np.ndarray]) -> bool:

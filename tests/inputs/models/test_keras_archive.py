@@ -255,3 +255,18 @@ def test_a_file_that_is_mostly_holes_fills_no_disk(tmp_path: Path) -> None:
         InputError, match=r"m\.keras has 8,796,093,022,208 bytes, and for a copy of it only "
     ):
         reader.load_file(path)
+
+
+def test_a_temporary_folder_that_states_no_size_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a tmpfs of size 0, which is no limit."""
+    import shutil
+
+    from hasten.inputs.models import keras as reader
+
+    (tmp_path / "m.keras").write_bytes(b"no model")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))
+    with pytest.raises(InputError) as error:
+        reader.load_file(tmp_path / "m.keras")
+    assert "are free" not in str(error.value)

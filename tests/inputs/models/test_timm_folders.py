@@ -111,6 +111,15 @@ def test_a_folder_that_transformers_saved_is_read_too(tmp_path: Path) -> None:
     assert torch.equal(found.module()(x), module(x))
 
 
+def test_a_folder_of_a_network_that_transformers_made_is_read_too(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra hugging-face")
+    config = transformers.TimmWrapperConfig(architecture=SMALL, num_labels=3)
+    module = transformers.TimmWrapperForImageClassification(config).eval()
+    module.save_pretrained(tmp_path)
+    x = torch.ones(1, 3, 160, 160)
+    assert torch.equal(find_model(tmp_path).module()(x), module(x).logits)
+
+
 def test_an_onnx_file_in_the_folder_is_read_instead(tmp_path: Path) -> None:
     folder, _ = folder_of(tmp_path / "m")
     path = models.two_inputs(folder)

@@ -16,6 +16,7 @@ from typing import IO
 
 import numpy as np
 
+from hasten.core.free_space import free_bytes
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data import labels_by_output
@@ -344,10 +345,10 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
 def _copy(file: IO[bytes], size_bytes: int, spool: Path) -> None:
     """Unpack a member to disk, if there is room for the size that it claims."""
     spool.parent.mkdir(parents=True, exist_ok=True)
-    free_bytes = shutil.disk_usage(spool.parent).free
-    if size_bytes > free_bytes:
+    free = free_bytes(spool.parent)
+    if size_bytes > free:
         raise InputError(
-            f"can't unpack {size_bytes} bytes to {spool.parent}: only {free_bytes} are free; "
+            f"can't unpack {size_bytes} bytes to {spool.parent}: only {free} are free; "
             "save with np.savez, which doesn't compress, or free some space"
         )
     try:

@@ -41,9 +41,12 @@ _KERNELS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _PLACE = re.compile(r"[:/\\]")
 _ADAPTER = "adapter_config.json"
 _PARTS = re.compile(
-    r"(.*_)?(blocks?|depths?|experts|groups|layers?|repeats?|stages)|attention_types|first_k_dense_replace"
+    r"(?!(.*_)?(max|min)_depth)(.*_)?(blocks?|depths?|groups|layers?|repeats?|stages)|attention_types|first_k_dense_replace"
 )
-"""Settings that say how many objects of Python a network or its configuration consists of."""
+"""Settings that say how many objects of Python a network or its configuration consists of. The largest and the least
+depth are distances in pictures."""
+_EXPERTS = re.compile(r"(.*_)?experts")
+"""Settings that say how many experts a network has, which may be rows of one tensor each."""
 _LABELS = re.compile(r"(.*_)?(classes|labels)")
 """Settings that say how many labels a network has; transformers makes up a name for each."""
 _MOST_PARTS, _MOST_LABELS = 1_000, 1 << 16
@@ -243,6 +246,7 @@ def check_counts(folder: Path, config: Mapping[str, Any], weights: Stored) -> No
     parts = max(_MOST_PARTS, weights.tensors)
     limits = (
         (_PARTS, parts),
+        (_EXPERTS, max(parts, weights.longest)),
         (_LABELS, max(_MOST_LABELS, weights.longest)),
     )
     left: list[tuple[str, str, Any]] = [("", "", config)]

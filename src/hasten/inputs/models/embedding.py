@@ -41,6 +41,8 @@ _OPEN, _LONG = 61, 4099
 """Sizes that stand for an open one. Tables count where both give the same, since a graph may cut the axis at a place."""
 _MOST_PLACES = 1 << 18
 """Largest size of an input that may have tables."""
+_MOST_FOLLOWED = 64 * _MOST_PLACES
+"""Largest number of places of all tensors together that an input's numbers are followed to."""
 _FREE = np.int64(1 << 62)
 """Bound of a place without a table."""
 _MOST_STEPS = 8
@@ -175,6 +177,27 @@ def _axis(node: onnx.NodeProto) -> int:
     return next((int(entry.i) for entry in node.attribute if entry.name == "axis"), 0)
 
 
+def _numbers(tensor: onnx.TensorProto) -> int:
+    """Return how many numbers a tensor has, or more than `MOST_NUMBERS`; it may state a million axes."""
+    count = MOST_NUMBERS + 1 if tensor.data_location == tensor.EXTERNAL else 1
+    for size in tensor.dims:
+        count *= size
+        if not 0 <= count <= MOST_NUMBERS:
+            return MOST_NUMBERS + 1
+    return count
+
+
+def _numbers_made(node: onnx.NodeProto) -> int:
+    """Return how many numbers a node makes, or more than `MOST_NUMBERS`, as where it isn't a constant of whole ones."""
+    if node.op_type == "Constant" and len(node.attribute) == 1:
+        (one,) = node.attribute
+        if one.name in ("value_int", "value_ints"):
+            return len(one.ints) or 1
+        if one.name == "value":
+            return _numbers(one.t)
+    return MOST_NUMBERS + 1
+
+
 class _Constants:
     """Constants of a graph: tables, and what says how a node moves numbers."""
 
@@ -201,13 +224,16 @@ class _Constants:
             name: Name of the input.
             own: Numbers of its places.
         """
-        found = {name: own}
+        found, left = {name: own}, _MOST_FOLLOWED
         for node in self._nodes:  # ONNX has nodes in the order of their computation
             moved: list[Array] = []
             if not _domain(node) and node.op_type in _SUMS:
                 moved = self._added(node, found)
             elif not _domain(node) and node.input and node.input[0] in found:
                 moved = self._moved(node, found[node.input[0]])
+            left -= sum(array.size for array in moved)
+            if left < 0:
+                break
             found.update(zip(node.output, moved, strict=False))
         return found
 
@@ -234,8 +260,7 @@ class _Constants:
         if node is not None and node.op_type == "Constant" and len(node.attribute) == 1:
             value = helper.get_attribute_value(node.attribute[0])
         if isinstance(value, TensorProto):
-            apart = value.data_location == TensorProto.EXTERNAL
-            if apart or math.prod(value.dims) > MOST_NUMBERS:
+            if _numbers(value) > MOST_NUMBERS:
                 return None
             try:
                 value = numpy_helper.to_array(value)
@@ -279,10 +304,12 @@ class _Constants:
         others = {name for name in node.input[1:] if name}
         makers = [self._makers[name] for name in others if name in self._makers]
         tensors = [self._tensors[name] for name in others if name in self._tensors]
-        large = sum(math.prod(tensor.dims) for tensor in tensors) > MOST_NUMBERS
-        known = len(makers) + len(tensors) == len(others) and not large
-        if known and all(maker.op_type == "Constant" for maker in makers):
-            with contextlib.suppress(Exception):  # the evaluator raises many, on damaged graphs too
+        count = sum(map(_numbers, tensors)) + sum(map(_numbers_made, makers))
+        known = len(makers) + len(tensors) == len(others) and count <= MOST_NUMBERS
+        with contextlib.suppress(Exception):  # the evaluator raises many, on damaged graphs too
+            if node.op_type == "Gather":  # which may repeat numbers
+                known = known and given.size // given.shape[_axis(node)] * count <= _MOST_PLACES
+            if known:
                 return self._evaluated([*makers, node], tensors, given)
         return [given.ravel()] if kept else []
 

@@ -25,6 +25,7 @@ from typing import IO, Any
 import numpy as np
 
 from hasten.core.extras import missing_extra
+from hasten.core.free_space import free_bytes
 from hasten.core.model import Model
 from hasten.core.tensors import Array
 from hasten.errors import InputError
@@ -60,7 +61,7 @@ def load_file(path: Path, *, trust_code: bool = False) -> Any:
         return _loaded(_keras(), path, path, trust_code=True)
     with tempfile.TemporaryDirectory() as folder:
         private = Path(folder) / "model.keras"  # what is checked is what is loaded
-        free = shutil.disk_usage(folder).free
+        free = free_bytes(folder)
         if (size := path.stat().st_size) > free:  # as of a file that is mostly holes
             raise InputError(
                 f"{path} has {size:,} bytes, and for a copy of it only {free:,} are free in {folder}: free some space, "

@@ -18,6 +18,7 @@ from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import from_pretrained_cfg
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_PREFIX = "timm_model."
 _WRAPPED = "TimmWrapperForImageClassification"
 _SHOWN = 5
 """Largest number of classes of a decision."""
@@ -82,7 +83,8 @@ def load(path: Path, config: Mapping[str, Any], *, trust_code: bool = False) -> 
         raise InputError(f"model_args in {path / 'config.json'} {said}, which isn't allowed")
     classes = config.get("num_classes", asked.get("num_classes"))
     given = {**asked, "num_classes": classes, "pretrained_cfg": _for_timm(config)}
-    stored = named.read_weights(weights)
+    # transformers puts a prefix before the names where it didn't read the weights from a file of timm's.
+    stored = {key.removeprefix(_PREFIX): one for key, one in named.read_weights(weights).items()}
     sizes = config_claims.Stored.of(
         (tuple(one.shape) for one in stored.values()),
         stored_bytes(stored.values()),
