@@ -31,6 +31,7 @@ from hasten.inputs.pipeline.boxes import GivenBoxes
 from hasten.inputs.pipeline.classes import TopK
 from hasten.serving.cluster.kserve import write_kserve
 from hasten.serving.models import repository
+from hasten.serving.models.scheduling import BatchRun
 from hasten.serving.options import ModelOptions
 from hasten.serving.protocol.requests import RAW, Query
 from hasten.serving.run import settings_of
@@ -386,6 +387,18 @@ def test_a_picture_that_would_wait_too_long_is_refused_before_any_work(line: str
         assert told(urgent) == PLACES  # what has a lower priority isn't waited for
         assert count == 3
         assert post(server, body)[0] == 200
+
+
+def test_a_picture_is_not_refused_for_a_model_that_pictures_do_not_ask(tmp_path: Path) -> None:
+    slow = chains.classifier(tmp_path, evidence=with_curve({1: 500.0}))
+    line = f"plates={chains.detector(tmp_path)}+crop+{slow}"
+    with ServerThread(*settings_of([line], models=HARDLY).models) as server:
+        assert post(server, png(squares({})))[1]["decision"] == []  # it has nothing to classify
+        scheduler = server.server.state.repository.find("plates.colour")._batching.scheduler
+        busy = BatchRun[Any]([], 1)
+        server.call(lambda: scheduler.begun(busy, time.perf_counter_ns() + 3600 * 10**9))
+        assert scheduler.wait_ns(time.perf_counter_ns()) > 1e9
+        assert post(server, png(squares({})))[1].get("decision") == []
 
 
 def test_a_client_that_goes_away_is_given_up_and_others_are_answered(server: ServerThread) -> None:

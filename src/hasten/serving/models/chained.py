@@ -406,7 +406,10 @@ class _ChainDeciding(Deciding):
                 ProtocolError
             ):  # it isn't ready, which is told when it is asked
                 models[node] = self.model.member(node)
-        queues_ns = sum(model.wait_of(ticket.query) for model in set(models.values()))
+        queues_ns = sum(
+            model.wait_of(ticket.query) * self._share(model, models)
+            for model in set(models.values())
+        )
         wait_ns = queues_ns + self._ahead_ns(ticket, models)
         if wait_ns > self._most_wait_ns:
             raise ProtocolError(
@@ -415,6 +418,10 @@ class _ChainDeciding(Deciding):
                 f"{self._most_wait_ns / 1e6:,.0f} ms are allowed; retry later",
                 retry_s=(wait_ns - self._most_wait_ns) / 1e9,
             )
+
+    def _share(self, asked: ServedModel, models: Mapping[str, ServedModel]) -> float:
+        """Return the most of recent samples that can have asked a model, as a share."""
+        return min(1.0, sum(self._rows[node] for node, model in models.items() if model is asked))
 
     def _ahead_ns(self, ticket: _ChainTicket, models: Mapping[str, ServedModel]) -> float:
         """Predict how long the models take for what samples before a new one haven't asked yet, in nanoseconds."""
