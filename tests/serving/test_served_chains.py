@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -387,6 +388,34 @@ def test_a_picture_that_would_wait_too_long_is_refused_before_any_work(line: str
         assert told(urgent) == PLACES  # what has a lower priority isn't waited for
         assert count == 3
         assert post(server, body)[0] == 200
+
+
+def test_a_picture_is_accepted_as_fast_behind_many_others(line: str) -> None:
+    """Behind a thousand each one took two milliseconds of the loop's thread, also those that were refused."""
+    patient = ModelOptions(max_wait_s=3600.0)
+    with ServerThread(*settings_of([f"plates={line}"], models=patient).models) as server:
+        deciding: Any = server.server.state.repository.find("plates").deciding
+        query = Query("plates", "1", "", {RAW: np.array([png(squares(PLACES))], object)})
+        steps = [0]
+
+        def count(*_: Any) -> None:
+            steps[-1] += 1
+
+        def ask_many() -> None:
+            before, tickets = sys.getprofile(), []
+            sys.setprofile(count)
+            for _ in range(500):
+                steps.append(0)
+                tickets.append(deciding.submit(query, lambda _: None))
+            sys.setprofile(before)
+            for each in tickets:
+                each.cancel()
+            assert not deciding._lines
+
+        server.call(ask_many)
+        assert max(steps[-10:]) < 2 * max(steps[1:10])
+        assert told(post(server, png(squares(PLACES)))[1]["decision"]) == PLACES
+        until(lambda: not server.call(lambda: deciding._lines))
 
 
 def test_a_picture_is_not_refused_for_a_model_that_pictures_do_not_ask(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -320,6 +320,21 @@ def _member(node: str, opened: OpenBundle) -> Member:
     return Member(pipeline_of(node, manifest), opened.first.inputs, most_rows, manifest.varying)
 
 
+@dataclass
+class _Line:
+    """Samples of one level that are under way, counted so that none has to be looked at for another.
+
+    Attributes:
+        asked: Rows that they have asked of each node's model, of each sample at most the average.
+        count: Number of samples.
+        clients: Client -> its samples.
+    """
+
+    asked: dict[str, float]
+    count: int = 0
+    clients: dict[str, int] = field(default_factory=dict)
+
+
 class _ChainTicket(RawTicket):
     """A request to a chain, from its acceptance to its answer.
 
@@ -331,16 +346,20 @@ class _ChainTicket(RawTicket):
         stages: Times of the stages that are done.
         level: Level of its requests in the models' queues.
         asked_rows: Rows that the models were asked about so far, by their nodes.
+        line: Line in which it is counted; None if it isn't.
+        counted: Rows of these that the line counts.
     """
 
-    __slots__ = ("answers", "asked", "asked_rows", "level", "run", "stages")
+    __slots__ = ("answers", "asked", "asked_rows", "counted", "level", "line", "run", "stages")
 
     run: Run | None
     stages: list[Stage]
     asked: list[Cancellable]
     answers: dict[int, Tensors]
     asked_rows: dict[str, int]
+    counted: dict[str, float]
     level: int
+    line: _Line | None
 
     def cancel(self) -> None:
         if self.over:
@@ -371,6 +390,8 @@ class _ChainDeciding(Deciding):
         self._plan = plan
         self._rows, self._finished = dict.fromkeys(plan.members, 1.0), 0
         """Rows that a recent sample asked of each node's model on average; one before the first answer."""
+        self._lines: dict[int, _Line] = {}
+        """Level -> accepted samples of it that are under way."""
         allowed = [
             member.decode.memory_per_byte for member in plan.members.values() if member.decode
         ]
@@ -388,7 +409,7 @@ class _ChainDeciding(Deciding):
         ticket = _ChainTicket(self, query, done, rows)
         ticket.asked, ticket.answers, ticket.run, ticket.stages = [], {}, None, []
         ticket.level = level_of(query.priority or USUAL_PRIORITY, named=is_named(query))
-        ticket.asked_rows = dict.fromkeys(self._plan.members, 0)
+        ticket.asked_rows, ticket.line = dict.fromkeys(self._plan.members, 0), None
         return ticket
 
     def _check_wait(self, ticket: RawTicket) -> None:
@@ -418,6 +439,7 @@ class _ChainDeciding(Deciding):
                 f"{self._most_wait_ns / 1e6:,.0f} ms are allowed; retry later",
                 retry_s=(wait_ns - self._most_wait_ns) / 1e9,
             )
+        self._enter(ticket)
 
     def _share(self, asked: ServedModel, models: Mapping[str, ServedModel]) -> float:
         """Return the most of recent samples that can have asked a model, as a share."""
@@ -425,24 +447,55 @@ class _ChainDeciding(Deciding):
 
     def _ahead_ns(self, ticket: _ChainTicket, models: Mapping[str, ServedModel]) -> float:
         """Predict how long the models take for what samples before a new one haven't asked yet, in nanoseconds."""
-        row_ns = {node: model.cost_of(1) for node, model in models.items()}
-        before, clients, own, left_ns = 0, {ticket.query.client}, 1, 0.0
-        for each in self._under_way:
-            assert isinstance(each, _ChainTicket)
-            if each is ticket or each.level > ticket.level:
-                continue
-            before += 1
-            own += each.query.client == ticket.query.client
-            clients.add(each.query.client)
-            for node, span_ns in row_ns.items():
-                left_ns += max(0.0, self._rows[node] - each.asked_rows[node]) * span_ns
+        lines = [line for level, line in self._lines.items() if level <= ticket.level]
+        before = sum(line.count for line in lines)
+        if not before:
+            return 0.0
+        client, left_ns = ticket.query.client, 0.0
+        clients = {client}.union(*(line.clients for line in lines))
+        own = 1 + sum(line.clients.get(client, 0) for line in lines)
+        for node, model in models.items():
+            rows = self._rows[node] * before - sum(line.asked[node] for line in lines)
+            left_ns += max(0.0, rows) * model.cost_of(1)
         # Clients take turns: of each, no more samples come before than are this client's.
-        return left_ns * min(1.0, len(clients) * own / before) if before else 0.0
+        return left_ns * min(1.0, len(clients) * own / before)
+
+    def _enter(self, ticket: _ChainTicket) -> None:
+        """Count a sample that was accepted among those that others come after."""
+        line = self._lines.setdefault(ticket.level, _Line(dict.fromkeys(self._plan.members, 0.0)))
+        line.count += 1
+        client = ticket.query.client
+        line.clients[client] = line.clients.get(client, 0) + 1
+        ticket.line, ticket.counted = line, dict.fromkeys(self._plan.members, 0.0)
+
+    def _asks(self, ticket: _ChainTicket, node: str, rows: int) -> None:
+        """Count what a sample asks of a model: up to the average, which was foreseen."""
+        ticket.asked_rows[node] += rows
+        if ticket.line is not None:
+            counted = min(float(ticket.asked_rows[node]), self._rows[node])
+            ticket.line.asked[node] += counted - ticket.counted[node]
+            ticket.counted[node] = counted
+
+    def _uncount(self, ticket: _ChainTicket) -> None:
+        """Count a sample no more that is over."""
+        line, client = ticket.line, ticket.query.client
+        if line is None:
+            return
+        ticket.line = None
+        line.count -= 1
+        if not line.count:
+            del self._lines[ticket.level]
+        line.clients[client] -= 1
+        if not line.clients[client]:
+            del line.clients[client]
+        for node, rows in ticket.counted.items():
+            line.asked[node] -= rows
 
     def leave(self, ticket: RawTicket) -> None:
         assert isinstance(ticket, _ChainTicket)
         if not ticket.place.working:
             ticket.run = None  # its picture would stay until the client has read the answer
+        self._uncount(ticket)
         super().leave(ticket)
 
     def close(self) -> None:
@@ -502,7 +555,7 @@ class _ChainDeciding(Deciding):
         try:
             model = self.model.member(result.model)
             parts = _parts(result.requests, max(1, model.most_rows))
-            ticket.asked_rows[result.model] += len(result.requests)
+            self._asks(ticket, result.model, len(result.requests))
             for place, part in enumerate(parts):
                 done = partial(self._came, ticket, result.model, place, len(parts))
                 asked = model.submit(self._query(ticket, model, part), done)
