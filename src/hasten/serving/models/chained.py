@@ -415,7 +415,8 @@ class _ChainDeciding(Deciding):
     def _check_wait(self, ticket: RawTicket) -> None:
         """Refuse a sample that would wait too long for its models, before any work on it is done.
 
-        A model refuses nothing of a sample that was accepted: what its other models did would be lost.
+        A model refuses nothing of a sample that was accepted, since what its other models did would be lost; unless
+        higher priorities keep it waiting for far too long.
 
         Raises:
             ProtocolError: the sample is refused.
