@@ -34,7 +34,8 @@ from hasten.serving.cluster.kserve import write_kserve
 from hasten.serving.models import repository
 from hasten.serving.models.scheduling import BatchRun
 from hasten.serving.options import ModelOptions
-from hasten.serving.protocol.requests import RAW, Query
+from hasten.serving.protocol.errors import ProtocolError
+from hasten.serving.protocol.requests import RAW, Answer, Query
 from hasten.serving.run import settings_of
 from hasten.serving.settings import ServerSettings
 
@@ -388,6 +389,28 @@ def test_a_picture_that_would_wait_too_long_is_refused_before_any_work(line: str
         assert told(urgent) == PLACES  # what has a lower priority isn't waited for
         assert count == 3
         assert post(server, body)[0] == 200
+
+
+def test_a_named_clients_picture_goes_before_its_own_of_lower_priority(line: str) -> None:
+    with ServerThread(*settings_of([f"plates={line}"], models=HARDLY).models) as server:
+        assert post(server, png(squares(PLACES)))[0] == 200
+        crops, answers = Held(server, 1), list[Any]()
+        deciding: Any = server.server.state.repository.find("plates").deciding
+        inputs = {RAW: np.array([png(squares(PLACES))], object)}
+
+        def ask(priority: int) -> None:
+            query = Query("plates", "1", "", inputs, priority=priority, client="ann", name="ann")
+            server.call(lambda: deciding.submit(query, answers.append))
+
+        ask(5)
+        until(lambda: bool(crops.held))
+        with pytest.raises(ProtocolError, match="for the chain's models"):
+            ask(5)
+        ask(4)
+        until(lambda: len(answers) == 1)
+        crops.ask()
+        until(lambda: len(answers) == 2)
+        assert all(isinstance(each, Answer) for each in answers)
 
 
 def test_a_picture_is_accepted_as_fast_behind_many_others(line: str) -> None:

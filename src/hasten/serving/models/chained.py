@@ -327,12 +327,12 @@ class _Line:
     Attributes:
         asked: Rows that they have asked of each node's model, of each sample at most the average.
         count: Number of samples.
-        clients: Client -> its samples.
+        clients: Client -> its priorities, and the number of its samples of each.
     """
 
     asked: dict[str, float]
     count: int = 0
-    clients: dict[str, int] = field(default_factory=dict)
+    clients: dict[str, dict[int, int]] = field(default_factory=dict)
 
 
 class _ChainTicket(RawTicket):
@@ -408,7 +408,7 @@ class _ChainDeciding(Deciding):
     def ticket(self, query: Query, done: Done, rows: int) -> RawTicket:
         ticket = _ChainTicket(self, query, done, rows)
         ticket.asked, ticket.answers, ticket.run, ticket.stages = [], {}, None, []
-        ticket.level = level_of(query.priority or USUAL_PRIORITY, named=is_named(query))
+        ticket.level = level_of(_priority(ticket), named=is_named(query))
         ticket.asked_rows, ticket.line = dict.fromkeys(self._plan.members, 0), None
         return ticket
 
@@ -449,24 +449,29 @@ class _ChainDeciding(Deciding):
     def _ahead_ns(self, ticket: _ChainTicket, models: Mapping[str, ServedModel]) -> float:
         """Predict how long the models take for what samples before a new one haven't asked yet, in nanoseconds."""
         lines = [line for level, line in self._lines.items() if level <= ticket.level]
-        before = sum(line.count for line in lines)
+        count = sum(line.count for line in lines)
+        client, left_ns = ticket.query.client, 0.0
+        mine = [of for line in lines for of in line.clients.get(client, {}).items()]
+        lower = 0
+        if is_named(ticket.query):  # the models let its more urgent samples go first
+            lower = sum(of for priority, of in mine if priority > _priority(ticket))
+        before = count - lower
         if not before:
             return 0.0
-        client, left_ns = ticket.query.client, 0.0
         clients = {client}.union(*(line.clients for line in lines))
-        own = 1 + sum(line.clients.get(client, 0) for line in lines)
+        own = 1 + sum(of for _, of in mine) - lower
         for node, model in models.items():
-            rows = self._rows[node] * before - sum(line.asked[node] for line in lines)
+            rows = self._rows[node] * count - sum(line.asked[node] for line in lines)
             left_ns += max(0.0, rows) * model.cost_of(1)
         # Clients take turns: of each, no more samples come before than are this client's.
-        return left_ns * min(1.0, len(clients) * own / before)
+        return left_ns / count * min(before, len(clients) * own)
 
     def _enter(self, ticket: _ChainTicket) -> None:
         """Count a sample that was accepted among those that others come after."""
         line = self._lines.setdefault(ticket.level, _Line(dict.fromkeys(self._plan.members, 0.0)))
         line.count += 1
-        client = ticket.query.client
-        line.clients[client] = line.clients.get(client, 0) + 1
+        own, priority = line.clients.setdefault(ticket.query.client, {}), _priority(ticket)
+        own[priority] = own.get(priority, 0) + 1
         ticket.line, ticket.counted = line, dict.fromkeys(self._plan.members, 0.0)
 
     def _asks(self, ticket: _ChainTicket, node: str, rows: int) -> None:
@@ -486,8 +491,11 @@ class _ChainDeciding(Deciding):
         line.count -= 1
         if not line.count:
             del self._lines[ticket.level]
-        line.clients[client] -= 1
-        if not line.clients[client]:
+        own, priority = line.clients[client], _priority(ticket)
+        own[priority] -= 1
+        if not own[priority]:
+            del own[priority]
+        if not own:
             del line.clients[client]
         for node, rows in ticket.counted.items():
             line.asked[node] -= rows
@@ -635,6 +643,10 @@ class _ChainDeciding(Deciding):
         if self.model.tracing is not None:
             self.model.tracing.finished(self.model, query, now_ns, stages=ticket.stages)
         super()._tell(ticket, decisions)
+
+
+def _priority(ticket: RawTicket) -> int:
+    return ticket.query.priority or USUAL_PRIORITY
 
 
 class _Inputs:
