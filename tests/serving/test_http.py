@@ -30,7 +30,7 @@ from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import PATIENCE_S, until
 
 from hasten.serving import server as server_module
-from hasten.serving.handshakes import first_message_bytes
+from hasten.serving.handshakes import FirstMessage
 from hasten.serving.http import connection
 from hasten.serving.http.connection import Connection
 from hasten.serving.loop_budget import TURN_BYTES, LoopBudget
@@ -1114,7 +1114,28 @@ def first_message() -> bytes:
     ],
 )
 def test_the_first_message_may_be_in_several_records(data: bytes, size: int) -> None:
-    assert first_message_bytes(data) == size
+    assert FirstMessage().wanted(data) == size
+
+
+def test_a_first_message_of_countless_records_is_not_looked_at_again_and_again() -> None:
+    """32 kB that came byte by byte took half a minute of the loop's thread, in which nobody was answered."""
+    message, steps = FirstMessage(), 0
+    content = b"\x01" + (4000).to_bytes(3, "big") + bytes(4000)
+    data = b"".join(b"\x16\x03\x01\x00\x01" + bytes([one]) for one in content)
+
+    def count(*_: Any) -> None:
+        nonlocal steps
+        steps += 1
+
+    there, before = 1, sys.getprofile()
+    sys.setprofile(count)
+    try:
+        while there < (wanted := message.wanted(data[:there])):
+            there = wanted
+    finally:
+        sys.setprofile(before)
+    assert there == len(data)
+    assert steps < 100 * len(content)
 
 
 def test_an_idle_connection_is_left_alone(hurried: ServerThread) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import http.client
@@ -24,6 +25,7 @@ from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import PATIENCE_S, until
 
 from hasten.core.tensors import Array
+from hasten.serving.coding import Coding
 from hasten.serving.protocol.messages import SERVICE, message
 from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.wire import classes
@@ -191,6 +193,25 @@ def test_a_clients_long_answer_does_not_wait_behind_all_of_anothers(
             assert client.getresponse().status == 200
         assert all(each.result(PATIENCE_S)[0] == 200 for each in greedy)
     assert order.index("127.0.0.2") <= 3
+
+
+def test_what_waits_for_a_thread_ends_with_the_server() -> None:
+    """Else its requests would wait for ever, where the loop goes on without the server."""
+    go_on = threading.Event()
+
+    async def close() -> list[Any]:
+        coding = Coding()
+        all_ = [coding.work("ann", go_on.wait, PATIENCE_S) for _ in range(4)]
+        coding.close()
+        go_on.set()
+        with pytest.raises(RuntimeError):
+            coding.work("ann", go_on.wait)
+        assert not coding._waiting
+        return await asyncio.wait_for(asyncio.gather(*all_, return_exceptions=True), PATIENCE_S)
+
+    ended = asyncio.run(close())
+    assert all(one is True or isinstance(one, asyncio.CancelledError) for one in ended)
+    assert any(isinstance(one, asyncio.CancelledError) for one in ended)
 
 
 def test_nothing_is_written_for_those_who_left(

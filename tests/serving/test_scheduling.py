@@ -411,6 +411,25 @@ def test_a_look_at_a_long_queue_goes_through_few_of_its_requests(
     assert Seen.looks < 200 * 200
 
 
+def test_an_accepted_request_is_refused_once_others_have_gone_before_it_for_far_too_long() -> None:
+    """It might wait for ever otherwise, while others keep the model busy; and its client with it."""
+    queue = scheduler(flat(MS), 1000 * MS)
+    low = Pending(1, "another batch", 64, math.inf, 0, accepted=True)
+    queue.offer(low, 0)
+    left: dict[int, list[Pending]] = {}
+    for second in range(1, 60):
+        now_ns = second * 1000 * MS
+        queue.offer(Pending(1, "x", 1, math.inf, now_ns), now_ns)
+        if found := queue.hopeless(now_ns):
+            left[second] = found
+        run = queue.next(now_ns)
+        assert isinstance(run, BatchRun)
+        assert low not in run.items
+        queue.ended(queue.begun(run, now_ns), queue.latencies.measured_ns(run.rows), now_ns)
+    ((second, found),) = left.items()
+    assert (found, second > 2) == ([low], True)
+
+
 def named(
     client: str, priority: int, at_ns: int = 0, left_ns: float = math.inf, rows: int = 1
 ) -> Pending:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,8 +32,10 @@ from hasten.inputs.pipeline.boxes import GivenBoxes
 from hasten.inputs.pipeline.classes import TopK
 from hasten.serving.cluster.kserve import write_kserve
 from hasten.serving.models import repository
+from hasten.serving.models.scheduling import BatchRun
 from hasten.serving.options import ModelOptions
-from hasten.serving.protocol.requests import RAW, Query
+from hasten.serving.protocol.errors import ProtocolError
+from hasten.serving.protocol.requests import RAW, Answer, Query
 from hasten.serving.run import settings_of
 from hasten.serving.settings import ServerSettings
 
@@ -386,6 +389,68 @@ def test_a_picture_that_would_wait_too_long_is_refused_before_any_work(line: str
         assert told(urgent) == PLACES  # what has a lower priority isn't waited for
         assert count == 3
         assert post(server, body)[0] == 200
+
+
+def test_a_named_clients_picture_goes_before_its_own_of_lower_priority(line: str) -> None:
+    with ServerThread(*settings_of([f"plates={line}"], models=HARDLY).models) as server:
+        assert post(server, png(squares(PLACES)))[0] == 200
+        crops, answers = Held(server, 1), list[Any]()
+        deciding: Any = server.server.state.repository.find("plates").deciding
+        inputs = {RAW: np.array([png(squares(PLACES))], object)}
+
+        def ask(priority: int) -> None:
+            query = Query("plates", "1", "", inputs, priority=priority, client="ann", name="ann")
+            server.call(lambda: deciding.submit(query, answers.append))
+
+        ask(5)
+        until(lambda: bool(crops.held))
+        with pytest.raises(ProtocolError, match="for the chain's models"):
+            ask(5)
+        ask(4)
+        until(lambda: len(answers) == 1)
+        crops.ask()
+        until(lambda: len(answers) == 2)
+        assert all(isinstance(each, Answer) for each in answers)
+
+
+def test_a_picture_is_accepted_as_fast_behind_many_others(line: str) -> None:
+    """Behind a thousand each one took two milliseconds of the loop's thread, also those that were refused."""
+    patient = ModelOptions(max_wait_s=3600.0)
+    with ServerThread(*settings_of([f"plates={line}"], models=patient).models) as server:
+        deciding: Any = server.server.state.repository.find("plates").deciding
+        query = Query("plates", "1", "", {RAW: np.array([png(squares(PLACES))], object)})
+        steps = [0]
+
+        def count(*_: Any) -> None:
+            steps[-1] += 1
+
+        def ask_many() -> None:
+            before, tickets = sys.getprofile(), []
+            sys.setprofile(count)
+            for _ in range(500):
+                steps.append(0)
+                tickets.append(deciding.submit(query, lambda _: None))
+            sys.setprofile(before)
+            for each in tickets:
+                each.cancel()
+            assert not deciding._lines
+
+        server.call(ask_many)
+        assert max(steps[-10:]) < 2 * max(steps[1:10])
+        assert told(post(server, png(squares(PLACES)))[1]["decision"]) == PLACES
+        until(lambda: not server.call(lambda: deciding._lines))
+
+
+def test_a_picture_is_not_refused_for_a_model_that_pictures_do_not_ask(tmp_path: Path) -> None:
+    slow = chains.classifier(tmp_path, evidence=with_curve({1: 500.0}))
+    line = f"plates={chains.detector(tmp_path)}+crop+{slow}"
+    with ServerThread(*settings_of([line], models=HARDLY).models) as server:
+        assert post(server, png(squares({})))[1]["decision"] == []  # it has nothing to classify
+        scheduler = server.server.state.repository.find("plates.colour")._batching.scheduler
+        busy = BatchRun[Any]([], 1)
+        server.call(lambda: scheduler.begun(busy, time.perf_counter_ns() + 3600 * 10**9))
+        assert scheduler.wait_ns(time.perf_counter_ns()) > 1e9
+        assert post(server, png(squares({})))[1].get("decision") == []
 
 
 def test_a_client_that_goes_away_is_given_up_and_others_are_answered(server: ServerThread) -> None:

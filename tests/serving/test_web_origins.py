@@ -145,6 +145,8 @@ def test_a_page_of_another_site_calls_nothing(
             "a web page of 'https://foreign.example' may not use this server: start it with "
             "--allow-host NAME, where NAME is the page's host"
         )
+        with pytest.raises(grpc.RpcError, match="a web page of 'null' may not use this server"):
+            list(ask(iter([unload]), metadata=(("origin", "null"), *site)))
         ready = channel.unary_unary(f"/{SERVICE}/ModelReady")
         asked = message("ModelReadyRequest")(name="solid").SerializeToString()
         for own in ((), (("origin", "https://pages.example"),), (("sec-fetch-site", "none"),)):

@@ -37,12 +37,15 @@ class Coding:
             function: Function to call.
             args: Arguments of the function.
             kwargs: Further arguments of the function.
+
+        Raises:
+            RuntimeError: `close` was called.
         """
         answer: Future[R] = Future()
         with self._lock:
+            self._threads.submit(self._next)
             call = partial(function, *args, **kwargs)
             self._waiting.setdefault(client, deque()).append((answer, call))
-        self._threads.submit(self._next)
         return asyncio.wrap_future(answer)
 
     def _next(self) -> None:
@@ -74,5 +77,10 @@ class Coding:
         return None
 
     def close(self) -> None:
-        """Begin nothing more; what is under way ends by itself."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Begin nothing more, and cancel what waits; what is under way ends by itself."""
+        with self._lock:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            waiting = [answer for queue in self._waiting.values() for answer, _ in queue]
+            self._waiting.clear()
+        for answer in waiting:
+            answer.cancel()

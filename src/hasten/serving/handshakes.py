@@ -45,14 +45,14 @@ class Handshakes:
 
 async def _first_message(accepted: socket.socket) -> None:
     """Wait until a client's first message is there, or no more of it can come."""
-    wanted = 1
+    message, wanted = FirstMessage(), 1
     try:
         while True:
             await _readable(accepted)
             data = accepted.recv(_LONGEST_BYTES, socket.MSG_PEEK)
             if len(data) < wanted:  # the client has ended its side
                 return
-            wanted = first_message_bytes(data)
+            wanted = message.wanted(data)
             if not len(data) < wanted <= _LONGEST_BYTES:
                 return
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
@@ -76,26 +76,36 @@ async def _readable(accepted: socket.socket) -> None:
         loop.remove_reader(accepted)
 
 
-def first_message_bytes(data: bytes) -> int:
-    """Return how many bytes a client's first message of TLS takes with its records, as far as these are there.
+class FirstMessage:
+    """A client's first message of TLS, as far as it is there; each record is looked at once.
 
-    Args:
-        data: First bytes of the client; they may be anything.
-
-    Returns:
-        Bytes up to which to wait for the message, or to tell how long it is; no more than there are if it is
-        whole, or if this isn't TLS.
+    A message may have a record for each of its bytes, which come one after another.
     """
-    place, message = 0, bytearray()
-    while len(message) < _BEGIN_BYTES + int.from_bytes(message[1:_BEGIN_BYTES], "big"):
-        head = data[place : place + _HEAD_BYTES]
-        if head[:1] not in (b"", _HANDSHAKE):
-            return place
-        begin = place + _HEAD_BYTES
-        if len(head) < _HEAD_BYTES:
-            return begin
-        place = begin + int.from_bytes(head[3:], "big")
-        if place == begin or place > len(data):
-            return place
-        message += data[begin:place]
-    return place
+
+    def __init__(self) -> None:
+        self._place, self._message = 0, bytearray()
+
+    def wanted(self, data: bytes) -> int:
+        """Return how many bytes the message takes with its records, as far as these are there.
+
+        Args:
+            data: All bytes that came from the client so far; they may be anything.
+
+        Returns:
+            Bytes up to which to wait for the message, or to tell how long it is; no more than there are if it is
+            whole, or if this isn't TLS.
+        """
+        message = self._message
+        while len(message) < _BEGIN_BYTES + int.from_bytes(message[1:_BEGIN_BYTES], "big"):
+            head = data[self._place : self._place + _HEAD_BYTES]
+            if head[:1] not in (b"", _HANDSHAKE):
+                break
+            begin = self._place + _HEAD_BYTES
+            if len(head) < _HEAD_BYTES:
+                return begin
+            end = begin + int.from_bytes(head[3:], "big")
+            if end == begin or end > len(data):
+                return end
+            message += data[begin:end]
+            self._place = end
+        return self._place

@@ -19,7 +19,7 @@ class PlainRequest:
 
     Attributes:
         method: HTTP method, such as "GET".
-        path: Percent-decoded parts of the path, without empty ones; of many only the first ones.
+        path: Percent-decoded parts of the path, without empty ones; a path that is too long for any is one part, as it came.
         body: Decompressed body.
         headers: Values of the headers by lower-case name.
         client: Client that the request is counted under.

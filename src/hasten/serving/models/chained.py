@@ -12,7 +12,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -320,6 +320,21 @@ def _member(node: str, opened: OpenBundle) -> Member:
     return Member(pipeline_of(node, manifest), opened.first.inputs, most_rows, manifest.varying)
 
 
+@dataclass
+class _Line:
+    """Samples of one level that are under way, counted so that none has to be looked at for another.
+
+    Attributes:
+        asked: Rows that they have asked of each node's model, of each sample at most the average.
+        count: Number of samples.
+        clients: Client -> its priorities, and the number of its samples of each.
+    """
+
+    asked: dict[str, float]
+    count: int = 0
+    clients: dict[str, dict[int, int]] = field(default_factory=dict)
+
+
 class _ChainTicket(RawTicket):
     """A request to a chain, from its acceptance to its answer.
 
@@ -331,16 +346,20 @@ class _ChainTicket(RawTicket):
         stages: Times of the stages that are done.
         level: Level of its requests in the models' queues.
         asked_rows: Rows that the models were asked about so far, by their nodes.
+        line: Line in which it is counted; None if it isn't.
+        counted: Rows of these that the line counts.
     """
 
-    __slots__ = ("answers", "asked", "asked_rows", "level", "run", "stages")
+    __slots__ = ("answers", "asked", "asked_rows", "counted", "level", "line", "run", "stages")
 
     run: Run | None
     stages: list[Stage]
     asked: list[Cancellable]
     answers: dict[int, Tensors]
     asked_rows: dict[str, int]
+    counted: dict[str, float]
     level: int
+    line: _Line | None
 
     def cancel(self) -> None:
         if self.over:
@@ -371,6 +390,8 @@ class _ChainDeciding(Deciding):
         self._plan = plan
         self._rows, self._finished = dict.fromkeys(plan.members, 1.0), 0
         """Rows that a recent sample asked of each node's model on average; one before the first answer."""
+        self._lines: dict[int, _Line] = {}
+        """Level -> accepted samples of it that are under way."""
         allowed = [
             member.decode.memory_per_byte for member in plan.members.values() if member.decode
         ]
@@ -387,14 +408,15 @@ class _ChainDeciding(Deciding):
     def ticket(self, query: Query, done: Done, rows: int) -> RawTicket:
         ticket = _ChainTicket(self, query, done, rows)
         ticket.asked, ticket.answers, ticket.run, ticket.stages = [], {}, None, []
-        ticket.level = level_of(query.priority or USUAL_PRIORITY, named=is_named(query))
-        ticket.asked_rows = dict.fromkeys(self._plan.members, 0)
+        ticket.level = level_of(_priority(ticket), named=is_named(query))
+        ticket.asked_rows, ticket.line = dict.fromkeys(self._plan.members, 0), None
         return ticket
 
     def _check_wait(self, ticket: RawTicket) -> None:
         """Refuse a sample that would wait too long for its models, before any work on it is done.
 
-        A model refuses nothing of a sample that was accepted: what its other models did would be lost.
+        A model refuses nothing of a sample that was accepted, since what its other models did would be lost; unless
+        higher priorities keep it waiting for far too long.
 
         Raises:
             ProtocolError: the sample is refused.
@@ -406,7 +428,10 @@ class _ChainDeciding(Deciding):
                 ProtocolError
             ):  # it isn't ready, which is told when it is asked
                 models[node] = self.model.member(node)
-        queues_ns = sum(model.wait_of(ticket.query) for model in set(models.values()))
+        queues_ns = sum(
+            model.wait_of(ticket.query) * self._share(model, models)
+            for model in set(models.values())
+        )
         wait_ns = queues_ns + self._ahead_ns(ticket, models)
         if wait_ns > self._most_wait_ns:
             raise ProtocolError(
@@ -415,27 +440,71 @@ class _ChainDeciding(Deciding):
                 f"{self._most_wait_ns / 1e6:,.0f} ms are allowed; retry later",
                 retry_s=(wait_ns - self._most_wait_ns) / 1e9,
             )
+        self._enter(ticket)
+
+    def _share(self, asked: ServedModel, models: Mapping[str, ServedModel]) -> float:
+        """Return the most of recent samples that can have asked a model, as a share."""
+        return min(1.0, sum(self._rows[node] for node, model in models.items() if model is asked))
 
     def _ahead_ns(self, ticket: _ChainTicket, models: Mapping[str, ServedModel]) -> float:
         """Predict how long the models take for what samples before a new one haven't asked yet, in nanoseconds."""
-        row_ns = {node: model.cost_of(1) for node, model in models.items()}
-        before, clients, own, left_ns = 0, {ticket.query.client}, 1, 0.0
-        for each in self._under_way:
-            assert isinstance(each, _ChainTicket)
-            if each is ticket or each.level > ticket.level:
-                continue
-            before += 1
-            own += each.query.client == ticket.query.client
-            clients.add(each.query.client)
-            for node, span_ns in row_ns.items():
-                left_ns += max(0.0, self._rows[node] - each.asked_rows[node]) * span_ns
+        lines = [line for level, line in self._lines.items() if level <= ticket.level]
+        count = sum(line.count for line in lines)
+        client, left_ns = ticket.query.client, 0.0
+        mine = [of for line in lines for of in line.clients.get(client, {}).items()]
+        lower = 0
+        if is_named(ticket.query):  # the models let its more urgent samples go first
+            lower = sum(of for priority, of in mine if priority > _priority(ticket))
+        before = count - lower
+        if not before:
+            return 0.0
+        clients = {client}.union(*(line.clients for line in lines))
+        own = 1 + sum(of for _, of in mine) - lower
+        for node, model in models.items():
+            rows = self._rows[node] * count - sum(line.asked[node] for line in lines)
+            left_ns += max(0.0, rows) * model.cost_of(1)
         # Clients take turns: of each, no more samples come before than are this client's.
-        return left_ns * min(1.0, len(clients) * own / before) if before else 0.0
+        return left_ns / count * min(before, len(clients) * own)
+
+    def _enter(self, ticket: _ChainTicket) -> None:
+        """Count a sample that was accepted among those that others come after."""
+        line = self._lines.setdefault(ticket.level, _Line(dict.fromkeys(self._plan.members, 0.0)))
+        line.count += 1
+        own, priority = line.clients.setdefault(ticket.query.client, {}), _priority(ticket)
+        own[priority] = own.get(priority, 0) + 1
+        ticket.line, ticket.counted = line, dict.fromkeys(self._plan.members, 0.0)
+
+    def _asks(self, ticket: _ChainTicket, node: str, rows: int) -> None:
+        """Count what a sample asks of a model: up to the average, which was foreseen."""
+        ticket.asked_rows[node] += rows
+        if ticket.line is not None:
+            counted = min(float(ticket.asked_rows[node]), self._rows[node])
+            ticket.line.asked[node] += counted - ticket.counted[node]
+            ticket.counted[node] = counted
+
+    def _uncount(self, ticket: _ChainTicket) -> None:
+        """Count a sample no more that is over."""
+        line, client = ticket.line, ticket.query.client
+        if line is None:
+            return
+        ticket.line = None
+        line.count -= 1
+        if not line.count:
+            del self._lines[ticket.level]
+        own, priority = line.clients[client], _priority(ticket)
+        own[priority] -= 1
+        if not own[priority]:
+            del own[priority]
+        if not own:
+            del line.clients[client]
+        for node, rows in ticket.counted.items():
+            line.asked[node] -= rows
 
     def leave(self, ticket: RawTicket) -> None:
         assert isinstance(ticket, _ChainTicket)
         if not ticket.place.working:
             ticket.run = None  # its picture would stay until the client has read the answer
+        self._uncount(ticket)
         super().leave(ticket)
 
     def close(self) -> None:
@@ -495,7 +564,7 @@ class _ChainDeciding(Deciding):
         try:
             model = self.model.member(result.model)
             parts = _parts(result.requests, max(1, model.most_rows))
-            ticket.asked_rows[result.model] += len(result.requests)
+            self._asks(ticket, result.model, len(result.requests))
             for place, part in enumerate(parts):
                 done = partial(self._came, ticket, result.model, place, len(parts))
                 asked = model.submit(self._query(ticket, model, part), done)
@@ -574,6 +643,10 @@ class _ChainDeciding(Deciding):
         if self.model.tracing is not None:
             self.model.tracing.finished(self.model, query, now_ns, stages=ticket.stages)
         super()._tell(ticket, decisions)
+
+
+def _priority(ticket: RawTicket) -> int:
+    return ticket.query.priority or USUAL_PRIORITY
 
 
 class _Inputs:

@@ -23,6 +23,8 @@ LOWEST_PRIORITY = 64
 """Lowest priority: further ones count as this, so that no client makes levels without end."""
 _LOOKS = 16
 """Looks for overtaken requests within the longest allowed wait; each goes through the whole queue."""
+_ACCEPTED = 4
+"""Times as long that others may go before a request that belongs to an accepted one, since its refusal wastes work."""
 _RATE_WEIGHT = 1 / 16
 _FULL = 0.9
 """Share of the capacity; from this load on, batches are expected to be full."""
@@ -57,7 +59,8 @@ class Pending:
             machine is now.
         client: Client that the request is counted under.
         named: Whether the client is known by a token or a certificate, and others are too.
-        accepted: Whether the request belongs to another one that was accepted, so that it isn't refused for its wait.
+        accepted: Whether the request belongs to another one that was accepted, so that it isn't refused for its wait,
+            unless others have gone before it for far too long.
     """
 
     rows: int
@@ -662,7 +665,8 @@ class Scheduler(Generic[P]):
         found = [
             entry[1]
             for entry in self._heap
-            if _waits(entry) and now_ns - entry[1].queued_ns > most_ns and not entry[1].accepted
+            if _waits(entry)
+            and now_ns - entry[1].queued_ns > most_ns * (_ACCEPTED if entry[1].accepted else 1)
         ]
         for each in found:
             self.drop(each)

@@ -60,7 +60,8 @@ class Origins:
         page = b"" if origin is None else origin.lower().partition(b"://")[2]
         if _is_named(page.decode("latin-1"), [each for each in self._given if each != ANY]):
             return None
-        if site in (b"same-origin", b"none") or (site is None and page == (host or b"").lower()):
+        same = host is not None and page == host.lower()  # over gRPC no host is told
+        if site in (b"same-origin", b"none") or (site is None and same):
             return None
         if method in (b"GET", b"HEAD") and headers.get(b"sec-fetch-dest") == b"document":
             return None  # a link on a page, which doesn't get to see what it leads to
