@@ -37,7 +37,7 @@ class Asked(ServerTask):
         self.deadline_ns, self.arrived_ns = now_ns + left_ns, now_ns
         self.state, self.queued_ns, self.order = "new", 0, (0, 0, 0)
         self.tried, self.source, self.client, self.timer = False, 0, "", None
-        self.named = False
+        self.named = self.accepted = False
         self.inputs = {"x": np.full((1, 2), number, np.float32)}
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
