@@ -31,7 +31,7 @@ from hasten.errors import InputError
 from hasten.inputs.pipeline.boxes import GivenBoxes
 from hasten.inputs.pipeline.classes import TopK
 from hasten.serving.cluster.kserve import write_kserve
-from hasten.serving.models import repository
+from hasten.serving.models import chained, repository
 from hasten.serving.models.scheduling import BatchRun
 from hasten.serving.options import ModelOptions
 from hasten.serving.protocol.errors import ProtocolError
@@ -334,7 +334,7 @@ class Held:
         self._server.call(lambda: [self._asks(*each) for each in self.held])
 
 
-HARDLY = ModelOptions(max_wait_s=1e-9)
+HARDLY, PATIENT = ModelOptions(max_wait_s=1e-9), ModelOptions(max_wait_s=3600.0)
 
 
 def asked_first(server: ServerThread, body: bytes) -> Any:
@@ -344,6 +344,12 @@ def asked_first(server: ServerThread, body: bytes) -> Any:
     with triton_http.InferenceServerClient(server.host) as client:
         (decision,) = client.infer("plates", [raw], priority=1).as_numpy("decision")
     return json.loads(decision)
+
+
+def detected(client: triton_http.InferenceServerClient) -> int:
+    """Return how many pictures the chain's detector was asked about."""
+    (stats,) = client.get_inference_statistics("plates.det")["model_stats"]
+    return int(stats["inference_count"])
 
 
 def test_no_model_refuses_what_the_chain_has_accepted(tmp_path: Path) -> None:
@@ -369,19 +375,14 @@ def test_a_picture_that_would_wait_too_long_is_refused_before_any_work(line: str
         ThreadPoolExecutor(1) as threads,
         triton_http.InferenceServerClient(server.host) as client,
     ):
-
-        def detected() -> int:
-            (stats,) = client.get_inference_statistics("plates.det")["model_stats"]
-            return int(stats["inference_count"])
-
         assert post(server, body)[0] == 200  # so it is known what a picture takes
         crops = Held(server, 1)
         under_way = threads.submit(post, server, body)
         until(lambda: bool(crops.held))
-        assert detected() == 2
+        assert detected(client) == 2
         status, answer = post(server, body)
         urgent = asked_first(server, body)
-        count = detected()
+        count = detected(client)
         crops.ask()
         assert told(under_way.result()[1]["decision"]) == PLACES
         assert status == 503
@@ -389,6 +390,63 @@ def test_a_picture_that_would_wait_too_long_is_refused_before_any_work(line: str
         assert told(urgent) == PLACES  # what has a lower priority isn't waited for
         assert count == 3
         assert post(server, body)[0] == 200
+
+
+def one_at_once(server: ServerThread) -> Any:
+    """Let a picture begin only if there is little left to do for others; return what lets it in."""
+    deciding: Any = server.server.state.repository.find("plates").deciding
+    deciding._at_once = 1
+    return deciding
+
+
+def test_a_picture_begins_when_little_is_left_to_do_for_those_before_it(tmp_path: Path) -> None:
+    """Else the detector would take the processors from crops of older pictures, which came the later."""
+    body = png(squares(PLACES))
+    slow = chains.classifier(tmp_path, evidence=with_curve({1: 500.0}))
+    line = f"plates={chains.detector(tmp_path)}+crop+{slow}"
+    with (
+        ServerThread(*settings_of([line], models=PATIENT).models) as server,
+        ThreadPoolExecutor(2) as threads,
+        triton_http.InferenceServerClient(server.host) as client,
+    ):
+        deciding = one_at_once(server)
+        assert post(server, body)[0] == 200  # so it is known what a picture takes
+        before, crops = detected(client), Held(server, 1)
+        first = threads.submit(post, server, body)
+        until(lambda: len(crops.held) == 1)
+        second = threads.submit(post, server, body)
+        until(lambda: server.call(lambda: deciding.model.queued_rows) == 1)
+        assert told(asked_first(server, body)) == PLACES  # what is more urgent doesn't wait for it
+        assert detected(client) == before + 2
+        assert server.call(lambda: deciding.model.queued_rows) == 1
+        crops.ask()
+        assert told(first.result()[1]["decision"]) == told(second.result()[1]["decision"]) == PLACES
+        until(lambda: not server.call(lambda: deciding._lines))
+
+
+def test_a_picture_that_others_keep_waiting_for_far_too_long_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = png(squares(PLACES))
+    slow = chains.classifier(tmp_path, evidence=with_curve({1: 500.0}))
+    line = f"plates={chains.detector(tmp_path)}+crop+{slow}"
+    with (
+        ServerThread(*settings_of([line], models=PATIENT).models) as server,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        one_at_once(server)
+        assert post(server, body)[0] == 200
+        crops = Held(server, 1)
+        first = threads.submit(post, server, body)
+        until(lambda: len(crops.held) == 1)
+        monkeypatch.setattr(chained, "ACCEPTED_WAITS", 1e-6)
+        status, answer = post(server, body)
+        assert (status, answer["error"]) == (
+            503,
+            "overloaded: requests of higher priority took all the time; retry later",
+        )
+        crops.ask()
+        assert told(first.result()[1]["decision"]) == PLACES
 
 
 def test_a_named_clients_picture_goes_before_its_own_of_lower_priority(line: str) -> None:
@@ -415,8 +473,7 @@ def test_a_named_clients_picture_goes_before_its_own_of_lower_priority(line: str
 
 def test_a_picture_is_accepted_as_fast_behind_many_others(line: str) -> None:
     """Behind a thousand each one took two milliseconds of the loop's thread, also those that were refused."""
-    patient = ModelOptions(max_wait_s=3600.0)
-    with ServerThread(*settings_of([f"plates={line}"], models=patient).models) as server:
+    with ServerThread(*settings_of([f"plates={line}"], models=PATIENT).models) as server:
         deciding: Any = server.server.state.repository.find("plates").deciding
         query = Query("plates", "1", "", {RAW: np.array([png(squares(PLACES))], object)})
         steps = [0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.errors import InputError
+from hasten.serving.tls_records import ContextByRecords
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ def read_tls(
             f"the key {key} needs a passphrase: give a key that is stored without a passphrase"
         )
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = ContextByRecords(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     asked = f"the certificate {certificate} with the key {key}"
     try:

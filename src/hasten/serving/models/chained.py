@@ -31,10 +31,11 @@ from hasten.inputs.pipeline.base import Origin
 from hasten.serving.models.caching import AnswerCache, Cache, PreparedSample, steps_key
 from hasten.serving.models.deciding import Cancellable, Deciding, Done, RawTicket, longest_of
 from hasten.serving.models.decisions import as_json
+from hasten.serving.models.door import Door
 from hasten.serving.models.opening import ModelSettings, OpenBundle
 from hasten.serving.models.prepared import row_bytes
 from hasten.serving.models.room import COPIES, NoRoomError
-from hasten.serving.models.scheduling import USUAL_PRIORITY, level_of
+from hasten.serving.models.scheduling import ACCEPTED_WAITS, USUAL_PRIORITY, level_of
 from hasten.serving.models.served import ServedModel, Step, Ticket, Watcher, is_named
 from hasten.serving.models.statistics import NOT_RUN, Served, Statistics
 from hasten.serving.protocol.errors import Kind, ProtocolError
@@ -44,6 +45,8 @@ from hasten.serving.wire.plans import Plans
 
 _WEIGHT = 1 / 16
 """Weight of a sample in the average of what recent ones asked of the models."""
+_BATCHES = 2
+"""Batches of its slowest model that a chain's samples have left when further ones begin."""
 _ASKED_BYTES = 4 << 20
 """Size of the samples that a model is asked about at a time, unless one alone is larger, or the request's own
 bytes pay for more."""
@@ -272,8 +275,8 @@ class ServedChain(ServedModel):
 
     @property
     def queued_rows(self) -> int:
-        """None of its own: samples wait in its models' queues."""
-        return 0
+        """Samples that were accepted and haven't begun; the others wait in its models' queues."""
+        return self.deciding.waiting if isinstance(self.deciding, _ChainDeciding) else 0
 
     @property
     def wait_ns(self) -> float:
@@ -326,12 +329,16 @@ class _Line:
 
     Attributes:
         asked: Rows that they have asked of each node's model, of each sample at most the average.
+        left: Rows that those that have begun will still get from each node's model, by the average.
         count: Number of samples.
+        begun: Number of those that have begun.
         clients: Client -> its priorities, and the number of its samples of each.
     """
 
     asked: dict[str, float]
+    left: dict[str, float]
     count: int = 0
+    begun: int = 0
     clients: dict[str, dict[int, int]] = field(default_factory=dict)
 
 
@@ -342,24 +349,42 @@ class _ChainTicket(RawTicket):
         run: The chain's stages for the sample.
         deadline_ns: Time after which nothing more is begun.
         asked: Requests to the model whose turn it is.
+        asking: Rows of these requests.
         answers: Their outputs, as far as they came.
         stages: Times of the stages that are done.
         level: Level of its requests in the models' queues.
         asked_rows: Rows that the models were asked about so far, by their nodes.
         line: Line in which it is counted; None if it isn't.
         counted: Rows of these that the line counts.
+        prepare: Function that begins its stages, while it waits at the door; else None.
+        left: Rows that it will still get from each node's model, by the average; empty before it has begun.
     """
 
-    __slots__ = ("answers", "asked", "asked_rows", "counted", "level", "line", "run", "stages")
+    __slots__ = (
+        "answers",
+        "asked",
+        "asked_rows",
+        "asking",
+        "counted",
+        "left",
+        "level",
+        "line",
+        "prepare",
+        "run",
+        "stages",
+    )
 
     run: Run | None
     stages: list[Stage]
     asked: list[Cancellable]
     answers: dict[int, Tensors]
     asked_rows: dict[str, int]
+    asking: int
     counted: dict[str, float]
+    left: dict[str, float]
     level: int
     line: _Line | None
+    prepare: Callable[[], Any] | None
 
     def cancel(self) -> None:
         if self.over:
@@ -392,6 +417,8 @@ class _ChainDeciding(Deciding):
         """Rows that a recent sample asked of each node's model on average; one before the first answer."""
         self._lines: dict[int, _Line] = {}
         """Level -> accepted samples of it that are under way."""
+        self._door: Door[_ChainTicket] = Door()
+        self._letting_in = False
         allowed = [
             member.decode.memory_per_byte for member in plan.members.values() if member.decode
         ]
@@ -410,6 +437,7 @@ class _ChainDeciding(Deciding):
         ticket.asked, ticket.answers, ticket.run, ticket.stages = [], {}, None, []
         ticket.level = level_of(_priority(ticket), named=is_named(query))
         ticket.asked_rows, ticket.line = dict.fromkeys(self._plan.members, 0), None
+        ticket.left, ticket.prepare = {}, None
         return ticket
 
     def _check_wait(self, ticket: RawTicket) -> None:
@@ -468,7 +496,8 @@ class _ChainDeciding(Deciding):
 
     def _enter(self, ticket: _ChainTicket) -> None:
         """Count a sample that was accepted among those that others come after."""
-        line = self._lines.setdefault(ticket.level, _Line(dict.fromkeys(self._plan.members, 0.0)))
+        asked, left = (dict.fromkeys(self._plan.members, 0.0) for _ in range(2))
+        line = self._lines.setdefault(ticket.level, _Line(asked, left))
         line.count += 1
         own, priority = line.clients.setdefault(ticket.query.client, {}), _priority(ticket)
         own[priority] = own.get(priority, 0) + 1
@@ -477,6 +506,7 @@ class _ChainDeciding(Deciding):
     def _asks(self, ticket: _ChainTicket, node: str, rows: int) -> None:
         """Count what a sample asks of a model: up to the average, which was foreseen."""
         ticket.asked_rows[node] += rows
+        ticket.asking = rows
         if ticket.line is not None:
             counted = min(float(ticket.asked_rows[node]), self._rows[node])
             ticket.line.asked[node] += counted - ticket.counted[node]
@@ -499,13 +529,106 @@ class _ChainDeciding(Deciding):
             del line.clients[client]
         for node, rows in ticket.counted.items():
             line.asked[node] -= rows
+        line.begun -= bool(ticket.left)
+        for node, rows in ticket.left.items():
+            line.left[node] -= rows
+
+    # -- at the door
+
+    @property
+    def waiting(self) -> int:
+        """Number of samples that were accepted and haven't begun."""
+        return sum(line.count - line.begun for line in self._lines.values())
+
+    def _begin(self, ticket: RawTicket, prepare: Callable[[], Any]) -> None:
+        """Let a sample wait until those before it leave the models little to do.
+
+        Else new samples would take the processors from those that have begun, and make these the later the more
+        come.
+        """
+        assert isinstance(ticket, _ChainTicket)
+        ticket.prepare = prepare
+        self._door.enter(ticket, ticket.level, ticket.query.client, _priority(ticket))
+        if self._most_wait_ns:
+            most_s = ACCEPTED_WAITS * self._most_wait_ns / 1e9
+            ticket.timer = self._loop.call_later(most_s, self._overtaken, ticket)
+        self._let_in()
+
+    def _let_in(self) -> None:
+        """Begin the samples that there is room for."""
+        self._letting_in = False
+        while (ticket := self._door.first()) is not None and self._is_room(ticket):
+            self._door.pop()
+            prepare, ticket.prepare = ticket.prepare, None
+            assert prepare is not None
+            if ticket.timer is not None:
+                ticket.timer.cancel()
+                ticket.timer = None
+            if ticket.line is not None:
+                ticket.line.begun += 1
+                ticket.left = dict(self._rows)
+                for node, rows in ticket.left.items():
+                    ticket.line.left[node] += rows
+            self._run(ticket, prepare, self._ask)
+
+    def _let_in_soon(self) -> None:
+        """Begin the samples that there is room for, after what happens now."""
+        if not self._letting_in:
+            self._letting_in = True
+            self._loop.call_soon(self._let_in)
+
+    def _is_room(self, ticket: _ChainTicket) -> bool:
+        """Whether a sample may begin: the models would soon have nothing to do but for new samples.
+
+        Other requests to the models count for nothing here. They make it longer until a sample that begins is
+        answered, so that more must be under way to get the chain's share of the models.
+        """
+        lines = [line for level, line in self._lines.items() if level <= ticket.level]
+        if sum(line.begun for line in lines) < self._at_once:
+            return True
+        try:
+            models = {node: self.model.member(node) for node in self._plan.members}
+        except ProtocolError:  # which the sample is told when it asks the model
+            return True
+        left_ns = sum(
+            model.cost_of(1) * sum(line.left[node] for line in lines)
+            for node, model in models.items()
+        )
+        enough_ns = _BATCHES * max(model.batch_ns for model in models.values())
+        if left_ns <= enough_ns:
+            return True
+        queues_ns = sum(model.wait_of(ticket.query) for model in set(models.values()))
+        return left_ns <= enough_ns + max(0.0, queues_ns - left_ns)
+
+    def _got(self, ticket: _ChainTicket, node: str) -> None:
+        """Count the rows that a sample got from a model."""
+        if ticket.line is not None:
+            got = min(float(ticket.asking), ticket.left[node])
+            ticket.left[node] -= got
+            ticket.line.left[node] -= got
+        self._let_in_soon()
+
+    def _overtaken(self, ticket: _ChainTicket) -> None:
+        """Refuse a sample that others have kept at the door for far too long."""
+        ticket.timer = None
+        failure = ProtocolError(
+            Kind.OVERLOADED,
+            "overloaded: requests of higher priority took all the time; retry later",
+            retry_s=0.0,
+        )
+        self.model.refused(ticket.query, failure)
+        ticket.tell(failure)
 
     def leave(self, ticket: RawTicket) -> None:
         assert isinstance(ticket, _ChainTicket)
         if not ticket.place.working:
             ticket.run = None  # its picture would stay until the client has read the answer
         self._uncount(ticket)
+        if ticket.prepare is not None:
+            ticket.prepare = None
+            self._door.left(ticket.level, ticket.query.client)
         super().leave(ticket)
+        self._let_in_soon()
 
     def close(self) -> None:
         for ticket in list(self._under_way):
@@ -615,6 +738,7 @@ class _ChainDeciding(Deciding):
         ticket.answers[place] = answer.outputs
         if len(ticket.answers) == parts:
             answers = [ticket.answers[n] for n in range(parts)]
+            self._got(ticket, node)
             if not self.model.member(node).opened.manifest.varying:  # else each has one sample
                 answers = [row for one in answers for row in _rows(one)]
             assert ticket.run is not None

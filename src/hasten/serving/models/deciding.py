@@ -200,7 +200,8 @@ class Deciding:
         self._longest = longest_of(pipeline)
         self._loop, self._deadline_ns, self._clock_ns = loop, deadline_ns, clock_ns
         # The processors that an engine leaves idle while it waits are few: one thread for each.
-        self._threads = ThreadPoolExecutor(Target.host().threads, "hasten-deciding")
+        self._at_once = Target.host().threads
+        self._threads = ThreadPoolExecutor(self._at_once, "hasten-deciding")
         self._bounded = bool(pipeline.steps) and pipeline.steps[0].bounded
         self._repeatable = pipeline.deterministic
         """Whether an equal request gets an equal decision, so that it can be cached."""
@@ -269,10 +270,14 @@ class Deciding:
         timeout_ns = query.timeout_ns or self._deadline_ns
         if timeout_ns:
             ticket.deadline_ns = query.arrived_ns + timeout_ns
-        self._run(ticket, partial(self._prepared, ticket, samples), self._ask)
+        self._begin(ticket, partial(self._prepared, ticket, samples))
         if not ticket.over and timeout_ns:
             self._late(ticket)
         return ticket
+
+    def _begin(self, ticket: RawTicket, prepare: Callable[[], Any]) -> None:
+        """Begin an accepted request; a chain lets it wait for its turn first."""
+        self._run(ticket, prepare, self._ask)
 
     def ticket(self, query: Query, done: Done, rows: int) -> RawTicket:
         """Return the ticket of a request."""

@@ -23,7 +23,7 @@ LOWEST_PRIORITY = 64
 """Lowest priority: further ones count as this, so that no client makes levels without end."""
 _LOOKS = 16
 """Looks for overtaken requests within the longest allowed wait; each goes through the whole queue."""
-_ACCEPTED = 4
+ACCEPTED_WAITS = 4
 """Times as long that others may go before a request that belongs to an accepted one, since its refusal wastes work."""
 _RATE_WEIGHT = 1 / 16
 _FULL = 0.9
@@ -666,7 +666,7 @@ class Scheduler(Generic[P]):
             entry[1]
             for entry in self._heap
             if _waits(entry)
-            and now_ns - entry[1].queued_ns > most_ns * (_ACCEPTED if entry[1].accepted else 1)
+            and now_ns - entry[1].queued_ns > most_ns * (ACCEPTED_WAITS if entry[1].accepted else 1)
         ]
         for each in found:
             self.drop(each)

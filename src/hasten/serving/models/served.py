@@ -288,6 +288,12 @@ class ServedModel:
         row.client, row.named = query.client, is_named(query)
         return self._batching.scheduler.wait_of(row, self._clock_ns())
 
+    @property
+    def batch_ns(self) -> float:
+        """Expected time of a batch of the size that has the highest throughput, in nanoseconds."""
+        latencies = self._batching.scheduler.latencies
+        return latencies.expected_ns(latencies.best)
+
     def cost_of(self, rows: int) -> float:
         """Return what rows add to the wait of those behind them at the machine's present speed, in nanoseconds."""
         scheduler = self._batching.scheduler

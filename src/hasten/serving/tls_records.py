@@ -1,0 +1,128 @@
+"""Give OpenSSL one record of TLS after another, and end connections that send too many without data.
+
+OpenSSL handles all records that it finds before it returns. Some cost it far more than they cost their sender: each
+new key of TLS 1.3 takes some 80 us of the event loop's thread, and 27 bytes.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any, ClassVar
+
+_TYPES = b"\x14\x15\x16\x17"
+"""Types of records (RFC 8446, 5.1)."""
+_HEAD_BYTES = 5
+"""Size of a record's head, which ends in the size of its content."""
+_MOST_BYTES = (16 << 10) + 2048
+"""Largest content of a record in TLS 1.2; TLS 1.3 allows less."""
+_WITHOUT_DATA = 256
+"""Records without data that a connection may have, those of its handshake among them: a handshake takes some ten."""
+_DATA_BYTES = 1 << 20
+"""Data for which a connection may have one record more without data."""
+
+
+class SecuredByRecords(ssl.SSLObject):
+    """Secured connection over memory that reads one record at a time. Contexts make it."""
+
+    _incoming: ssl.MemoryBIO
+    """What came from the client, and OpenSSL didn't get yet."""
+    _given: ssl.MemoryBIO
+    """What OpenSSL got; it is read whenever it is written."""
+    _head = b""
+    """Head of the record whose content isn't there yet."""
+    _data_bytes = _without_data = 0
+    """Data that was read, in bytes, and number of records without data."""
+
+    def begin(self, incoming: ssl.MemoryBIO, given: ssl.MemoryBIO) -> None:
+        """Begin to take records from `incoming`, and to give them to OpenSSL through `given`."""
+        self._incoming, self._given = incoming, given
+
+    def do_handshake(self) -> None:
+        """Go on with the handshake.
+
+        Raises:
+            ssl.SSLWantReadError: more must come from the client.
+            ssl.SSLError: the handshake failed, or it had too many records.
+        """
+        while self._give():
+            try:
+                super().do_handshake()
+            except ssl.SSLWantReadError:
+                self._count()
+            else:
+                return
+        super().do_handshake()
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002 - as in ssl
+        """Read what is there, up to the end of one record.
+
+        Args:
+            len: Most bytes to read.
+            buffer: Where to write them; None to return them.
+
+        Returns:
+            Number of bytes in `buffer`, or the bytes; 0 or none at the end.
+
+        Raises:
+            ssl.SSLWantReadError: more must come from the client.
+            ssl.SSLError: the connection failed, or it had too many records without data.
+        """
+        if not self.pending():
+            while self._give():
+                try:
+                    return self._take(len, buffer)
+                except ssl.SSLWantReadError:
+                    self._count()
+        return self._take(len, buffer)
+
+    def _take(self, most: int, buffer: Any) -> Any:
+        if buffer is None:
+            data = super().read(most)
+            self._data_bytes += len(data)
+            return data
+        size = int(super().read(most, buffer))  # typeshed takes it for bytes
+        self._data_bytes += size
+        return size
+
+    def _give(self) -> bool:
+        """Give OpenSSL the next record; return whether it is there."""
+        incoming, head = self._incoming, self._head
+        if not head:
+            if incoming.pending < _HEAD_BYTES:
+                return False
+            head = incoming.read(_HEAD_BYTES)
+        size = int.from_bytes(head[3:], "big")
+        if head[0] not in _TYPES or size > _MOST_BYTES:
+            size = incoming.pending  # OpenSSL refuses it
+        elif incoming.pending < size:
+            self._head = head
+            return False
+        self._head = b""
+        self._given.write(head + incoming.read(size))
+        return True
+
+    def _count(self) -> None:
+        """Count a record without data.
+
+        Raises:
+            ssl.SSLError: there were too many.
+        """
+        self._without_data += 1
+        if self._without_data > _WITHOUT_DATA + self._data_bytes // _DATA_BYTES:
+            raise ssl.SSLError("too many records without data")
+
+
+class ContextByRecords(ssl.SSLContext):
+    """Context of a server whose connections read one record at a time."""
+
+    sslobject_class: ClassVar[type[ssl.SSLObject]] = SecuredByRecords  # type: ignore[misc]
+
+    def wrap_bio(
+        self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *args: Any, **named: Any
+    ) -> Any:
+        """Return a secured connection between two memories, as `ssl.SSLContext.wrap_bio` does."""
+        given = ssl.MemoryBIO()
+        secured = super().wrap_bio(given, outgoing, *args, **named)
+        assert isinstance(secured, SecuredByRecords)
+        secured.begin(incoming, given)
+        return secured
