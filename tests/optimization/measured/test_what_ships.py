@@ -1,7 +1,7 @@
 """What ships, by what was certified and by fresh rounds."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,11 +12,15 @@ from hasten.certificate.betting import BettingPrior
 from hasten.certificate.verdict import Judgement, Verdict, judge
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.measure.candidate import Measurement, Single, Trial
+from hasten.measure.deadline import Deadline
+from hasten.measure.effort import EFFORTS
 from hasten.measure.intervals import Ratio
 from hasten.measure.race import AGAIN, BASELINE, Standings
+from hasten.optimization.choose import Standing
 from hasten.optimization.judge import Ladder
 from hasten.optimization.measured.choice import Choice, decide, settled_by_sealed_data
 from hasten.optimization.measured.ending import Finish
+from hasten.optimization.measured.judge import Measured
 from hasten.reporting.summary import NO_FASTER
 
 Judged = list[tuple[str, Judgement | str]]
@@ -70,6 +74,37 @@ def settled(
         loose=loose,
         accept_uncertified=accept,
     )
+
+
+@pytest.mark.parametrize(
+    ("fast", "rungs"), [(0.5, ("fast",)), (0.95, ())], ids=["surely faster", "within the noise"]
+)
+def test_a_noisy_race_has_what_is_surely_faster_certified(
+    fast: float, rungs: Sequence[str]
+) -> None:
+    """A model that took a fifth of the time didn't ship, because a busy host slowed the twin by two thirds at times."""
+    race = standings(fast=fast)
+    for number, block in race.rounds[AGAIN].items():
+        race.rounds[AGAIN][number] = tuple(int(x * (3.0 if number % 2 else 0.4)) for x in block)
+    assert race.spread > 0.5
+    candidate, notes = SimpleNamespace(key="fast"), list[str]()
+    trials = SimpleNamespace(baseline=SimpleNamespace(key="default"), done={"fast": candidate})
+    racing = SimpleNamespace(
+        trials=trials,
+        effort=EFFORTS["normal"],
+        asked_threads=1,
+        affordable=lambda wanted: wanted,
+        race=lambda _: race,
+        standing=lambda trial, ratio: Standing(trial.key, False, ratio, 0.0, 0.01),
+    )
+    judge = SimpleNamespace(
+        racing=racing,
+        job=SimpleNamespace(notes=notes, deadline=Deadline()),
+        ready=SimpleNamespace(search_promise=SimpleNamespace(max_drop=0.05)),
+    )
+    chosen = Measured._chosen(cast("Any", judge), cast("Any", [candidate]))
+    assert chosen == Ladder("default", rungs, 1)
+    assert "smaller gains may have been missed" in notes[0]
 
 
 def test_what_was_certified_ships_where_fresh_rounds_find_it_faster() -> None:

@@ -206,15 +206,16 @@ class Measured(Judge):
             for c in field
             if standings.stands(c.key)
         ]
-        if standings.spread > self.racing.effort.race_settle:
+        settle = self.racing.effort.race_settle
+        if standings.spread > settle:
             self.job.notes.append(
                 f"in the race the same model differed from itself by {100 * standings.spread:.0f}%, so "
-                "no smaller difference counted as faster: run again on a quieter machine"
+                "smaller gains may have been missed: run again on a quieter machine"
             )
         exact = fastest_exact(entered, baseline, standings.spread)
-        rungs = ladder(
-            entered, exact, spread=standings.spread, max_drop=self.ready.search_promise.max_drop
-        )
+        # Whom a noisy race takes for faster is certified all the same: the fresh rounds decide.
+        noise, limit = min(standings.spread, settle), self.ready.search_promise.max_drop
+        rungs = ladder(entered, exact, spread=noise, max_drop=limit)
         threads = standings.threads
         if threads < self.racing.asked_threads:
             threads, stays = self.racing.threads_to_ship(self.racing.candidate((exact, *rungs)[-1]))
