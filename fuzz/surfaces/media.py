@@ -231,8 +231,12 @@ def over_http(way: str, model: str, times: int, file: bytes, kind: str) -> bytes
     if way == "http-gzip":
         packed = gzip.compress(file, 6, mtime=0)
         return request(path, packed, [("Content-Type", kind), ("Content-Encoding", "gzip")])
-    samples = as_elements(file, times)
-    given: dict[str, Any] = {"name": "raw", "datatype": "BYTES", "shape": [times]}
+    return of_samples(path, as_elements(file, times), times)
+
+
+def of_samples(path: str, samples: bytes, count: int) -> bytes:
+    """Return a request of HTTP that sends so many samples as a tensor of BYTES."""
+    given: dict[str, Any] = {"name": "raw", "datatype": "BYTES", "shape": [count]}
     given["parameters"] = {"binary_data_size": len(samples)}
     head = json.dumps({"inputs": [given]}).encode()
     return request(path, head + samples, [("Inference-Header-Content-Length", str(len(head)))])

@@ -123,7 +123,8 @@ def hurried(candidates: Sequence[Single]) -> list[Single]:
     """Return the candidates of a grid in an order in which a short time reaches each kind.
 
     Those that need no transformation come first, exact ones before others. The rest alternates between inexact
-    and exact ones, since inexact ones gain most.
+    and exact ones, since inexact ones gain most. Of each inexact form, the engines that are usually fastest come
+    first.
 
     Args:
         candidates: The candidates, as `grid` returns them.
@@ -131,7 +132,13 @@ def hurried(candidates: Sequence[Single]) -> list[Single]:
     ready = [one for one in candidates if all(step.stage == "conversion" for step in one.passes)]
     made = [one for one in candidates if one not in ready]
     inexact, exact = ([one for one in made if one.exact == kind] for kind in (False, True))
+    forms = list(dict.fromkeys(_form(one) for one in inexact))
+    inexact.sort(key=lambda one: (forms.index(_form(one)), one.engine.hurry))
     return [*sorted(ready, key=lambda one: not one.exact), *_by_turns([inexact, exact])]
+
+
+def _form(candidate: Single) -> tuple[type[Pass], ...]:
+    return tuple(type(step) for step in candidate.passes)
 
 
 def _with_first(step: Pass, engine: Engine, batched: bool) -> Single:

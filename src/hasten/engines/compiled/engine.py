@@ -73,6 +73,7 @@ class CompiledC(Engine):
     program: ClassVar[str] = "a C compiler"
     settles: ClassVar[bool] = True
     sums_exactly: ClassVar[bool] = True
+    hurry: ClassVar[int] = 0
     copied_into: ClassVar[tuple[str, ...] | None] = ()
 
     most_work: int = _SMALL_WORK

@@ -56,6 +56,7 @@ class OnnxRuntime(Engine):
     families: ClassVar[frozenset[str]] = frozenset({"host"})
     distributions: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnxruntime-gpu")
     extra: ClassVar[str] = "onnxruntime"
+    hurry: ClassVar[int] = 3
     reshapes: ClassVar[bool] = True
     copied_into: ClassVar[tuple[str, ...] | None] = ()
 

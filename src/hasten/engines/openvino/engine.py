@@ -66,6 +66,7 @@ class OpenVino(Engine):
     families: ClassVar[frozenset[str]] = frozenset({"host"})
     distributions: ClassVar[tuple[str, ...]] = ("openvino",)
     extra: ClassVar[str] = "openvino"
+    hurry: ClassVar[int] = 1
     settles: ClassVar[bool] = True
     reshapes: ClassVar[bool] = True
     copied_into: ClassVar[tuple[str, ...] | None] = ("OpenVINO's input buffers",)
