@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fuzz.isolated import peak_kib
-from fuzz.mutation import changed_bytes
 from fuzz.served import Running
 from fuzz.surfaces.http import request
 from fuzz.surfaces.images import Images
@@ -33,8 +32,6 @@ from fuzz.surfaces.samples import Rows, Texts
 _GOOD = 100
 """Requests of which one is good."""
 _KNOWN = (200, 400, 413, 503)
-_SMALL = 4096
-"""Size up to which a text is sent; longer ones are what the other fuzzer is for."""
 _RAW = 0.2
 """Share of the requests that send their sample as a tensor."""
 _TOLD = 20
@@ -58,6 +55,12 @@ class Kind:
     changed: Callable[[random.Random, bytes], bytes]
 
 
+class _Short(Texts):
+    """Short texts: long ones are made slowly, and the other fuzzer sends them."""
+
+    times = (1, 2, 8, 100)
+
+
 @dataclass
 class Tally:
     """What came of the requests.
@@ -75,19 +78,12 @@ class Tally:
 
 def kinds(folder: Path) -> list[Kind]:
     """Return the kinds of samples."""
-    images, texts, rows = Images(folder), Texts(folder), Rows(folder)
+    images, texts, rows = Images(folder), _Short(folder), Rows(folder)
     pictures = Pictures(folder).files()
-
-    def changed(rng: random.Random, file: bytes) -> bytes:
-        return changed_bytes(file, rng) if rng.random() < 0.3 else images.mutate(rng, file)
-
-    def shortened(rng: random.Random, file: bytes) -> bytes:
-        return texts.changed(rng, file)[:_SMALL]
-
     return [
-        Kind("colour", "image/png", pictures, changed),
-        Kind("squares", "image/png", pictures, changed),
-        Kind("text", texts.kind, texts.files(), shortened),
+        Kind("colour", "image/png", pictures, images.changed),
+        Kind("squares", "image/png", pictures, images.changed),
+        Kind("text", texts.kind, texts.files(), texts.changed),
         Kind("row", rows.kind, rows.files(), rows.changed),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import random
@@ -121,8 +122,10 @@ class Images(Surface):
         ]
 
     def mutate(self, rng: random.Random, seed: bytes) -> bytes:
-        if rng.random() < 0.1:
-            return many_pixels(rng)
+        return many_pixels(rng) if rng.random() < 0.1 else self.changed(rng, seed)
+
+    def changed(self, rng: random.Random, seed: bytes) -> bytes:
+        """Return a picture of few pixels that is made of a good one."""
         if seed.startswith(_PNG) and rng.random() < 0.7:
             return changed_png(seed, rng)
         if rng.random() < 0.3:
@@ -167,7 +170,7 @@ def changed_png(data: bytes, rng: random.Random) -> bytes:
     if name == b"IHDR" and kind < 0.6:
         content = struct.pack(">II", rng.choice(_SIZES), rng.choice(_SIZES)) + content[8:]
     elif name == b"IDAT" and kind < 0.6:
-        content = zlib.compress(bytes(rng.choice((0, 100, 1 << 20, 1 << 24))))
+        content = _packed_zeros(rng.choice((0, 100, 1 << 20, 1 << 24)))
     elif kind < 0.8:
         content = changed_bytes(content, rng)
     else:
@@ -177,6 +180,11 @@ def changed_png(data: bytes, rng: random.Random) -> bytes:
         struct.pack(">I", len(each)) + kind + each + struct.pack(">I", zlib.crc32(kind + each))
         for kind, each in chunks
     )
+
+
+@functools.cache
+def _packed_zeros(size: int) -> bytes:
+    return zlib.compress(bytes(size))
 
 
 def with_size(data: bytes, rng: random.Random) -> bytes:

@@ -38,6 +38,8 @@ class Texts(Media):
     name = "texts"
     models = ("text",)
     kind = "text/plain"
+    times: tuple[int, ...] = _TIMES
+    """How often the letters of a text may be repeated."""
 
     def files(self) -> list[bytes]:
         texts = [
@@ -56,7 +58,7 @@ class Texts(Media):
         if kind < 0.55:
             return grown(file, rng)
         parts = [rng.choice((*WORDS, *_LETTERS)) for _ in range(rng.choice((1, 3, 20)))]
-        text = rng.choice(("", " ")).join(parts) * rng.choice(_TIMES)
+        text = rng.choice(("", " ")).join(parts) * rng.choice(self.times)
         form = rng.choice(("utf-8", "utf-8", "utf-8", "utf-16", "latin-1"))
         return text[:_LONGEST].encode(form, "replace")
 

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 import fuzz.__main__ as command
 import pytest
-from fuzz import isolated, sanitized_kernels, served
+from fuzz import crowd, isolated, sanitized_kernels, served
 from fuzz.corpus import harmful
 from fuzz.messages import fields, written
 from fuzz.served import Running, Served
@@ -227,3 +228,30 @@ def test_kernels_that_leave_their_memory_are_found(
     monkeypatch.setattr(sanitized_kernels, "write", short)
     with pytest.raises(SystemExit, match=f"{way}.*ended with"):
         sanitized_kernels.run(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "place", "why"),
+    [
+        (200, b"right", 0, ""),
+        (400, b'{"error": "no picture"}', -1, ""),
+        (500, b'{"error": "x"}', -1, "status 500"),
+        (200, b"wrong", 0, "a good request was answered by 200"),
+        (400, b'{"error": "\\u001b[2J"}', -1, "a message that a terminal can't show"),
+    ],
+)
+def test_a_crowds_answer_that_may_not_come_is_told(
+    status: int, body: bytes, place: int, why: str
+) -> None:
+    found = crowd.fault(status, body, place, b"right")
+    assert found.startswith(why)
+    assert bool(found) == bool(why)
+
+
+@pytest.mark.seconds
+def test_a_crowd_of_changed_requests_finds_nothing() -> None:
+    command = [sys.executable, "-m", "fuzz.crowd", "--requests", "300"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.startswith("300 requests in ")
+    assert all(f"{kind}: " in ran.stdout for kind in ("colour", "squares", "text", "row"))
