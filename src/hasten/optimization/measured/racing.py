@@ -35,6 +35,7 @@ from hasten.optimization.job import Job
 from hasten.optimization.measured.affording import FEWEST_ROUNDS, Affording
 from hasten.optimization.measured.screening import SCREEN_NOISE, Screening
 from hasten.optimization.ready import Ready
+from hasten.optimization.trials import DOUBT
 
 FIELD = 6
 """Entrants of the race besides the twins, few enough to keep a run's memory under 3 GiB."""
@@ -115,6 +116,26 @@ class Racing(Affording):
         candidate = trial.candidate
         drop, risk = self.trials.drop(trial), self.trials.risk(trial)
         return Standing(candidate.key, trial.exact, figure, drop, risk)
+
+    def outdoes(self, fast: str, safe: str) -> bool:
+        """Whether the faster of two candidates is the better one to test, if there is time for one alone.
+
+        One that the search split shows to be barely accurate enough passes in about half of the cases. So it must
+        be faster than the square of what the safer one is.
+
+        Args:
+            fast: Key of the faster candidate.
+            safe: Key of the safer candidate.
+        """
+        trials, ready = self.trials, self.ready
+        one, other = trials.done[fast], trials.done[safe]
+
+        def passes(doubt: float) -> bool:
+            units, draws = ready.parts.search_units, ready.sealed_draws
+            return trials.probably_certified(one, units, draws, doubt=doubt)
+
+        gains_most = trials.ratio(one).estimate < trials.ratio(other).estimate ** 2
+        return passes(DOUBT) or (gains_most and passes(0.0))
 
     def field(self) -> list[Candidate]:
         """Return the entrants of the race: fast exact ones, the ladder so far, and near ties."""

@@ -87,7 +87,7 @@ class Spending:
         """Return the ladder as far as there is time to certify it, before it is frozen.
 
         Two rungs or more are tested in the time that the stage may spend, one as long as any is left.
-        The safest rung stays, and the fastest after it. Where there is no time even for one, the
+        The safest rung stays, and the fastest after it; of these two, the better bet. Where there is no time even for one, the
         original ships, since neither a certificate nor "exact" can be said without the sealed data. A
         form of it that normalizes pixels itself isn't the original then: the ladder names no exact one.
 
@@ -103,7 +103,10 @@ class Spending:
         compared = ladder.exact != baseline
         rungs = list(asked)
         while len(rungs) > 1 and self.sealed_s(len(rungs) + compared) > deadline.left_s():
-            rungs.pop(len(rungs) // 2 if len(rungs) > 2 else 1)
+            if len(rungs) == 2:
+                rungs.pop(0 if self._racing.outdoes(rungs[1], rungs[0]) else 1)
+            else:
+                rungs.pop(len(rungs) // 2)
         alone = folded and not asked and not compared
         needed_s, left_s = self.sealed_s(0 if alone else max(1, len(rungs))), deadline.most_s()
         if needed_s > left_s:
