@@ -1,6 +1,7 @@
 """A run under a time limit: what gives way, what stays whole, and what is said."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_of_two_candidates_the_better_bet_is_certified(
 
     def passes(trial: object, units: object, draws: int, doubt: float) -> bool:
         assert (trial, draws) == ("fast", 200)
-        return changed + doubt * float(changed) ** 0.5 <= 2
+        return changed + doubt * math.sqrt(changed) <= 2
 
     racing: Any = SimpleNamespace(
         ready=SimpleNamespace(parts=SimpleNamespace(search_units=np.arange(100)), sealed_draws=200),
