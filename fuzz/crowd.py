@@ -125,15 +125,19 @@ async def client(
     while tally.asked < most:
         number, tally.asked = tally.asked, tally.asked + 1
         kind, place, data = of_number(kinds, seed, number)
-        if writer is None:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        assert reader is not None
         try:
+            if writer is None:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            assert reader is not None
             writer.write(data)
             status, stays, body = await asyncio.wait_for(answered(reader), _PATIENCE_S)
-        except (OSError, EOFError, TimeoutError, ValueError) as error:
+        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
             tally.wrong.append(f"request {number} to {kind.model}: no answer: {error!r:.200}")
-            writer, stays = None, True
+            if len(tally.wrong) >= _TOLD:
+                return  # the server is gone, or as good as that
+            if writer is not None:
+                writer.close()
+            writer = None
             continue
         tally.counts[kind.model, status] += 1
         if (why := fault(status, body, place, known.get((kind.model, place)))) and len(
@@ -168,8 +172,13 @@ async def crowd(port: int, kinds: list[Kind], seed: int, most: int, connections:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             path = f"v2/models/{kind.model}/infer"
             writer.write(request(path, sample, [("Content-Type", kind.content)], "POST"))
-            known[kind.model, place] = (await answered(reader))[2]
+            status, _, body = await asyncio.wait_for(answered(reader), _PATIENCE_S)
             writer.close()
+            if status != 200:
+                raise SystemExit(
+                    f"{kind.model}: a good request was answered by {status} {body[:200]!r}"
+                )
+            known[kind.model, place] = body
     tally = Tally()
     clients = (client(port, kinds, seed, most, tally, known) for _ in range(connections))
     await asyncio.gather(*clients)

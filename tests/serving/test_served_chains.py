@@ -432,21 +432,52 @@ def test_a_picture_that_others_keep_waiting_for_far_too_long_is_refused(
     line = f"plates={chains.detector(tmp_path)}+crop+{slow}"
     with (
         ServerThread(*settings_of([line], models=PATIENT).models) as server,
-        ThreadPoolExecutor(1) as threads,
+        ThreadPoolExecutor(2) as threads,
     ):
-        one_at_once(server)
+        deciding = one_at_once(server)
         assert post(server, body)[0] == 200
         crops = Held(server, 1)
+        monkeypatch.setattr(chained, "ACCEPTED_WAITS", 1e-6)
         first = threads.submit(post, server, body)
         until(lambda: len(crops.held) == 1)
-        monkeypatch.setattr(chained, "ACCEPTED_WAITS", 1e-6)
+        equal = threads.submit(post, server, body)
+        until(lambda: server.call(lambda: deciding.waiting) == 1)
+        server.call(lambda: time.sleep(0.1))  # the time is up, but nothing more urgent is there
+        assert not equal.done()
+        crops.ask()
+        assert told(first.result()[1]["decision"]) == told(equal.result()[1]["decision"]) == PLACES
+        crops = Held(server, 1)
+        urgent = threads.submit(asked_first, server, body)
+        until(lambda: len(crops.held) == 1)
         status, answer = post(server, body)
         assert (status, answer["error"]) == (
             503,
             "overloaded: requests of higher priority took all the time; retry later",
         )
         crops.ask()
-        assert told(first.result()[1]["decision"]) == PLACES
+        assert told(urgent.result()) == PLACES
+
+
+def test_pictures_that_wait_for_memory_keep_no_other_at_the_door(line: str) -> None:
+    """With 24 large pictures of another client, small ones took 200 ms in place of 5."""
+    body = png(squares(PLACES))
+    with ServerThread(*settings_of([f"plates={line}"], models=PATIENT).models) as server:
+        deciding, answers = one_at_once(server), list[Any]()
+        assert post(server, body)[0] == 200
+        query = Query("plates", "1", "", {RAW: np.array([body], object)})
+        crops = Held(server, 1)
+        waiting = server.call(lambda: deciding.submit(query, answers.append))
+        until(lambda: bool(crops.held))
+        line_of = server.call(lambda: deciding._lines[waiting.level])
+        assert line_of.begun == 1
+        waiting.asked_rows = dict.fromkeys(waiting.asked_rows, 0)  # as before it has asked anything
+        server.call(lambda: deciding._waits(waiting))
+        assert (line_of.begun, set(line_of.left.values())) == (0, {0.0})
+        assert post(server, body)[0] == 200
+        crops.ask()
+        until(lambda: bool(answers))
+        assert isinstance(answers[0], Answer)
+        assert not server.call(lambda: deciding._lines)
 
 
 def test_a_named_clients_picture_goes_before_its_own_of_lower_priority(line: str) -> None:

@@ -212,9 +212,9 @@ class Measured(Judge):
                 f"in the race the same model differed from itself by {100 * standings.spread:.0f}%, so "
                 "smaller gains may have been missed: run again on a quieter machine"
             )
-        exact = fastest_exact(entered, baseline, standings.spread)
-        # Whom a noisy race takes for faster is certified all the same: the fresh rounds decide.
+        # Whom a noisy race takes for faster is tested all the same: the fresh rounds decide.
         noise, limit = min(standings.spread, settle), self.ready.search_promise.max_drop
+        exact = fastest_exact(entered, baseline, noise)
         rungs = ladder(entered, exact, spread=noise, max_drop=limit)
         threads = standings.threads
         if threads < self.racing.asked_threads:

@@ -275,13 +275,13 @@ class ServedChain(ServedModel):
 
     @property
     def queued_rows(self) -> int:
-        """Samples that were accepted and haven't begun; the others wait in its models' queues."""
+        """Samples that were accepted and haven't begun."""
         return self.deciding.waiting if isinstance(self.deciding, _ChainDeciding) else 0
 
     @property
     def wait_ns(self) -> float:
-        """None of its own: samples wait in its models' queues."""
-        return 0.0
+        """Expected wait of a sample that arrives now, at its door and for its models, in nanoseconds."""
+        return self.deciding.wait_ns if isinstance(self.deciding, _ChainDeciding) else 0.0
 
     @functools.cached_property
     def takes_raw(self) -> bool:
@@ -450,6 +450,26 @@ class _ChainDeciding(Deciding):
             ProtocolError: the sample is refused.
         """
         assert isinstance(ticket, _ChainTicket)
+        wait_ns = self._wait_of(ticket)
+        if wait_ns > self._most_wait_ns:
+            raise ProtocolError(
+                Kind.OVERLOADED,
+                f"overloaded: the request would wait {wait_ns / 1e6:,.0f} ms for the chain's models, but at most "
+                f"{self._most_wait_ns / 1e6:,.0f} ms are allowed; retry later",
+                retry_s=(wait_ns - self._most_wait_ns) / 1e9,
+            )
+        self._enter(ticket)
+
+    @property
+    def wait_ns(self) -> float:
+        """Expected wait of a sample that arrives now, in nanoseconds."""
+        asked = Query(self.model.name, self.model.version, "", {})
+        ticket = self.ticket(asked, lambda _: None, 1)
+        assert isinstance(ticket, _ChainTicket)
+        return self._wait_of(ticket)
+
+    def _wait_of(self, ticket: _ChainTicket) -> float:
+        """Predict how long a new sample waits for its models, and for those before it, in nanoseconds."""
         models = dict[str, ServedModel]()
         for node in self._plan.members:
             with contextlib.suppress(
@@ -460,15 +480,7 @@ class _ChainDeciding(Deciding):
             model.wait_of(ticket.query) * self._share(model, models)
             for model in set(models.values())
         )
-        wait_ns = queues_ns + self._ahead_ns(ticket, models)
-        if wait_ns > self._most_wait_ns:
-            raise ProtocolError(
-                Kind.OVERLOADED,
-                f"overloaded: the request would wait {wait_ns / 1e6:,.0f} ms for the chain's models, but at most "
-                f"{self._most_wait_ns / 1e6:,.0f} ms are allowed; retry later",
-                retry_s=(wait_ns - self._most_wait_ns) / 1e9,
-            )
-        self._enter(ticket)
+        return queues_ns + self._ahead_ns(ticket, models)
 
     def _share(self, asked: ServedModel, models: Mapping[str, ServedModel]) -> float:
         """Return the most of recent samples that can have asked a model, as a share."""
@@ -505,6 +517,7 @@ class _ChainDeciding(Deciding):
 
     def _asks(self, ticket: _ChainTicket, node: str, rows: int) -> None:
         """Count what a sample asks of a model: up to the average, which was foreseen."""
+        self._count_begun(ticket)
         ticket.asked_rows[node] += rows
         ticket.asking = rows
         if ticket.line is not None:
@@ -529,9 +542,7 @@ class _ChainDeciding(Deciding):
             del line.clients[client]
         for node, rows in ticket.counted.items():
             line.asked[node] -= rows
-        line.begun -= bool(ticket.left)
-        for node, rows in ticket.left.items():
-            line.left[node] -= rows
+        _uncount_begun(ticket, line)
 
     # -- at the door
 
@@ -544,15 +555,19 @@ class _ChainDeciding(Deciding):
         """Let a sample wait until those before it leave the models little to do.
 
         Else new samples would take the processors from those that have begun, and make these the later the more
-        come.
+        come. As many samples as there are processors always begin.
         """
         assert isinstance(ticket, _ChainTicket)
         ticket.prepare = prepare
         self._door.enter(ticket, ticket.level, ticket.query.client, _priority(ticket))
+        self._watch(ticket)
+        self._let_in()
+
+    def _watch(self, ticket: _ChainTicket) -> None:
+        """Look at a sample again once it has waited for far too long."""
         if self._most_wait_ns:
             most_s = ACCEPTED_WAITS * self._most_wait_ns / 1e9
             ticket.timer = self._loop.call_later(most_s, self._overtaken, ticket)
-        self._let_in()
 
     def _let_in(self) -> None:
         """Begin the samples that there is room for."""
@@ -564,12 +579,25 @@ class _ChainDeciding(Deciding):
             if ticket.timer is not None:
                 ticket.timer.cancel()
                 ticket.timer = None
-            if ticket.line is not None:
-                ticket.line.begun += 1
-                ticket.left = dict(self._rows)
-                for node, rows in ticket.left.items():
-                    ticket.line.left[node] += rows
+            self._count_begun(ticket)
             self._run(ticket, prepare, self._ask)
+
+    def _count_begun(self, ticket: _ChainTicket) -> None:
+        """Count a sample among those that have begun."""
+        if ticket.line is not None and not ticket.left:
+            ticket.line.begun += 1
+            ticket.left = dict(self._rows)
+            for node, rows in ticket.left.items():
+                ticket.line.left[node] += rows
+
+    def _waits(self, ticket: RawTicket) -> None:
+        assert isinstance(ticket, _ChainTicket)
+        super()._waits(ticket)
+        if ticket.line is not None and not any(ticket.asked_rows.values()):
+            _uncount_begun(
+                ticket, ticket.line
+            )  # else few large pictures would keep all others at the door
+            self._let_in_soon()
 
     def _let_in_soon(self) -> None:
         """Begin the samples that there is room for, after what happens now."""
@@ -580,8 +608,8 @@ class _ChainDeciding(Deciding):
     def _is_room(self, ticket: _ChainTicket) -> bool:
         """Whether a sample may begin: the models would soon have nothing to do but for new samples.
 
-        Other requests to the models count for nothing here. They make it longer until a sample that begins is
-        answered, so that more must be under way to get the chain's share of the models.
+        The longer other requests to the models make a sample wait, the more samples may begin: more must be under
+        way to get the chain's share of the models.
         """
         lines = [line for level, line in self._lines.items() if level <= ticket.level]
         if sum(line.begun for line in lines) < self._at_once:
@@ -602,15 +630,22 @@ class _ChainDeciding(Deciding):
 
     def _got(self, ticket: _ChainTicket, node: str) -> None:
         """Count the rows that a sample got from a model."""
-        if ticket.line is not None:
+        if ticket.line is not None and ticket.left:
             got = min(float(ticket.asking), ticket.left[node])
             ticket.left[node] -= got
             ticket.line.left[node] -= got
         self._let_in_soon()
 
     def _overtaken(self, ticket: _ChainTicket) -> None:
-        """Refuse a sample that others have kept at the door for far too long."""
+        """Refuse a sample that has waited at the door for far too long, if more urgent ones go before it."""
         ticket.timer = None
+        query, line = ticket.query, ticket.line
+        urgent = any(level < ticket.level for level in self._lines)
+        if line is not None and is_named(query):
+            urgent |= any(one < _priority(ticket) for one in line.clients[query.client])
+        if not urgent:
+            self._watch(ticket)
+            return
         failure = ProtocolError(
             Kind.OVERLOADED,
             "overloaded: requests of higher priority took all the time; retry later",
@@ -767,6 +802,14 @@ class _ChainDeciding(Deciding):
         if self.model.tracing is not None:
             self.model.tracing.finished(self.model, query, now_ns, stages=ticket.stages)
         super()._tell(ticket, decisions)
+
+
+def _uncount_begun(ticket: _ChainTicket, line: _Line) -> None:
+    """Count a sample no more among those that have begun, if it is."""
+    line.begun -= bool(ticket.left)
+    for node, rows in ticket.left.items():
+        line.left[node] -= rows
+    ticket.left = {}
 
 
 def _priority(ticket: RawTicket) -> int:
