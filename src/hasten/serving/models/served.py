@@ -396,9 +396,12 @@ class ServedModel:
         self.refused(query, failure)
 
     def refused(self, query: Query, failure: ProtocolError) -> None:
-        """Count a request that got an error."""
+        """Count a request that got an error, or whose client went away."""
         now_ns = self._clock_ns()
-        self.statistics.refused(failure.kind.name, query.arrived_ns, now_ns)
+        if failure.kind is Kind.GONE:
+            self.statistics.cancel.add(now_ns - query.arrived_ns)
+        else:
+            self.statistics.refused(failure.kind.name, query.arrived_ns, now_ns)
         if self.tracing is not None:
             self.tracing.finished(self, query, now_ns, failure)
 
