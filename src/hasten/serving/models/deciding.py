@@ -14,7 +14,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeAlias
@@ -85,8 +85,15 @@ class Asked(Protocol):
     def answering(self) -> str:
         """Name of what answers, for the keys of cached decisions; "" while it isn't known."""
 
+    @property
+    def steps(self) -> Sequence[Any]:
+        """Models that this one asks; none unless it is a chain."""
+
     def submit(self, query: Query, done: Done) -> Cancellable:
         """Accept a request with tensors."""
+
+    def answered(self, query: Query, rows: int) -> None:
+        """Count a request with raw samples that is answered now."""
 
     def refused(self, query: Query, failure: ProtocolError) -> None:
         """Count a request that got an error."""
@@ -372,9 +379,11 @@ class Deciding:
         found = self.model.cache.get(ticket.key)
         span_ns = self._clock_ns() - began_ns
         if found is None:
-            statistics.cache_miss.add(span_ns)
+            if self.model.steps:  # any other model looks for its outputs, and counts that
+                statistics.cache_miss.add(span_ns)
             return False
         statistics.cache_hit.add(span_ns)
+        self.model.answered(ticket.query, ticket.rows)
         ticket.tell(self._answer(ticket, [bytes(found[str(n)]) for n in range(ticket.rows)]))
         return True
 

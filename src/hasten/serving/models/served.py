@@ -34,7 +34,7 @@ from hasten.serving.models.quick_rows import QuickRows
 from hasten.serving.models.scheduling import USUAL_PRIORITY, Pending, Scheduler
 from hasten.serving.models.sequences import KeptSequences, StepTicket
 from hasten.serving.models.shadow import Shadow
-from hasten.serving.models.statistics import NOT_RUN, Statistics
+from hasten.serving.models.statistics import NOT_RUN, Served, Statistics
 from hasten.serving.protocol.datatypes import datatype_of
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import RAW, Answer, Query
@@ -389,6 +389,19 @@ class ServedModel:
             if ticket.content is not None:
                 self._flights.pop(ticket.content, None)
             raise
+
+    def answered(self, query: Query, rows: int) -> None:
+        """Count a request with raw samples whose decision was in the cache.
+
+        Args:
+            query: The request.
+            rows: Number of its samples.
+        """
+        now_ns = self._clock_ns()
+        whole_ns, parse_ns = now_ns - query.arrived_ns, query.parsed_ns - query.arrived_ns
+        self.statistics.answered(Served(now_ns, whole_ns, parse_ns, rows, *NOT_RUN))
+        if self.tracing is not None:
+            self.tracing.finished(self, query, now_ns)
 
     def unread(self, failure: ProtocolError, arrived_ns: int, trace: str) -> None:
         """Count a request that couldn't be decoded."""
