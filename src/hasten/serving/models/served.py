@@ -34,7 +34,7 @@ from hasten.serving.models.quick_rows import QuickRows
 from hasten.serving.models.scheduling import USUAL_PRIORITY, Pending, Scheduler
 from hasten.serving.models.sequences import KeptSequences, StepTicket
 from hasten.serving.models.shadow import Shadow
-from hasten.serving.models.statistics import NOT_RUN, Served, Statistics
+from hasten.serving.models.statistics import NOT_RUN, Statistics
 from hasten.serving.protocol.datatypes import datatype_of
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import RAW, Answer, Query
@@ -390,18 +390,20 @@ class ServedModel:
                 self._flights.pop(ticket.content, None)
             raise
 
-    def answered(self, query: Query, rows: int) -> None:
-        """Count a request with raw samples whose decision was in the cache.
+    def answered(self, query: Query, rows: int, part: Sequence[Any] = ()) -> None:
+        """Count a request with raw samples that is answered now.
 
         Args:
             query: The request.
             rows: Number of its samples.
+            part: Record and ticket of the model's answer; none for a decision that was in the cache.
         """
         now_ns = self._clock_ns()
+        record, ticket = part or (NOT_RUN, None)
         whole_ns, parse_ns = now_ns - query.arrived_ns, query.parsed_ns - query.arrived_ns
-        self.statistics.answered(Served(now_ns, whole_ns, parse_ns, rows, *NOT_RUN))
+        self.statistics.answered((now_ns, whole_ns, parse_ns, rows, *record[-len(NOT_RUN) :]))
         if self.tracing is not None:
-            self.tracing.finished(self, query, now_ns)
+            self.tracing.finished(self, query, now_ns, None, ticket)
 
     def unread(self, failure: ProtocolError, arrived_ns: int, trace: str) -> None:
         """Count a request that couldn't be decoded."""
@@ -838,21 +840,26 @@ class Ticket(ServerTask):
         self.timing = timing
         if model.tracing is not None:
             failure = outputs if isinstance(outputs, ProtocolError) else None
-            model.tracing.finished(model, query, now_ns, failure, self)
+            if failure is not None or query.part is None:
+                model.tracing.finished(model, query, now_ns, failure, self)
         if isinstance(outputs, ProtocolError):
             statistics.refused(outputs.kind.name, query.arrived_ns, now_ns)
             self._done(outputs)
             model._fly_on(self)
             return
-        statistics.answered(
-            (  # not `Served`, which takes longer to make
-                now_ns,
-                now_ns - query.arrived_ns,
-                query.parsed_ns - query.arrived_ns,
-                self.rows,
-                *(timing.since(self.queued_ns, now_ns) if timing is not None else NOT_RUN),
-            )
+        arrived_ns = query.arrived_ns
+        record = (  # not `Served`, which takes longer to make
+            now_ns,
+            now_ns - arrived_ns,
+            query.parsed_ns - arrived_ns,
+            self.rows,
+            *(timing.since(self.queued_ns, now_ns) if timing is not None else NOT_RUN),
         )
+        if query.part is None:
+            statistics.answered(record)
+        else:
+            part, query.part = query.part, None  # else the two would keep each other in memory
+            part += record, self
         if model.fell_back:
             statistics.replaced += 1
         wanted = query.outputs

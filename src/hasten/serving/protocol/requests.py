@@ -102,6 +102,8 @@ class Query:
         sent_bytes: Size of the body as it was sent, where it came compressed; else 0.
         accepted: Whether the request is one of a chain's for a sample that it has accepted.
         raw: Samples that the rows were made from, where the exact model takes them prepared otherwise; else none.
+        part: List that gets the record and the ticket of the answer, if it is a part of a request that is counted as a
+            whole; None for a request that is counted itself.
     """
 
     model: str
@@ -126,6 +128,7 @@ class Query:
     sent_bytes: int = 0
     accepted: bool = False
     raw: Sequence[bytes] = ()
+    part: list[Any] | None = None
 
 
 @dataclass(slots=True)
