@@ -704,3 +704,36 @@ def test_a_crash_of_the_exact_model_leaves_the_fast_one_answering_and_says_who_i
                 in server.errors
             )
         )
+
+
+def test_a_bundle_in_place_of_one_whose_exact_model_crashed_has_its_own_beside_it_again(
+    tmp_path: Path, pauses: Pauses
+) -> None:
+    def written(engine: Pausing | None) -> Path:
+        """Write a bundle whose exact model runs on an engine; by default on one that doesn't pause."""
+        solid, mirrored = models.solid(tmp_path), models.mirrored(tmp_path)
+        path = bundle_of(tmp_path, mirrored, "shadowed", exact=solid)
+        if engine is not None:
+            forge(path, lambda record: record["exact"].update(engine=to_record(engine)))
+        return path
+
+    def known() -> Any:
+        return json.loads(get(server.http_port, "/v2/models/shadowed/monitor")[1])
+
+    path, state = written(Pausing()), tmp_path / "state"
+    with ServerProcess(
+        path, "--shadow", "100%", "--monitor-state", state, env=pauses.env
+    ) as server:
+        assert ask(server.http_port, "shadowed", HELD)[0] == 200
+        until(lambda: pauses.begun(HELD[0]))  # by the exact model
+        os.kill(server.serving_pid(), signal.SIGSEGV)
+        until(lambda: ready(server))
+        assert known()["blind"]
+        written(None)
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: not known()["blind"])
+        assert ask(server.http_port, "shadowed")[0] == 200
+        until(lambda: known()["audited"] > 0)
+        os.kill(server.serving_pid(), signal.SIGKILL)  # the next process has it beside it, too
+        until(lambda: ready(server))
+        assert not known()["blind"]

@@ -99,8 +99,8 @@ class Repository:
     Attributes:
         clients: Record of which client of the server is active.
         cache: Cache that all models share; None if none is to cache anything.
-        forgiven: Callback that is told of a version whose exact model answered after a crash, and
-            whose winner answers again since its bundle was replaced.
+        forgiven: Callback that is told of a version whose exact model answered, or was left out, after a
+            crash, until its bundle was replaced.
         lost: Callback that is told that a device answers nothing more in this process.
         opening_begins: Callback that is called before a bundle is opened.
     """
@@ -387,8 +387,9 @@ class Repository:
         Raises:
             HastenError: it can't be made.
         """
-        if one.settings.which == "exact" and opened.which == "winner":
-            one.settings = replace(one.settings, which="winner")
+        back = one.settings.which == "exact" and opened.which == "winner"
+        if back or (one.settings.alone and opened.standby is not None):
+            one.settings = replace(one.settings, which="winner", alone=False)
             self.forgiven(one)
         return ServedModel(
             one.name,
@@ -483,9 +484,10 @@ class Repository:
 
     def _opened(self, one: Registered, old: ServedModel | None) -> OpenBundle:
         """Open and compare a version's bundle, on a loading thread."""
-        settings = one.settings
-        if old is not None and settings.which == "exact" and changed(old):
-            settings = replace(settings, which="winner")  # the old bundle crashed, not this one
+        asked = settings = one.settings
+        if old is not None and (asked.which == "exact" or asked.alone) and changed(old):
+            # The old bundle crashed, not this one.
+            asked = settings = replace(asked, which="winner", alone=False)
         folder = unpacked(one.path, settings.trusted)
         bundle = digest_at(folder)
         kept = held(folder, bundle, settings)
@@ -503,7 +505,7 @@ class Repository:
                         self._compare_with(opened, old, broken, pace)
                 opened.broken = broken
                 check_unreplaced(opened, bundle, settings.trusted)
-                opened.watch = watch_of(one.name, one.version, bundle, opened, one.settings)
+                opened.watch = watch_of(one.name, one.version, bundle, opened, asked)
             except BaseException:
                 opened.close()
                 raise

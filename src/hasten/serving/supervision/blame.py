@@ -27,10 +27,7 @@ def without_blamed(
             what = (
                 "the exact model's engine was running: the exact model is no longer kept on standby"
             )
-            blind = "the exact model's engine crashed the process" if settings.shadow else ""
-            settings = dataclasses.replace(
-                settings, standby=False, shadow=0.0, blind=blind or settings.blind
-            )
+            settings = dataclasses.replace(settings, alone=True)
         elif settings.which == "winner":
             what = "its engine was running: the exact model answers from now on"
             settings = dataclasses.replace(settings, which="exact")
