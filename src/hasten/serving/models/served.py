@@ -342,7 +342,7 @@ class ServedModel:
         timeout_ns = query.timeout_ns or self.settings.deadline_ns
         deadline_ns = query.arrived_ns + timeout_ns if timeout_ns else math.inf
         ticket = Ticket(self, query, done, rows, key, deadline_ns, query.inputs)
-        if self.cache is not None and self._known(ticket):
+        if self.cache is not None and not query.own and self._known(ticket):
             return ticket
         self._enqueue(ticket)
         return ticket
@@ -411,7 +411,9 @@ class ServedModel:
         self.refused(query, failure)
 
     def refused(self, query: Query, failure: ProtocolError) -> None:
-        """Count a request that got an error, or whose client went away."""
+        """Count a client's request that got an error, or whose client went away."""
+        if query.own:
+            return
         now_ns = self._clock_ns()
         if failure.kind is Kind.GONE:
             self.statistics.cancel.add(now_ns - query.arrived_ns)
@@ -652,16 +654,15 @@ class ServedModel:
         return self._ask_exact(inputs)
 
     async def ask(self, inputs: Tensors) -> Tensors:
-        """Answer a request of the server's own, which is queued like any other.
+        """Answer a request of the server's own, which is queued like any other, and isn't counted.
 
         Raises:
             ProtocolError: the request got no answer.
         """
         future: asyncio.Future[Answer | ProtocolError] = asyncio.get_running_loop().create_future()
         now_ns = self._clock_ns()
-        query = Query(
-            self.name, self.version, "", dict(inputs), arrived_ns=now_ns, parsed_ns=now_ns, own=True
-        )
+        query = Query(self.name, self.version, "", dict(inputs), own=True, part=[])
+        query.arrived_ns = query.parsed_ns = now_ns
         self.submit(query, future.set_result)
         answer = await future
         if isinstance(answer, ProtocolError):
@@ -840,10 +841,11 @@ class Ticket(ServerTask):
         self.timing = timing
         if model.tracing is not None:
             failure = outputs if isinstance(outputs, ProtocolError) else None
-            if failure is not None or query.part is None:
+            if query.part is None or not (failure is None or query.own):
                 model.tracing.finished(model, query, now_ns, failure, self)
         if isinstance(outputs, ProtocolError):
-            statistics.refused(outputs.kind.name, query.arrived_ns, now_ns)
+            if not query.own:
+                statistics.refused(outputs.kind.name, query.arrived_ns, now_ns)
             self._done(outputs)
             model._fly_on(self)
             return
