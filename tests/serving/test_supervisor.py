@@ -31,8 +31,11 @@ from tests.support.waiting import until
 
 from hasten.cli import main
 from hasten.core.records import to_record
+from hasten.serving.models.opening import ModelSettings
 from hasten.serving.models.repository import QUEUED
 from hasten.serving.server import _GOODBYE_S
+from hasten.serving.settings import ModelPlace
+from hasten.serving.supervision.blame import without_blamed
 
 pytestmark = pytest.mark.seconds
 
@@ -293,6 +296,21 @@ def test_who_waits_when_the_engine_crashes_is_told_and_another_process_goes_on(
         assert ask(server.http_port, "slow")[1]["outputs"][0]["data"] == ROW
         assert server.errors.count(taken_over) == 1
         assert "plain/1: its engine was running" not in server.errors
+
+
+@pytest.mark.parametrize("breaks", ["winner", "exact"])
+def test_an_engine_that_broke_beside_another_is_found_by_the_next_crash(breaks: str) -> None:
+    """Both of a model's engines run when one breaks; from then on, only that one breaks again."""
+    models = (ModelPlace("model", "1", Path("model.hasten"), ModelSettings(shadow=0.01)),)
+    models = without_blamed(models, {(0, False), (0, True)})
+    for _ in range(2):
+        settings = models[0].settings
+        answers, beside = settings.which, settings.which == "winner" and not settings.alone
+        if breaks == answers:
+            models = without_blamed(models, {(0, False)})
+        elif beside:
+            models = without_blamed(models, {(0, True)})
+    assert models[0].settings.which == ("exact" if breaks == "winner" else "winner")
 
 
 LOSING = [-2000.0, 2.0, 3.0, 4.0]
