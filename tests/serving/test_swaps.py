@@ -131,3 +131,23 @@ def test_what_a_swap_asks_the_older_model_counts_as_no_clients_request(tmp_path:
             lambda: (found.totals["success"].count, found.fail.count, found.cache_miss.count)
         )
     assert counts == (2, 0, 2)
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_bundle_that_was_replaced_while_it_was_unloaded_is_served_by_its_winner(
+    tmp_path: Path, replaced: bool
+) -> None:
+    """After a crash, the exact model answers in the place of the one that crashed, and of no other."""
+    solid, mirrored = models.solid(tmp_path), models.mirrored(tmp_path)
+    bundle = bundle_of(tmp_path, solid, "model", exact=mirrored)
+    with ServerThread(place_of(bundle, which="exact"), control=True) as server:
+        client = triton.InferenceServerClient(server.host, network_timeout=120.0)
+        assert infer(client).tolist() == [[3, 2, 1, 0]]
+        client.unload_model("model")
+        if replaced:
+            requests = [{"x": np.zeros((1, 4), np.float32)}]
+            bundle_of(tmp_path, solid, "model", exact=mirrored, requests=requests)
+        load(server)
+        found = infer(client).tolist()
+        client.close()
+    assert found == ([[0, 1, 2, 3]] if replaced else [[3, 2, 1, 0]])
