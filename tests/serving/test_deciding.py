@@ -182,6 +182,7 @@ def test_a_client_that_goes_away_while_its_sample_is_decided_on_counts_as_such(
     server: ServerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, before = server.server.state.repository.find("colour"), outcomes(server)
+    assert model.deciding is not None
     begun, over, decides = threading.Event(), threading.Event(), model.deciding._decided
 
     def held(*given: Any) -> Any:
@@ -207,6 +208,7 @@ def test_the_time_of_a_request_holds_that_of_its_decision(
     server: ServerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, before = server.server.state.repository.find("colour"), outcomes(server)
+    assert model.deciding is not None
     decides = model.deciding._decided
 
     def slowly(*given: Any) -> Any:

@@ -301,8 +301,8 @@ def test_who_waits_when_the_engine_crashes_is_told_and_another_process_goes_on(
 @pytest.mark.parametrize("breaks", ["winner", "exact"])
 def test_an_engine_that_broke_beside_another_is_found_by_the_next_crash(breaks: str) -> None:
     """Both of a model's engines run when one breaks; from then on, only that one breaks again."""
-    models = (ModelPlace("model", "1", Path("model.hasten"), ModelSettings(shadow=0.01)),)
-    models = without_blamed(models, {(0, False), (0, True)})
+    place = ModelPlace("model", "1", Path("model.hasten"), ModelSettings(shadow=0.01))
+    models = without_blamed([place], {(0, False), (0, True)})
     for _ in range(2):
         settings = models[0].settings
         answers, beside = settings.which, settings.which == "winner" and not settings.alone
