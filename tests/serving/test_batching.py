@@ -121,6 +121,28 @@ def test_one_request_that_fails_doesnt_fail_its_batch(
     assert (failure.kind, str(failure)) == (kind, said)
 
 
+class Unheard(Asked):
+    """A request whose answer nobody can take."""
+
+    def reply(self, outputs: Tensors | ProtocolError, timing: Timing | None) -> None:
+        raise RuntimeError("nobody is there")
+
+
+@pytest.mark.parametrize("span_ns", [MS / 100, MS], ids=["on the loop's thread", "on its own"])
+def test_an_answer_that_nobody_can_take_keeps_no_other_request_waiting(
+    span_ns: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work() -> list[Any]:
+        queue = batching(same, span_ns)
+        await submitted(queue, Unheard(1), *(items := [Asked(number) for number in (2, 3)]))
+        await asyncio.wait_for(queue.drained(), PATIENCE_S)
+        queue.close()
+        return [item.answer.result() for item in items]
+
+    assert asyncio.run(work()) == [[[n, n]] for n in (2, 3)]
+    assert caplog.messages == ["an answer couldn't be handed over"]
+
+
 def test_a_batch_that_fails_while_its_model_is_drained_is_tried_again_one_by_one() -> None:
     async def work() -> list[Any]:
         model, begun, go_on = until_told(choosy)

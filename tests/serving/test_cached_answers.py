@@ -114,3 +114,35 @@ def test_a_chain_decides_again_after_another_model_answers_in_it(how: str, tmp_p
             served(server, "plates.colour").take_over()
         assert [told(server, "plates", body) for _ in range(2)] == ["red", "red"]
         assert statistics.cache_hit.count == 2
+
+
+def counted(server: ServerThread, name: str) -> dict[str, int]:
+    """Return how many requests and samples of a model were answered, and what its cache had."""
+    found = served(server, name).statistics
+    return server.call(
+        lambda: {
+            "answered": found.totals["success"].count,
+            "samples": found.rows,
+            "latencies": found.stages["request"].count,
+            "hits": found.cache_hit.count,
+            "misses": found.cache_miss.count,
+        }
+    )
+
+
+def test_decisions_out_of_the_cache_are_counted_as_answers_and_each_look_once(
+    tmp_path: Path,
+) -> None:
+    det, colour = chains.detector(tmp_path), chains.classifier(tmp_path)
+    places = settings_of(
+        [f"plates={det}+crop+{colour}"], models=ModelOptions(cache_bytes=1 << 20)
+    ).models
+    with ServerThread(*places) as server:
+        body = png(squares({(2, 5): "red"}))
+        for _ in range(5):
+            assert told(server, "plates", body) == "red"
+            assert told(server, "plates.colour", RED) == "red"
+        expected = {"answered": 5, "samples": 5, "latencies": 5, "hits": 4, "misses": 1}
+        assert counted(server, "plates") == expected
+        own = {name: count + 1 for name, count in expected.items()}  # the chain asked it once
+        assert counted(server, "plates.colour") == own | {"hits": 4}

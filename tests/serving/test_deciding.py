@@ -146,6 +146,82 @@ def test_a_sample_gets_its_error_at_the_deadline_though_a_thread_goes_on_with_it
         assert client.infer("colour", raw(triton, [picture(1)])).as_numpy("decision").size == 1
 
 
+def outcomes(server: ServerThread) -> dict[str, Any]:
+    """Return how the requests to the classifier ended so far, and how long the answered ones took."""
+    found = server.server.state.repository.find("colour").statistics
+    return server.call(
+        lambda: {
+            "answered": found.totals["success"].count,
+            "rows": found.rows,
+            "failed": found.fail.count,
+            "given up": found.cancel.count,
+            "whole_ns": found.totals["success"].ns,
+            "decide_ns": found.stages["decide"].sum_ns,
+        }
+    )
+
+
+def changes(server: ServerThread, before: dict[str, Any]) -> dict[str, Any]:
+    return {name: count - before[name] for name, count in outcomes(server).items()}
+
+
+def test_a_request_whose_decision_fails_counts_as_failed_alone(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("a fault in a step")
+
+    model, before = server.server.state.repository.find("colour"), outcomes(server)
+    monkeypatch.setattr(model.deciding, "_decided", fails)
+    assert post(server, picture(0))[0] == 500
+    found = changes(server, before)
+    assert (found["answered"], found["rows"], found["failed"]) == (0, 0, 1)
+
+
+def test_a_client_that_goes_away_while_its_sample_is_decided_on_counts_as_such(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, before = server.server.state.repository.find("colour"), outcomes(server)
+    assert model.deciding is not None
+    begun, over, decides = threading.Event(), threading.Event(), model.deciding._decided
+
+    def held(*given: Any) -> Any:
+        begun.set()
+        assert over.wait(PATIENCE_S)
+        return decides(*given)
+
+    monkeypatch.setattr(deciding, "_QUICK_NS", -1)  # on a thread, always
+    monkeypatch.setattr(model.deciding, "_decided", held)
+    connection = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
+    connection.request(
+        "POST", "/v2/models/colour/infer", picture(0), {"Content-Type": "image/jpeg"}
+    )
+    assert begun.wait(PATIENCE_S)
+    connection.close()
+    until(lambda: server.call(lambda: model.idle))
+    over.set()
+    found = changes(server, before)
+    assert (found["answered"], found["failed"], found["given up"]) == (0, 0, 1)
+
+
+def test_the_time_of_a_request_holds_that_of_its_decision(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, before = server.server.state.repository.find("colour"), outcomes(server)
+    assert model.deciding is not None
+    decides = model.deciding._decided
+
+    def slowly(*given: Any) -> Any:
+        time.sleep(0.3)
+        return decides(*given)
+
+    monkeypatch.setattr(model.deciding, "_decided", slowly)
+    assert post(server, picture(0))[0] == 200
+    found = changes(server, before)
+    assert (found["answered"], found["rows"]) == (1, 1)
+    assert found["whole_ns"] > found["decide_ns"] > 0
+
+
 @pytest.mark.parametrize("kind", ["application/octet-stream", "text/plain; charset=utf-8"])
 def test_the_body_counts_and_not_what_it_is_called(server: ServerThread, kind: str) -> None:
     status, answer = post(server, picture(2, "PNG"), kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import errno
 import http.client
 import http.server
@@ -870,6 +871,30 @@ def test_the_door_adds_up_replicas_that_share_no_folder(
     assert status == 200
     line = 'hasten_monitor_alarm{replica="all",model="watched",version="1",what="changed"} 1.0'
     assert line in page.decode().splitlines()
+
+
+def test_a_pool_is_blind_where_all_of_its_replicas_are(
+    tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hasten.serving.cluster.pooling._PATIENCE_S", 60.0)
+    place = place_of(certified(tmp_path), "watched", shadow=1.0, monitor_state=str(state))
+    settings, ports = ServerSettings((place,)), dict[str, tuple[str, int]]()
+
+    def sees() -> list[str]:
+        pool.look()
+        lines = pool.page().splitlines()
+        return [one.split()[-1] for one in lines if one.startswith("hasten_monitor_sees{")]
+
+    with Pool(settings, lambda: dict(ports)) as pool:
+        (own,) = pool.of_replicas(settings).models
+        alone = dataclasses.replace(own, settings=dataclasses.replace(own.settings, alone=True))
+        with ServerThread(alone) as one, ServerThread(own) as other:
+            ports["one"] = ("127.0.0.1", one.http_port)
+            assert sees() == ["0.0"]
+            ports["other"] = ("127.0.0.1", other.http_port)
+            assert sees() == ["1.0"]
+            del ports["other"]
+            assert sees() == ["0.0"]
 
 
 def test_a_cleared_alarm_lets_the_fast_model_of_every_replica_answer_again(

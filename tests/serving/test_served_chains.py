@@ -543,7 +543,7 @@ def test_a_picture_is_not_refused_for_a_model_that_pictures_do_not_ask(tmp_path:
 
 def test_a_client_that_goes_away_is_given_up_and_others_are_answered(server: ServerThread) -> None:
     chain = server.server.state.repository.find("plates")
-    before = dict(chain.statistics.refusals)
+    before, refused = chain.statistics.cancel.count, dict(chain.statistics.refusals)
     answers: list[Any] = []
 
     def come_and_go() -> None:
@@ -555,7 +555,8 @@ def test_a_client_that_goes_away_is_given_up_and_others_are_answered(server: Ser
     for _ in range(5):
         server.call(come_and_go)
     until(lambda: chain.idle)
-    assert chain.statistics.refusals["GONE"] == before.get("GONE", 0) + 5
+    assert chain.statistics.cancel.count == before + 5
+    assert chain.statistics.refusals == refused
     assert told(post(server, png(squares(PLACES)))[1]["decision"]) == PLACES
     assert answers == []
 

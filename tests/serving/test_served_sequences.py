@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -570,17 +571,27 @@ def test_a_step_waits_for_its_turn_no_longer_than_it_may(
     assert server.call(lambda: served(server, name).idle)
 
 
+def counts(server: ServerThread) -> Counter[str]:
+    """Return how many requests to the model were answered, and failed."""
+    found = served(server).statistics
+    return server.call(
+        lambda: Counter(answered=found.totals["success"].count, failed=found.fail.count)
+    )
+
+
 def test_a_step_with_nan_is_refused_and_the_sequence_goes_on(
     server: ServerThread, unrolled: Unrolled
 ) -> None:
     steps = recurrent.sequences(1, 4, seed=8)[0]
     broken = steps.copy()
     broken[1, 3] = np.nan
+    before = counts(server)
     answers = queued(server, broken, 74, end=True)
     assert str(answers[1]) == (
         "the state 'h' would have NaN or Inf after step 1: the state before it is kept; check that "
         "step's input"
     )
+    assert counts(server) - before == Counter(answered=3, failed=1)
     got = [answer.outputs["scores"][0] for answer in answers if isinstance(answer, Answer)]
     want = unrolled(np.delete(steps, 1, axis=0))[0]
     np.testing.assert_array_equal(got, want)

@@ -31,8 +31,11 @@ from tests.support.waiting import until
 
 from hasten.cli import main
 from hasten.core.records import to_record
+from hasten.serving.models.opening import ModelSettings
 from hasten.serving.models.repository import QUEUED
 from hasten.serving.server import _GOODBYE_S
+from hasten.serving.settings import ModelPlace
+from hasten.serving.supervision.blame import without_blamed
 
 pytestmark = pytest.mark.seconds
 
@@ -293,6 +296,21 @@ def test_who_waits_when_the_engine_crashes_is_told_and_another_process_goes_on(
         assert ask(server.http_port, "slow")[1]["outputs"][0]["data"] == ROW
         assert server.errors.count(taken_over) == 1
         assert "plain/1: its engine was running" not in server.errors
+
+
+@pytest.mark.parametrize("breaks", ["winner", "exact"])
+def test_an_engine_that_broke_beside_another_is_found_by_the_next_crash(breaks: str) -> None:
+    """Both of a model's engines run when one breaks; from then on, only that one breaks again."""
+    place = ModelPlace("model", "1", Path("model.hasten"), ModelSettings(shadow=0.01))
+    models = without_blamed([place], {(0, False), (0, True)})
+    for _ in range(2):
+        settings = models[0].settings
+        answers, beside = settings.which, settings.which == "winner" and not settings.alone
+        if breaks == answers:
+            models = without_blamed(models, {(0, False)})
+        elif beside:
+            models = without_blamed(models, {(0, True)})
+    assert models[0].settings.which == ("exact" if breaks == "winner" else "winner")
 
 
 LOSING = [-2000.0, 2.0, 3.0, 4.0]
@@ -704,3 +722,36 @@ def test_a_crash_of_the_exact_model_leaves_the_fast_one_answering_and_says_who_i
                 in server.errors
             )
         )
+
+
+def test_a_bundle_in_place_of_one_whose_exact_model_crashed_has_its_own_beside_it_again(
+    tmp_path: Path, pauses: Pauses
+) -> None:
+    def written(engine: Pausing | None) -> Path:
+        """Write a bundle whose exact model runs on an engine; by default on one that doesn't pause."""
+        solid, mirrored = models.solid(tmp_path), models.mirrored(tmp_path)
+        path = bundle_of(tmp_path, mirrored, "shadowed", exact=solid)
+        if engine is not None:
+            forge(path, lambda record: record["exact"].update(engine=to_record(engine)))
+        return path
+
+    def known() -> Any:
+        return json.loads(get(server.http_port, "/v2/models/shadowed/monitor")[1])
+
+    path, state = written(Pausing()), tmp_path / "state"
+    with ServerProcess(
+        path, "--shadow", "100%", "--monitor-state", state, env=pauses.env
+    ) as server:
+        assert ask(server.http_port, "shadowed", HELD)[0] == 200
+        until(lambda: pauses.begun(HELD[0]))  # by the exact model
+        os.kill(server.serving_pid(), signal.SIGSEGV)
+        until(lambda: ready(server))
+        assert known()["blind"]
+        written(None)
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: not known()["blind"])
+        assert ask(server.http_port, "shadowed")[0] == 200
+        until(lambda: known()["audited"] > 0)
+        os.kill(server.serving_pid(), signal.SIGKILL)  # the next process has it beside it, too
+        until(lambda: ready(server))
+        assert not known()["blind"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from tests.support.servers import ServerThread, bundle_of, place_of, with_curve
 from tests.support.waiting import until
 
 from hasten.serving.models.opening import SIZES
+from hasten.serving.models.scheduling import BatchRun
+from hasten.serving.protocol.errors import ProtocolError
 
 pytestmark = pytest.mark.seconds
 
@@ -107,3 +110,44 @@ def test_only_another_answer_after_a_swap_is_a_warning(
             (said,) = [one for one in caplog.records if "answers differ" in one.getMessage()]
             assert f"{differing} of 1 answers differ" in said.getMessage()
             assert (said.levelname == "WARNING") == bool(differing)
+
+
+def test_what_a_swap_asks_the_older_model_counts_as_no_clients_request(tmp_path: Path) -> None:
+    """Nor does it count as refused, where the older model is overloaded."""
+    requests = [{"x": np.full((1, 4), number, np.float32)} for number in range(3)]
+    bundle = bundle_of(tmp_path, models.solid(tmp_path), "model", requests=requests)
+    with ServerThread(place_of(bundle, cache_bytes=1 << 20), control=True) as server:
+        client = triton.InferenceServerClient(server.host, network_timeout=120.0)
+        infer(client)
+        load(server)
+        infer(client)
+        client.close()
+        model = server.server.state.repository.find("model")
+        found, busy = model.statistics, BatchRun[Any]([], 1)
+        server.call(lambda: model.scheduler.begun(busy, time.perf_counter_ns() + 3600 * 10**9))
+        with pytest.raises(ProtocolError, match="overloaded"):
+            server.call(lambda: model.ask(requests[0]))
+        counts = server.call(
+            lambda: (found.totals["success"].count, found.fail.count, found.cache_miss.count)
+        )
+    assert counts == (2, 0, 2)
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_bundle_that_was_replaced_while_it_was_unloaded_is_served_by_its_winner(
+    tmp_path: Path, replaced: bool
+) -> None:
+    """After a crash, the exact model answers in the place of the one that crashed, and of no other."""
+    solid, mirrored = models.solid(tmp_path), models.mirrored(tmp_path)
+    bundle = bundle_of(tmp_path, solid, "model", exact=mirrored)
+    with ServerThread(place_of(bundle, which="exact"), control=True) as server:
+        client = triton.InferenceServerClient(server.host, network_timeout=120.0)
+        assert infer(client).tolist() == [[3, 2, 1, 0]]
+        client.unload_model("model")
+        if replaced:
+            requests = [{"x": np.zeros((1, 4), np.float32)}]
+            bundle_of(tmp_path, solid, "model", exact=mirrored, requests=requests)
+        load(server)
+        found = infer(client).tolist()
+        client.close()
+    assert found == ([[0, 1, 2, 3]] if replaced else [[3, 2, 1, 0]])

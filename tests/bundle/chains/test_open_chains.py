@@ -103,6 +103,26 @@ def test_a_yes_or_no_is_a_condition_too(det: Path, tmp_path: Path) -> None:
         assert chain.decide(squares({(1, 1): "blue"}))["det"] is None
 
 
+@pytest.mark.parametrize(("color", "asked"), [("red", True), ("blue", False)])
+def test_a_second_model_is_asked_where_the_first_one_abstains(
+    tmp_path: Path, color: str, asked: bool
+) -> None:
+    weights = np.diag([1.0, 1.0, 9.0])  # only blue is sure
+    after = [TopK(labels=COLOURS, least=0.8)]
+    screen = classifier(tmp_path, "screen", after=after, winner=weights)
+    nodes = [
+        Model("screen", str(screen)),
+        When("unsure", "screen", below=0.8),
+        Model("careful", str(classifier(tmp_path, "careful")), "unsure"),
+    ]
+    picture = np.zeros((16, 16, 3), np.uint8)
+    picture[..., COLOURS.index(color)] = 255
+    with hasten.chain(nodes) as chain:
+        decision = chain.decide(picture)
+    assert decision["screen"]["abstained"] is asked
+    assert (decision["careful"] is not None) is asked
+
+
 def test_crops_come_from_every_pixel_of_a_photo_that_the_detector_decodes_smaller(
     tmp_path: Path, colour: Path
 ) -> None:

@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hasten.core.records import from_record, to_record
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.chains import Chain, Crop, Model, Node, When, chain_of, is_chain
+from hasten.inputs.pipeline.base import Origin
+from hasten.inputs.pipeline.classes import TopK
 
 DET, CROP, READ = Model("det", "det.hasten"), Crop("crop", "det"), Model("read", "r.hasten", "crop")
 
@@ -202,3 +205,38 @@ def test_a_condition_asks_for_the_likeliest_class_or_for_any_box(
     with pytest.raises(InputError) as error:
         when.holds("a text")
     assert str(error.value) == ("when needs classes or boxes, a list of dicts; the decision is str")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sure", "unsure"),
+    [
+        ({"below": 0.8}, False, True),
+        ({"least_score": 0.8}, True, False),
+        ({"labels": ("a",)}, True, True),
+        ({"labels": ("b",)}, False, False),
+        ({"labels": ("a",), "below": 0.8}, False, True),
+    ],
+)
+def test_a_condition_reads_the_likeliest_class_of_a_step_that_may_abstain_too(
+    settings: dict[str, Any], sure: bool, unsure: bool
+) -> None:
+    step, when = TopK(labels=("a", "b"), least=0.8), When("when", "model", **settings)
+    decisions = [step({"x": np.array([x, 0], np.float32)}, Origin()) for x in (5, 0.5)]
+    assert [one["abstained"] for one in decisions] == [False, True]
+    assert [when.holds(one) for one in decisions] == [sure, unsure]
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"), [({"below": 0.8}, True), ({"labels": ("a",)}, False)]
+)
+def test_a_condition_on_a_score_refuses_a_decision_without_one(
+    settings: dict[str, Any], refused: bool
+) -> None:
+    when, read = When("when", "model", **settings), {"text": "AB 12", "confidence": 0.4}
+    for decision in (read, {"abstained": True, "least": 0.9, "likeliest": read}):
+        if not refused:
+            assert not when.holds(decision)
+            continue
+        with pytest.raises(InputError) as error:
+            when.holds(decision)
+        assert str(error.value) == ("when asks for a score; the decision has only text, confidence")

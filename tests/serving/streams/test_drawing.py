@@ -46,6 +46,13 @@ def test_the_likeliest_classes_are_written_in_the_upper_left_corner() -> None:
     assert two[22:40].any()
 
 
+def test_a_step_that_may_abstain_has_its_classes_written_where_it_does_not() -> None:
+    classes = [{"class": 3, "label": "a cat", "score": 0.8}]
+    sure = changed({"abstained": False, "classes": classes})
+    assert np.array_equal(sure, changed(classes))
+    assert not changed({"abstained": True, "least": 0.9, "likeliest": classes}).any()
+
+
 def test_the_latency_is_written_in_the_lower_left_corner() -> None:
     where = changed(None, "12.3 ms")
     assert where[-22:, :40].any()

@@ -149,8 +149,8 @@ class Crop(Node):
 class When(Node):
     """Those samples of a model that got a certain decision from it; only they go on.
 
-    A classifier's decision meets the condition if its most likely class does, a detector's if any
-    of its boxes does, and a yes or no by its own label and score.
+    A classifier's decision meets the condition if its most likely class does, whether or not the
+    classifier abstained; a detector's if any of its boxes does, and a yes or no by its own label and score.
 
     Attributes:
         name: Name of the node.
@@ -183,6 +183,10 @@ class When(Node):
                     f"{self.name}: no score is at least {self.least_score:g} and below {self.below:g}"
                 )
 
+    @property
+    def _asks_for_a_score(self) -> bool:
+        return self.below is not None or self.least_score > 0
+
     def holds(self, decision: Any) -> bool:
         """Whether a decision meets the condition.
 
@@ -190,8 +194,14 @@ class When(Node):
             decision: Decision of the model that decides.
 
         Raises:
-            InputError: the decision is neither boxes nor classes.
+            InputError: the decision is neither boxes nor classes, or has no score though one is asked for.
         """
+        if isinstance(decision, Mapping) and "abstained" in decision:  # as of `top_k` with `least`
+            decision = decision.get("likeliest", decision.get("classes", decision))
+        if isinstance(decision, Mapping) and "score" not in decision and self._asks_for_a_score:
+            raise InputError(
+                f"{self.name} asks for a score; the decision has only {', '.join(map(str, decision)):.200}"
+            )
         given = [decision] if isinstance(decision, Mapping) else decision
         found = entries(given, "classes or boxes", self.name)
         if found and "box" not in found[0]:

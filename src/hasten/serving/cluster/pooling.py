@@ -97,14 +97,17 @@ class Pool:
                 path = (
                     f"/v2/models/{quote(name, safe='')}/versions/{quote(version, safe='')}/monitor"
                 )
+                blind: list[str] = []
                 for host, port in self._places().values():
                     facts = self._asked(host, port, path)
                     if facts is None or not self._is_own(facts):
                         continue
+                    blind.append(str(facts.get("blind", "")))
                     self._add(watch, name, version, facts)
                     if self._is_wrong(watch.keeps_exact, facts):
                         order = {"secret": self._secret, "exact": watch.keeps_exact}
                         self._asked(host, port, path, order)
+                watch.blind = blind[0] if blind and all(blind) else ""
 
     def _is_wrong(self, exact: bool, facts: Mapping[str, Any]) -> bool:
         """Whether a replica has to be told which model answers; not while it opens the fast one again."""

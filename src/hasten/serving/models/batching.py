@@ -6,6 +6,7 @@ Everything here except `_Thread.work` is called on the event loop's thread.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import queue
 import threading
@@ -24,6 +25,8 @@ from hasten.serving.models.latencies import Latencies
 from hasten.serving.models.scheduling import BatchRun, Pending, Scheduler, Wait
 from hasten.serving.models.statistics import Statistics
 from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault, without_frames
+
+log = logging.getLogger("hasten.serving")
 
 INLINE_NS = 100_000
 """Time below which a batch runs on the event loop's own thread: handing it to another thread takes as
@@ -357,17 +360,20 @@ class Batching:
             late = began_ns > item.deadline_ns
             if item.deadline_ns != math.inf:
                 self.scheduler.judge(item, late=late)
-            if isinstance(outputs, Exception):
-                item.reply(_failure(outputs), None)
-            elif late:  # its timer couldn't fire while the batch ran on the loop's own thread
-                item.reply(_late("while it was computed"), None)
-            elif len(run.items) == 1:
-                item.reply(outputs, timing)
-            else:
-                own = {name: array[begin:row] for name, array in outputs.items()}
-                if padder is not None and (sizes := padder.sizes(_shapes(item))) is not None:
-                    own = padder.cut(own, sizes)
-                item.reply(own, timing)
+            try:
+                if isinstance(outputs, Exception):
+                    item.reply(_failure(outputs), None)
+                elif late:  # its timer couldn't fire while the batch ran on the loop's own thread
+                    item.reply(_late("while it was computed"), None)
+                elif len(run.items) == 1:
+                    item.reply(outputs, timing)
+                else:
+                    own = {name: array[begin:row] for name, array in outputs.items()}
+                    if padder is not None and (sizes := padder.sizes(_shapes(item))) is not None:
+                        own = padder.cut(own, sizes)
+                    item.reply(own, timing)
+            except Exception:  # the other requests, and what waits for an empty queue, must go on
+                log.exception("an answer couldn't be handed over")
         if not isinstance(outputs, Exception):
             self._statistics.ran(
                 run.rows,

@@ -14,7 +14,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeAlias
@@ -85,8 +85,15 @@ class Asked(Protocol):
     def answering(self) -> str:
         """Name of what answers, for the keys of cached decisions; "" while it isn't known."""
 
+    @property
+    def steps(self) -> Sequence[Any]:
+        """Models that this one asks; none unless it is a chain."""
+
     def submit(self, query: Query, done: Done) -> Cancellable:
         """Accept a request with tensors."""
+
+    def answered(self, query: Query, rows: int, part: Sequence[Any] = ()) -> None:
+        """Count a request with raw samples that is answered now."""
 
     def refused(self, query: Query, failure: ProtocolError) -> None:
         """Count a request that got an error."""
@@ -112,6 +119,7 @@ class RawTicket:
         late_timer: Timer that refuses the request at its deadline; None without one.
         turn: Client's turn for a thread; 0 before it waits for one.
         smaller: Samples whose pictures were decoded smaller, which the exact model doesn't take; else none.
+        part: Record and ticket of the model's answer; none before it is there.
     """
 
     __slots__ = (
@@ -126,6 +134,7 @@ class RawTicket:
         "model",
         "origins",
         "over",
+        "part",
         "place",
         "prepared_bytes",
         "query",
@@ -150,13 +159,14 @@ class RawTicket:
         self.late_timer: asyncio.TimerHandle | None = None
         self.deadline_ns: float = math.inf
         self.smaller: list[bytes] = []
+        self.part: list[Any] = []
 
     def cancel(self) -> None:
         """Give up the request, whose client went away."""
         if self.over:
             return
         self._deciding.leave(self)
-        if self.inner is not None:
+        if self.inner is not None and not self.inner.over:
             self.inner.cancel()
         else:
             gone = ProtocolError(Kind.GONE, "the client went away")
@@ -285,7 +295,7 @@ class Deciding:
 
     def leave(self, ticket: RawTicket) -> None:
         """Note that a request is answered or given up."""
-        ticket.over = True
+        ticket.over, ticket.part = True, []
         give = partial(self._shares.give, ticket.query.client, 1)
         counted = ticket in self._under_way
         self._under_way.discard(ticket)
@@ -377,9 +387,11 @@ class Deciding:
         found = self.model.cache.get(ticket.key)
         span_ns = self._clock_ns() - began_ns
         if found is None:
-            statistics.cache_miss.add(span_ns)
+            if self.model.steps:  # any other model looks for its outputs, and counts that
+                statistics.cache_miss.add(span_ns)
             return False
         statistics.cache_hit.add(span_ns)
+        self.model.answered(ticket.query, ticket.rows)
         ticket.tell(self._answer(ticket, [bytes(found[str(n)]) for n in range(ticket.rows)]))
         return True
 
@@ -597,7 +609,7 @@ class Deciding:
             self.model.refused(query, failure)
             ticket.tell(failure)
             return
-        ticket.prepared_bytes = taken
+        ticket.prepared_bytes, ticket.part = taken, []
         self._prepared_bytes += taken
         inner = Query(
             query.model,
@@ -613,6 +625,7 @@ class Deciding:
             client=query.client,
             name=query.name,
             raw=ticket.smaller,
+            part=ticket.part,
         )
         try:
             asked = self.model.submit(inner, partial(self._answered, ticket))
@@ -630,11 +643,11 @@ class Deciding:
             self._ask_again(ticket)
             return
         outputs = answer.outputs
-        self._run(ticket, partial(self._decided, ticket, outputs), self._tell, later=True)
+        self._run(ticket, partial(self._decided, ticket, outputs), self._finish, later=True)
 
     def _ask_again(self, ticket: RawTicket) -> None:
         """Prepare a request again for the exact model, which took over after its pictures were decoded smaller."""
-        samples, ticket.inner = ticket.smaller, None
+        samples, ticket.inner, ticket.part = ticket.smaller, None, []
         self._prepared_bytes -= ticket.prepared_bytes
         ticket.prepared_bytes = 0
         self._run(ticket, partial(self._prepared, ticket, samples), self._ask)
@@ -658,6 +671,11 @@ class Deciding:
             except InputError as error:
                 raise ProtocolError(Kind.INTERNAL, str(error)) from error
         return decisions
+
+    def _finish(self, ticket: RawTicket, decisions: list[bytes]) -> None:
+        """Count a request whose samples are decided on, and tell the decisions."""
+        self.model.answered(ticket.query, ticket.rows, ticket.part)
+        self._tell(ticket, decisions)
 
     def _tell(self, ticket: RawTicket, decisions: list[bytes]) -> None:
         if ticket.key is not None and self.model.cache is not None:

@@ -75,7 +75,7 @@ class ModelSettings:
         on_alarm: Effect of an alarm: "tell", or "exact" to let the exact model take over, too.
         webhook: Address that is told of alarms; "" for none.
         monitor_state: Folder that keeps the monitor's evidence, "off", or "" for the user's own.
-        blind: Line that says why the monitor that was asked for sees nothing; "" where it does.
+        alone: Whether no exact model is kept open beside the winner, since its engine crashed the process.
         pooled: Secret of the door that adds up the evidence of several servers; "" for one alone.
         trusted: Keys, one of which must have signed the bundle, whenever it is opened; none where an
             unsigned one will do.
@@ -99,7 +99,7 @@ class ModelSettings:
     on_alarm: Literal["tell", "exact"] = "tell"
     webhook: str = ""
     monitor_state: str = ""
-    blind: str = ""
+    alone: bool = False
     pooled: str = ""
     trusted: tuple[PublicKey, ...] = ()
 
@@ -292,7 +292,7 @@ def _standby(
     path: Path, settings: ModelSettings, manifest: Manifest, undo: contextlib.ExitStack
 ) -> Loaded | None:
     """Open the exact model as a standby; None if it isn't wanted or is the model that answers."""
-    wanted = settings.standby or settings.shadow > 0
+    wanted = (settings.standby or settings.shadow > 0) and not settings.alone
     if not wanted or settings.which == "exact" or manifest.exact in (None, manifest.winner):
         return None
     with warnings.catch_warnings():

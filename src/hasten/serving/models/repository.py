@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 from weakref import WeakSet
 
-from hasten.bundle import read, unpacked
+from hasten.bundle import Manifest, read, unpacked
 from hasten.bundle.signatures import PublicKey
 from hasten.core.tensors import Tensors
 from hasten.core.varying import of_one_size
@@ -71,6 +71,7 @@ class Registered:
         chain: Chain that this is; None for a bundle.
         opening: Bundle that is being opened; None if none is.
         given_up: Event that is set when the version is unloaded while it is being opened.
+        manifest: Manifest of the bundle that was served last; None if none was.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Registered:
     chain: ChainPlace | None = None
     opening: asyncio.Future[OpenBundle] | None = None
     given_up: asyncio.Event = field(default_factory=asyncio.Event)
+    manifest: Manifest | None = None
 
 
 class Repository:
@@ -99,8 +101,8 @@ class Repository:
     Attributes:
         clients: Record of which client of the server is active.
         cache: Cache that all models share; None if none is to cache anything.
-        forgiven: Callback that is told of a version whose exact model answered after a crash, and
-            whose winner answers again since its bundle was replaced.
+        forgiven: Callback that is told of a version whose exact model answered, or was left out, after a
+            crash, until its bundle was replaced.
         lost: Callback that is told that a device answers nothing more in this process.
         opening_begins: Callback that is called before a bundle is opened.
     """
@@ -318,7 +320,7 @@ class Repository:
                 if old is not None:
                     await self._retire(old)
                 return
-            one.served = model
+            one.served, one.manifest = model, opened.manifest
             if old is not None:
                 one.served.learn_from(old)
             one.state, one.reason = "READY", ""
@@ -387,8 +389,9 @@ class Repository:
         Raises:
             HastenError: it can't be made.
         """
-        if one.settings.which == "exact" and opened.which == "winner":
-            one.settings = replace(one.settings, which="winner")
+        back = one.settings.which == "exact" and opened.which == "winner"
+        if back or (one.settings.alone and opened.standby is not None):
+            one.settings = replace(one.settings, which="winner", alone=False)
             self.forgiven(one)
         return ServedModel(
             one.name,
@@ -483,9 +486,12 @@ class Repository:
 
     def _opened(self, one: Registered, old: ServedModel | None) -> OpenBundle:
         """Open and compare a version's bundle, on a loading thread."""
-        settings = one.settings
-        if old is not None and settings.which == "exact" and changed(old):
-            settings = replace(settings, which="winner")  # the old bundle crashed, not this one
+        asked = settings = one.settings
+        before = one.manifest  # also of a bundle that was unloaded
+        crashed = before is not None and (asked.which == "exact" or asked.alone)
+        if crashed and differs(one.path, asked.trusted, before):
+            # The old bundle crashed, not this one.
+            asked = settings = replace(asked, which="winner", alone=False)
         folder = unpacked(one.path, settings.trusted)
         bundle = digest_at(folder)
         kept = held(folder, bundle, settings)
@@ -503,7 +509,7 @@ class Repository:
                         self._compare_with(opened, old, broken, pace)
                 opened.broken = broken
                 check_unreplaced(opened, bundle, settings.trusted)
-                opened.watch = watch_of(one.name, one.version, bundle, opened, one.settings)
+                opened.watch = watch_of(one.name, one.version, bundle, opened, asked)
             except BaseException:
                 opened.close()
                 raise
@@ -671,9 +677,14 @@ def _close_unasked(opening: asyncio.Future[OpenBundle]) -> None:
 
 def changed(served: ServedModel) -> bool:
     """Whether the bundle at a served one's path differs from it, is gone, or isn't trusted any more."""
-    opened, trusted = served.opened, served.settings.trusted
+    opened = served.opened
+    return differs(opened.path, served.settings.trusted, opened.manifest)
+
+
+def differs(path: Path, trusted: tuple[PublicKey, ...], manifest: Manifest | None) -> bool:
+    """Whether the bundle at a path has another manifest, is gone, or isn't trusted any more."""
     try:
-        return read(unpacked(opened.path, trusted), trusted) != opened.manifest
+        return read(unpacked(path, trusted), trusted) != manifest
     except InputError:
         return True
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -39,6 +39,9 @@ class Asked(Protocol):
 
     def submit(self, query: Query, done: Done) -> Cancellable:
         """Accept a step, states included."""
+
+    def answered(self, query: Query, rows: int, part: Sequence[Any]) -> None:
+        """Count a step that is answered now."""
 
     def refused(self, query: Query, failure: ProtocolError) -> None:
         """Count a request that got an error."""
@@ -378,9 +381,10 @@ class KeptSequences:
             self.left(record, ticket)
             return
         states = self._start if step.start else record.carrier.states
-        answered = partial(self._answered, record, ticket)
+        part: list[Any] = []
+        answered = partial(self._answered, record, ticket, part)
         try:
-            inner = self.model.submit(_with_states(ticket.query, states), answered)
+            inner = self.model.submit(_with_states(ticket.query, states, part), answered)
         except ProtocolError as failure:  # the model has counted it
             answered(failure)
             return
@@ -388,7 +392,11 @@ class KeptSequences:
             ticket.inner = inner
 
     def _answered(
-        self, record: _Record, ticket: StepTicket, answer: Answer | ProtocolError
+        self,
+        record: _Record,
+        ticket: StepTicket,
+        part: Sequence[Any],
+        answer: Answer | ProtocolError,
     ) -> None:
         """Keep the states of a step's answer, and pass the rest on; a step that failed changes none."""
         if ticket.over:
@@ -405,8 +413,11 @@ class KeptSequences:
                 if step.end:
                     record.begun, record.over = 0, "it has ended"
                 told = self._chosen(answer, ticket.query)
+                _, step_ticket = part
+                self.model.answered(ticket.query, step_ticket.rows, part)
             except CandidateError as error:
                 told = ProtocolError(Kind.INVALID, str(error))
+                self.model.refused(ticket.query, told)
         ticket.tell(told)
         self.left(record, ticket)
 
@@ -488,8 +499,14 @@ class KeptSequences:
                 ticket.tell(ProtocolError(Kind.UNAVAILABLE, "the model was unloaded", 1.0))
 
 
-def _with_states(query: Query, states: Mapping[str, np.ndarray]) -> Query:
-    """Return a step as a request to the model: with the states, and for all outputs."""
+def _with_states(query: Query, states: Mapping[str, np.ndarray], part: list[Any]) -> Query:
+    """Return a step as a request to the model: with the states, and for all outputs.
+
+    Args:
+        query: Step as the client asks for it.
+        states: States by input name.
+        part: List that gets the record of the answer.
+    """
     return Query(
         query.model,
         query.version,
@@ -505,6 +522,7 @@ def _with_states(query: Query, states: Mapping[str, np.ndarray]) -> Query:
         query.source,
         client=query.client,
         name=query.name,
+        part=part,
     )
 
 

@@ -348,7 +348,7 @@ class ServedModel:
         timeout_ns = query.timeout_ns or self.settings.deadline_ns
         deadline_ns = query.arrived_ns + timeout_ns if timeout_ns else math.inf
         ticket = Ticket(self, query, done, rows, key, deadline_ns, query.inputs)
-        if self.cache is not None and self._known(ticket):
+        if self.cache is not None and not query.own and self._known(ticket):
             return ticket
         self._enqueue(ticket)
         return ticket
@@ -396,15 +396,35 @@ class ServedModel:
                 self._flights.pop(ticket.content, None)
             raise
 
+    def answered(self, query: Query, rows: int, part: Sequence[Any] = ()) -> None:
+        """Count a request with raw samples that is answered now.
+
+        Args:
+            query: The request.
+            rows: Number of its samples.
+            part: Record and ticket of the model's answer; none for a decision that was in the cache.
+        """
+        now_ns = self._clock_ns()
+        record, ticket = part or (NOT_RUN, None)
+        whole_ns, parse_ns = now_ns - query.arrived_ns, query.parsed_ns - query.arrived_ns
+        self.statistics.answered((now_ns, whole_ns, parse_ns, rows, *record[-len(NOT_RUN) :]))
+        if self.tracing is not None:
+            self.tracing.finished(self, query, now_ns, None, ticket)
+
     def unread(self, failure: ProtocolError, arrived_ns: int, trace: str) -> None:
         """Count a request that couldn't be decoded."""
         query = Query(self.name, self.version, "", {}, arrived_ns=arrived_ns, trace=trace)
         self.refused(query, failure)
 
     def refused(self, query: Query, failure: ProtocolError) -> None:
-        """Count a request that got an error."""
+        """Count a client's request that got an error, or whose client went away."""
+        if query.own:
+            return
         now_ns = self._clock_ns()
-        self.statistics.refused(failure.kind.name, query.arrived_ns, now_ns)
+        if failure.kind is Kind.GONE:
+            self.statistics.cancel.add(now_ns - query.arrived_ns)
+        else:
+            self.statistics.refused(failure.kind.name, query.arrived_ns, now_ns)
         if self.tracing is not None:
             self.tracing.finished(self, query, now_ns, failure)
 
@@ -640,16 +660,15 @@ class ServedModel:
         return self._ask_exact(inputs)
 
     async def ask(self, inputs: Tensors) -> Tensors:
-        """Answer a request of the server's own, which is queued like any other.
+        """Answer a request of the server's own, which is queued like any other, and isn't counted.
 
         Raises:
             ProtocolError: the request got no answer.
         """
         future: asyncio.Future[Answer | ProtocolError] = asyncio.get_running_loop().create_future()
         now_ns = self._clock_ns()
-        query = Query(
-            self.name, self.version, "", dict(inputs), arrived_ns=now_ns, parsed_ns=now_ns, own=True
-        )
+        query = Query(self.name, self.version, "", dict(inputs), own=True, part=[])
+        query.arrived_ns = query.parsed_ns = now_ns
         self.submit(query, future.set_result)
         answer = await future
         if isinstance(answer, ProtocolError):
@@ -828,21 +847,27 @@ class Ticket(ServerTask):
         self.timing = timing
         if model.tracing is not None:
             failure = outputs if isinstance(outputs, ProtocolError) else None
-            model.tracing.finished(model, query, now_ns, failure, self)
+            if query.part is None or not (failure is None or query.own):
+                model.tracing.finished(model, query, now_ns, failure, self)
         if isinstance(outputs, ProtocolError):
-            statistics.refused(outputs.kind.name, query.arrived_ns, now_ns)
+            if not query.own:
+                statistics.refused(outputs.kind.name, query.arrived_ns, now_ns)
             self._done(outputs)
             model._fly_on(self)
             return
-        statistics.answered(
-            (  # not `Served`, which takes longer to make
-                now_ns,
-                now_ns - query.arrived_ns,
-                query.parsed_ns - query.arrived_ns,
-                self.rows,
-                *(timing.since(self.queued_ns, now_ns) if timing is not None else NOT_RUN),
-            )
+        arrived_ns = query.arrived_ns
+        record = (  # not `Served`, which takes longer to make
+            now_ns,
+            now_ns - arrived_ns,
+            query.parsed_ns - arrived_ns,
+            self.rows,
+            *(timing.since(self.queued_ns, now_ns) if timing is not None else NOT_RUN),
         )
+        if query.part is None:
+            statistics.answered(record)
+        else:
+            part, query.part = query.part, None  # else the two would keep each other in memory
+            part += record, self
         if model.fell_back:
             statistics.replaced += 1
         wanted = query.outputs

@@ -94,9 +94,9 @@ def watch_of(
         opened: The bundle.
         settings: Settings that it is served with.
     """
-    if not settings.shadow and not settings.blind:
+    if not settings.shadow:
         return None
-    if opened.standby is None and not settings.blind:
+    if opened.standby is None and not settings.alone:
         if opened.which == "winner":
             opened.notes.append(
                 "nothing to watch: the bundle has no exact model besides its winner"
@@ -119,9 +119,9 @@ def watch_of(
         take_over=settings.on_alarm == "exact",
         secret=settings.pooled,
     )
-    if settings.blind:
-        watch.blind = settings.blind
-        opened.notes.insert(0, f"the monitor is blind: {settings.blind}")
+    if settings.alone:
+        watch.blind = "the exact model's engine crashed the process"
+        opened.notes.insert(0, f"the monitor is blind: {watch.blind}")
     return watch
 
 

@@ -27,7 +27,6 @@ _REASONS = {
     Kind.OVERLOADED: "REJECTED",
     Kind.LATE: "REJECTED",
     Kind.INTERNAL: "BACKEND",
-    Kind.GONE: "CANCELED",
 }
 """Kind of error -> reason of a failed request in Triton's terms; any other kind is OTHER."""
 
@@ -105,7 +104,7 @@ _COUNTERS: tuple[tuple[str, str, Value], ...] = (
     ),
     (
         "hasten_exact_answers",
-        "Requests that the exact model answered because the fast one gave NaN or infinite values",
+        "Requests that the exact model answered in the fast one's place, after NaN, a failure or an alarm",
         lambda model: model.statistics.replaced,
     ),
     (

@@ -96,12 +96,14 @@ class Query:
         several: Whether the body was a list of samples, so that the answer is a list of decisions.
         plan: `RequestPlan` or `MessagePlan` by which the request was decoded and thus needs no check; None if there was none.
         sequence: Place of the request in a sequence; None for a request that stands alone.
-        own: Whether the server itself asks, to compare two bundles; such answers aren't audited.
+        own: Whether the server itself asks, to compare two bundles; such requests are neither counted nor audited.
         client: Client that the request is counted under.
         name: Name of the client, where the server can tell several; else "".
         sent_bytes: Size of the body as it was sent, where it came compressed; else 0.
         accepted: Whether the request is one of a chain's for a sample that it has accepted.
         raw: Samples that the rows were made from, where the exact model takes them prepared otherwise; else none.
+        part: List that gets the record and the ticket of the answer, if it is a part of a request that is counted as a
+            whole; None for a request that is counted itself.
     """
 
     model: str
@@ -126,6 +128,7 @@ class Query:
     sent_bytes: int = 0
     accepted: bool = False
     raw: Sequence[bytes] = ()
+    part: list[Any] | None = None
 
 
 @dataclass(slots=True)

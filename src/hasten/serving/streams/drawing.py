@@ -29,8 +29,9 @@ def drawn(image: Array, decision: Any, corner: str) -> Array:
     Args:
         image: Pixels, `(height, width, 3)` uint8 in RGB.
         decision: A list of dicts. Those with a "box" of [x1, y1, x2, y2] in the picture's pixels
-            become boxes; others with a "class" and a "score" become lines of text. Nothing is drawn
-            of any other value.
+            become boxes; others with a "class" and a "score" become lines of text. Of a dict, its
+            "classes" are such a list, as a step that may abstain gives them. Nothing is drawn of any
+            other value.
         corner: Text for the lower left corner.
     """
     from PIL import Image, ImageDraw, ImageFont
@@ -40,6 +41,8 @@ def drawn(image: Array, decision: Any, corner: str) -> Array:
     size = max(10, min(canvas.width, canvas.height) // 28)
     draw.font = ImageFont.load_default(size)
     told = []
+    if isinstance(decision, dict):
+        decision = decision.get("classes")
     found = decision[:MOST_DRAWN] if isinstance(decision, list) else []
     for one in found:
         if not isinstance(one, dict):

@@ -20,22 +20,22 @@ def without_blamed(
         places: Models that were served.
         blamed: Indices of models whose engine was running, and whether it was the standby engine.
     """
-    models = list(places)
-    for number, standby in sorted(blamed):
+    models, blamed = list(places), set(blamed)
+    for number in sorted({number for number, _ in blamed}):
         model, settings = models[number], models[number].settings
-        if standby and settings.which == "winner":
+        if settings.which != "winner":
+            continue
+        if (
+            number,
+            True,
+        ) in blamed:  # if both were, another crash shows whether it was the other one
             what = (
                 "the exact model's engine was running: the exact model is no longer kept on standby"
             )
-            blind = "the exact model's engine crashed the process" if settings.shadow else ""
-            settings = dataclasses.replace(
-                settings, standby=False, shadow=0.0, blind=blind or settings.blind
-            )
-        elif settings.which == "winner":
+            settings = dataclasses.replace(settings, alone=True)
+        else:
             what = "its engine was running: the exact model answers from now on"
             settings = dataclasses.replace(settings, which="exact")
-        else:
-            continue
         log.error("%s", what, extra={"model": model.name, "version": model.version})
         models[number] = dataclasses.replace(model, settings=settings)
     return tuple(models)

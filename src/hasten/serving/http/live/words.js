@@ -47,7 +47,7 @@ const stageName = ({node, stage}) =>
   PARTS[stage] && node ? `${node}: ${PARTS[stage]}` : STAGES[stage] || stage;
 const KINDS = {
   INVALID: "invalid", INTERNAL: "failed in the engine", OVERLOADED: "refused under overload",
-  LATE: "too late", UNAVAILABLE: "while unavailable", GONE: "with the client gone",
+  LATE: "too late", UNAVAILABLE: "while unavailable",
 };
 
 // -- elements
