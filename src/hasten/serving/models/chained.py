@@ -774,7 +774,7 @@ class _ChainDeciding(Deciding):
         if len(ticket.answers) == parts:
             answers = [ticket.answers[n] for n in range(parts)]
             self._got(ticket, node)
-            if not self.model.member(node).opened.manifest.varying:  # else each has one sample
+            if not self._plan.members[node].varying:  # else each has one sample
                 answers = [row for one in answers for row in _rows(one)]
             assert ticket.run is not None
             work = partial(_next, partial(ticket.run.send, answers))
