@@ -31,7 +31,7 @@ from hasten.lightening.given import Given
 from hasten.lightening.training.examples import Examples
 from hasten.lightening.training.loop import Recipe
 from hasten.lightening.training.network import Network
-from hasten.lightening.training.objective import Kind, Loss, Objective
+from hasten.lightening.training.objective import Kind, Loss, Objective, Scale, scale_of
 from hasten.measure.workbench import Workbench
 
 HELD_OUT = 2000
@@ -95,6 +95,14 @@ class Task:
             for first in range(0, count, Workbench.chunk)
         )
         return list(self.network.answers(chunks))
+
+    @cached_property
+    def scale(self) -> Scale:
+        """Scale of the class scores in the user's network's only output, by a few of its answers."""
+        few = self.held_out.inputs(range(min(_FEW, len(self.held_out))))
+        (answers,) = self.network.answers(iter([few]))
+        (scores,) = answers.values()
+        return scale_of(torch.from_numpy(scores))
 
     def score(self, answers: Iterable[Mapping[str, Array]]) -> float:
         """Return the mean score of answers to the held-out samples.
