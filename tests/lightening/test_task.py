@@ -46,6 +46,48 @@ def test_labels_that_only_judge_leave_training_to_agree_with_the_model(
     assert task(tmp_path / "b", without).metric == Agreement()
 
 
+def scored_by(folder: Path, metric: str, labels: np.ndarray | None) -> Task:
+    """Return the task of a model with one score, whose training data has these labels."""
+    folder.mkdir()
+    module = wide(8, classes=1)
+    x, _ = corners(100, 1)
+    judged = corners(60, 2)
+    training = ArrayDataset({"input": x}, labels)
+    data = (judged[0], (judged[1] > 1).astype(np.int64))
+    read = Given.read(module, training, data, None, metric, folder)
+    return task_for(read, module, Recipe(), folder)
+
+
+def test_a_metric_over_a_set_scores_the_samples_held_out_together(tmp_path: Path) -> None:
+    made = scored_by(tmp_path / "a", "auroc", (corners(100, 1)[1] > 1).astype(np.int64))
+    score = made.score(made.exact)
+    assert 0 <= score <= 1
+    (reading,) = made.exact[0].values()
+    flipped = [{name: -array for name, array in chunk.items()} for chunk in made.exact]
+    assert made.score(flipped) == pytest.approx(1 - score)
+    assert len(np.unique(reading)) > 1
+    few = np.zeros(100, np.int64)
+    few[2] = 1  # which is not held out
+    with pytest.raises(InputError) as error:
+        scored_by(tmp_path / "b", "auroc", few)
+    assert str(error.value) == (
+        "of the training data, 20 samples are held out to show how a training does, and they can't be scored: auroc "
+        "needs samples of both classes; there are 0 of class 1 and 20 of class 0; give more training data"
+    )
+
+
+@pytest.mark.parametrize("metric", ["auroc", "brier:sigmoid"])
+def test_a_single_score_without_labels_can_not_show_how_a_training_does(
+    tmp_path: Path, metric: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        scored_by(tmp_path / "a", metric, None)
+    assert str(error.value) == (
+        f"{metric.partition(':')[0]} needs labels to show how a training does, but the training data has none, and "
+        "the model gives no class scores to compare with its own: give labels"
+    )
+
+
 def test_folders_that_number_their_classes_differently_are_refused(tmp_path: Path) -> None:
     """Each numbers its own, sorted: a class that one lacks would be taken for the next one."""
     for which, names in (("train", "abc"), ("eval", "ac")):

@@ -15,21 +15,24 @@ import torch
 
 from hasten.core.model import Model
 from hasten.core.progress import Listener, Progress, StageName, nobody
-from hasten.core.records import digest, read_json, write_json
+from hasten.core.records import digest, read_json, type_name, write_json
 from hasten.core.target import Target
 from hasten.core.tensors import Array
+from hasten.core.words import amount
 from hasten.errors import InputError, IntegrityError, told
 from hasten.inputs.data.dataset import Dataset, Subset
-from hasten.inputs.data.splits import held_out
+from hasten.inputs.data.splits import held_out, units_of
 from hasten.inputs.data.spool import Spool, write_spool
+from hasten.inputs.metrics.agreeing import without_labels
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.choice import default_metric
+from hasten.inputs.metrics.outputs import class_output
 from hasten.inputs.models import torch as frontend
 from hasten.inputs.models.torch_inputs import input_names
 from hasten.lightening.given import Given
 from hasten.lightening.training.examples import Examples
-from hasten.lightening.training.loop import Recipe
+from hasten.lightening.training.loop import Recipe, mean_score
 from hasten.lightening.training.network import Network
 from hasten.lightening.training.objective import Kind, Loss, Objective, Scale, scale_of
 from hasten.measure.workbench import Workbench
@@ -119,7 +122,7 @@ class Task:
             labels = None if rows is None else rows[at : at + size]
             scores.append(self.metric.score(named, own, labels))
             at += size
-        return float(np.concatenate(scores).mean())
+        return mean_score(self.metric, scores, self.held_out)
 
     def export(self, module: torch.nn.Module, folder: Path) -> Model:
         """Write a network as an ONNX file whose inputs have the original's names.
@@ -227,7 +230,7 @@ def task_of(
         data=rest,
         held_out=spooled(held, folder / "held-out"),
         calibration=spooled(rest, folder / "calibration", calibration, recipe.seed),
-        metric=_steering(given.metric, labelled=held.labels is not None),
+        metric=_steering(given, held),
         objective=Objective(kind, feature_weight=features, loss=loss),
         recipe=recipe,
         budget_ns=budget_ns,
@@ -281,11 +284,29 @@ def _kind(given: Given) -> Kind:
     return "classes"
 
 
-def _steering(metric: Metric, *, labelled: bool) -> Metric:
-    """Return the metric that judges a training; without labels, agreement with the model."""
-    if labelled or not metric.needs_labels:
-        return metric
-    return Agreement(metric.output)
+def _steering(given: Given, held: Dataset) -> Metric:
+    """Return the metric that judges a training; without labels, agreement with the model.
+
+    Raises:
+        InputError: the samples held out can't be scored by it, or lack labels and give no classes.
+    """
+    metric = given.metric if held.labels is not None else without_labels(given.metric)
+    if metric.needs_labels and held.labels is None:
+        if class_output(given.source.outputs) is None:
+            raise InputError(
+                f"{type_name(metric)} needs labels to show how a training does, but the training data has none, "
+                "and the model gives no class scores to compare with its own: give labels"
+            )
+        return Agreement(metric.output)
+    if metric.over_set:
+        try:
+            metric.draws(held.labels, units_of(held))
+        except InputError as error:
+            raise InputError(
+                f"of the training data, {amount(len(held), 'sample')} are held out to show how a training does, and "
+                f"they can't be scored: {error}; give more training data"
+            ) from error
+    return metric
 
 
 def spooled(data: Dataset, folder: Path, count: int | None = None, seed: int = 0) -> Spool:
