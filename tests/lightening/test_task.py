@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests.lightening.conftest import corners, task_for, wide
 
@@ -18,7 +19,8 @@ from hasten.inputs.metrics.top_k import Top1
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import Decode, ToLayout
 from hasten.lightening.given import Given, check_names
-from hasten.lightening.task import Task
+from hasten.lightening.task import Task, check_loss
+from hasten.lightening.training.examples import Examples
 from hasten.lightening.training.loop import Recipe
 
 
@@ -85,6 +87,39 @@ def test_a_single_score_without_labels_can_not_show_how_a_training_does(
     assert str(error.value) == (
         f"{metric.partition(':')[0]} needs labels to show how a training does, but the training data has none, and "
         "the model gives no class scores to compare with its own: give labels"
+    )
+
+
+class Both(torch.nn.Module):
+    """Gives the corner, and how bright the image is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = wide(8)
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"corner": self.inner(image), "light": image.mean((1, 2, 3))[:, None]}
+
+
+def test_labels_of_several_outputs_judge_a_training_and_teach_nothing(tmp_path: Path) -> None:
+    work = tmp_path / "a"
+    work.mkdir()
+    training, judged = (
+        {"image": x, "labels@corner": corner} for x, corner in (corners(100, 1), corners(60, 2))
+    )
+    read = Given.read(Both(), training, judged, None, "top1@corner", work)
+    made = task_for(read, Both(), Recipe(), work)
+    assert 0 <= made.score(made.exact) <= 1
+    assert Examples(made.data, 8).at(0, torch.device("cpu")).labels is None
+
+    def loss(outputs: object, labels: object) -> object:
+        raise AssertionError
+
+    with pytest.raises(InputError) as error:
+        check_loss(loss, made.network, made.data)
+    assert str(error.value) == (
+        "a loss gets the labels as one tensor of numbers, but the training data's are several arrays, "
+        "labels@corner: give it one array of numbers, such as classes padded with -1, or no loss"
     )
 
 

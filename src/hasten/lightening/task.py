@@ -21,6 +21,7 @@ from hasten.core.tensors import Array
 from hasten.core.words import amount
 from hasten.errors import InputError, IntegrityError, told
 from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.labels_by_output import listed
 from hasten.inputs.data.splits import held_out, units_of
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.agreeing import without_labels
@@ -31,7 +32,7 @@ from hasten.inputs.metrics.outputs import class_output
 from hasten.inputs.models import torch as frontend
 from hasten.inputs.models.torch_inputs import input_names
 from hasten.lightening.given import Given
-from hasten.lightening.training.examples import Examples
+from hasten.lightening.training.examples import Examples, teachable
 from hasten.lightening.training.loop import Recipe, mean_score
 from hasten.lightening.training.network import Network
 from hasten.lightening.training.objective import Kind, Loss, Objective, Scale, scale_of
@@ -248,8 +249,17 @@ def check_loss(loss: Loss, network: Network, data: Dataset) -> None:
     """Call the user's own loss once, with the model's answers to some training samples.
 
     Raises:
-        InputError: the loss fails, or its value isn't a finite number that depends on the outputs.
+        InputError: the loss fails, or its value isn't a finite number that depends on the outputs; or the labels
+            aren't numbers.
     """
+    if data.labels is not None and not teachable(data.labels):
+        kind = (
+            "texts" if data.labels.dtype.names is None else f"several arrays, {listed(data.labels)}"
+        )
+        raise InputError(
+            f"a loss gets the labels as one tensor of numbers, but the training data's are {kind}: give it one "
+            "array of numbers, such as classes padded with -1, or no loss"
+        )
     batch = Examples(data, min(_FEW, len(data))).at(0, network.device)
     with torch.no_grad():
         answers = replace(network.frozen(), low_precision=False)(batch.inputs)
