@@ -25,12 +25,14 @@ from hasten.inputs.data.splits import split
 from hasten.inputs.models.source import find_model
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.config import from_module
+from hasten.inputs.set_metrics import chosen
 from hasten.lightening.outline import outline_of
 from hasten.lightening.shortlisting.options import check_names
 from hasten.measure.environment import versions
 from hasten.measure.journal import Journal
 from hasten.optimization.optimize import optimize
 from hasten.optimization.order import Options, Order, order_of
+from hasten.optimization.preparation import check_passes
 from hasten.optimization.workspace import begun, check_same_run, claimed_folder
 from hasten.passes.small_model import Student
 from hasten.reporting.result import Result
@@ -238,6 +240,12 @@ def _check_order(order: Order) -> None:
     Raises:
         InputError: it has no budget, or asks for something that training rules out.
     """
+    if order.target != "host":
+        raise InputError(
+            f"lighten times networks on this host alone: leave out target={order.target!r}, or optimize the "
+            "model for that device"
+        )
+    check_passes(order.passes)
     if order.ask_labels is not None:
         raise InputError(
             "lighten learns from labels: give them with the data, and leave out ask_labels="
@@ -308,6 +316,7 @@ def _given(
     given = Given.read(module, train, data, preparation, order.metric, folder)
     split(given.judged, calibration=order.calibration, seed=order.seed, training=given.training)
     check_near_copies(given.training, given.judged, order.allow_near_copies)
+    chosen(order.report, given.judged.labels, given.source.outputs, given.preparation)
     return given
 
 
