@@ -17,6 +17,7 @@ from hasten.core.devices import at_hand
 from hasten.core.tensors import TensorSpec
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.evaluation import benchmark
+from hasten.evaluation.rivals import raced
 from hasten.inputs.data.requests import random_requests
 from hasten.measure.latency import Round
 from hasten.reporting.rows import cells
@@ -150,12 +151,11 @@ def test_a_bundle_is_timed_on_the_threads_that_it_is_opened_with(
     monkeypatch.setattr(benchmark, "at_hand", lambda made: here(made).with_threads(8))
     seen = []
 
-    def raced(*given: Any) -> Any:
+    def seen_raced(*given: Any) -> Any:
         seen.append(given[-1].threads)
-        return rivals_raced(*given)
+        return raced(*given)
 
-    rivals_raced = benchmark.raced
-    monkeypatch.setattr(benchmark, "raced", raced)
+    monkeypatch.setattr(benchmark, "raced", seen_raced)
     result = hasten.bench(crafted, rounds=4)
     assert seen == [1]
     assert result.threads == 1

@@ -112,7 +112,7 @@ def test_labels_of_several_outputs_judge_a_training_and_teach_nothing(tmp_path: 
     assert 0 <= made.score(made.exact) <= 1
     assert Examples(made.data, 8).at(0, torch.device("cpu")).labels is None
 
-    def loss(outputs: object, labels: object) -> object:
+    def loss(*given: object) -> torch.Tensor:
         raise AssertionError
 
     with pytest.raises(InputError) as error:

@@ -94,8 +94,9 @@ class OverSteps(Metric):
 
     def checked(self, scores: object, count: int) -> Array:
         """Return scores in [0, 1]; of a metric over a set its readings, which may be any numbers."""
-        own = self.metric if self.metric.over_set else super()
-        return own.checked(scores, count)
+        if self.metric.over_set:
+            return self.metric.checked(scores, count)
+        return super().checked(scores, count)
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         mine, theirs = dict(outputs), dict(exact)
