@@ -414,7 +414,7 @@ def mean_score(metric: Metric, parts: Sequence[Array], judged: Dataset) -> float
 
     Args:
         metric: Metric that scores them.
-        parts: What its `score` gave for one chunk after another, in order.
+        parts: Results of its `score` for one chunk after another, in order.
         judged: The held-out samples.
     """
     whole = np.concatenate(parts)
