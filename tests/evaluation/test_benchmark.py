@@ -13,8 +13,11 @@ from tests.support.nominal_times import nominal_times
 from tests.support.quick import quick_runs
 
 import hasten
+from hasten.core.devices import at_hand
 from hasten.core.tensors import TensorSpec
 from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.evaluation import benchmark
+from hasten.evaluation.rivals import raced
 from hasten.inputs.data.requests import random_requests
 from hasten.measure.latency import Round
 from hasten.reporting.rows import cells
@@ -138,3 +141,25 @@ def test_a_bundle_asks_for_no_more_threads_than_there_are(
     with pytest.raises(hasten.CandidateError):
         hasten.bench(crafted)
     assert seen == [OnnxRuntime(threads=1)]  # one core is what these runs have
+
+
+def test_a_bundle_is_timed_on_the_threads_that_it_is_opened_with(
+    crafted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a larger machine too: `load` opens it on as many as it was made for."""
+    here = at_hand
+    monkeypatch.setattr(benchmark, "at_hand", lambda made: here(made).with_threads(8))
+    seen = []
+
+    def seen_raced(*given: Any) -> Any:
+        seen.append(given[-1].threads)
+        return raced(*given)
+
+    monkeypatch.setattr(benchmark, "raced", seen_raced)
+    result = hasten.bench(crafted, rounds=4)
+    assert seen == [1]
+    assert result.threads == 1
+    assert result.notes == (
+        "the bundle runs on 1 thread, those that it was made for, so both have as many here, where there are 8: run "
+        "hasten optimize on this machine for a bundle that uses all",
+    )

@@ -18,6 +18,8 @@ from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
 from hasten.evaluation.profiling import Profile, remarks
 from hasten.inputs.data.requests import MADE_UP
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.image import Decode, ToLayout
 from hasten.testing import models
 
 PRODUCTS = ["stem", "depthwise", "pointwise", "classifier"]
@@ -109,6 +111,15 @@ def test_a_bundle_takes_no_engine(exact_bundle: Path) -> None:
         hasten.profile(exact_bundle, engines=["openvino"])
     assert str(caught.value) == (
         f"{exact_bundle} is a bundle, which names its own engine: leave the engine out"
+    )
+
+
+def test_a_bundle_takes_no_pipeline(exact_bundle: Path) -> None:
+    """Its own prepares the requests; another one was ignored without a word."""
+    with pytest.raises(hasten.InputError) as caught:
+        hasten.profile(exact_bundle, pipeline=Pipeline((Decode(), ToLayout())))
+    assert str(caught.value) == (
+        f"{exact_bundle} is a bundle, which has its own pipeline or none: leave the pipeline out"
     )
 
 

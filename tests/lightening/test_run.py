@@ -18,6 +18,7 @@ from tests.support.quick import quick_runs
 
 import hasten
 from hasten.bundle import read
+from hasten.certificate.ledger import user_ledger
 from hasten.core.progress import Progress
 from hasten.core.target import Target
 from hasten.core.tensors import Array
@@ -202,6 +203,61 @@ def test_training_data_among_what_judges_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_data_that_can_not_certify_anything_is_told_of_before_a_training(tmp_path: Path) -> None:
+    told = []
+
+    def listen(progress: Progress) -> None:
+        told.append(progress.news)
+        if progress.outline is not None:
+            raise StopError
+
+    for data, news in (
+        ((JUDGED[0][:300], JUDGED[1][:300]), [TOO_LITTLE]),
+        (JUDGED, []),
+    ):
+        told.clear()
+        with pytest.raises(StopError):
+            hasten.lighten(
+                wide(8),
+                KNOWN,
+                data,
+                budget_s=1e-3,
+                max_drop=0.01,
+                out=tmp_path / f"{len(data[0])}.hasten",
+                engines=("onnxruntime",),
+                listen=listen,
+            )
+        assert [line for line in told if line is not None] == news
+
+
+TOO_LITTLE = (
+    "210 sealed samples can't show a fall of at most 1 point, even if nothing changes: that takes 299, so about 428 "
+    "samples in all"
+)
+
+
+def test_data_that_earlier_runs_searched_on_is_refused_before_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HASTEN_LEDGER", str(tmp_path / "ledger"))
+    data = ArrayDataset({"input": JUDGED[0]}, JUDGED[1])
+    user_ledger().saw(data.content_hash(n) for n in range(len(data)))
+    assert refused(tmp_path, data=data).startswith("earlier runs searched")
+
+
+def test_samples_without_labels_are_not_judged_by_a_metric_that_can_not(tmp_path: Path) -> None:
+    labels = JUDGED[1] % 2
+    labels[::2] = -1
+    said = refused(
+        tmp_path,
+        data=(JUDGED[0], labels),
+        metric="auroc",
+        model=wide(8, classes=2),
+        train=(KNOWN[0], KNOWN[1] % 2),
+    )
+    assert said.startswith("auroc")
+
+
 def by_one(outputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
     return outputs["output"].sum() * 0
 
@@ -378,10 +434,21 @@ def test_what_is_no_live_network_is_refused(tmp_path: Path) -> None:
         ("methods", "magic", "the methods are students, pruned, scratch: got 'magic'"),
         ("students", 0, "give at least 1 student, or leave that method out: got 0"),
         ("features", 2.0, "the weight of features must be between 0 and 1: got 2.0"),
+        (
+            "target",
+            "fpga:ecp5",
+            "lighten times networks on this host alone: leave out target='fpga:ecp5', or optimize the model for "
+            "that device",
+        ),
+        ("passes", ["magic"], "no pass that you can choose is called 'magic'; the passes are: "),
+        ("report", ["magic"], "there is no metric over a set 'magic'"),
     ],
 )
 def test_options_out_of_range_are_refused(
     tmp_path: Path, option: str, value: object, said: str | None
 ) -> None:
     came = refused(tmp_path, **{option: value})
+    if option in ("passes", "report"):
+        assert came.startswith(str(said))
+        return
     assert came == said or (said is None and came.startswith("the catalogue has no architecture"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests.lightening.conftest import corners, task_for, wide
 
@@ -18,7 +19,8 @@ from hasten.inputs.metrics.top_k import Top1
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import Decode, ToLayout
 from hasten.lightening.given import Given, check_names
-from hasten.lightening.task import Task
+from hasten.lightening.task import Task, check_loss
+from hasten.lightening.training.examples import Examples
 from hasten.lightening.training.loop import Recipe
 
 
@@ -44,6 +46,81 @@ def test_labels_that_only_judge_leave_training_to_agree_with_the_model(
     unlabelled = ArrayDataset({"input": corners(100, 1)[0]})
     without = dataclasses.replace(read, training=unlabelled)
     assert task(tmp_path / "b", without).metric == Agreement()
+
+
+def scored_by(folder: Path, metric: str, labels: np.ndarray | None) -> Task:
+    """Return the task of a model with one score, whose training data has these labels."""
+    folder.mkdir()
+    module = wide(8, classes=1)
+    x, _ = corners(100, 1)
+    judged = corners(60, 2)
+    training = ArrayDataset({"input": x}, labels)
+    data = (judged[0], (judged[1] > 1).astype(np.int64))
+    read = Given.read(module, training, data, None, metric, folder)
+    return task_for(read, module, Recipe(), folder)
+
+
+def test_a_metric_over_a_set_scores_the_samples_held_out_together(tmp_path: Path) -> None:
+    made = scored_by(tmp_path / "a", "auroc", (corners(100, 1)[1] > 1).astype(np.int64))
+    score = made.score(made.exact)
+    assert 0 <= score <= 1
+    (reading,) = made.exact[0].values()
+    flipped = [{name: -array for name, array in chunk.items()} for chunk in made.exact]
+    assert made.score(flipped) == pytest.approx(1 - score)
+    assert len(np.unique(reading)) > 1
+    few = np.zeros(100, np.int64)
+    few[2] = 1  # which is not held out
+    with pytest.raises(InputError) as error:
+        scored_by(tmp_path / "b", "auroc", few)
+    assert str(error.value) == (
+        "of the training data, 20 samples are held out to show how a training does, and they can't be scored: auroc "
+        "needs samples of both classes; there are 0 of class 1 and 20 of class 0; give more training data"
+    )
+
+
+@pytest.mark.parametrize("metric", ["auroc", "brier:sigmoid"])
+def test_a_single_score_without_labels_can_not_show_how_a_training_does(
+    tmp_path: Path, metric: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        scored_by(tmp_path / "a", metric, None)
+    assert str(error.value) == (
+        f"{metric.partition(':')[0]} needs labels to show how a training does, but the training data has none, and "
+        "the model gives no class scores to compare with its own: give labels"
+    )
+
+
+class Both(torch.nn.Module):
+    """Gives the corner, and how bright the image is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = wide(8)
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"corner": self.inner(image), "light": image.mean((1, 2, 3))[:, None]}
+
+
+def test_labels_of_several_outputs_judge_a_training_and_teach_nothing(tmp_path: Path) -> None:
+    work = tmp_path / "a"
+    work.mkdir()
+    training, judged = (
+        {"image": x, "labels@corner": corner} for x, corner in (corners(100, 1), corners(60, 2))
+    )
+    read = Given.read(Both(), training, judged, None, "top1@corner", work)
+    made = task_for(read, Both(), Recipe(), work)
+    assert 0 <= made.score(made.exact) <= 1
+    assert Examples(made.data, 8).at(0, torch.device("cpu")).labels is None
+
+    def loss(*given: object) -> torch.Tensor:
+        raise AssertionError
+
+    with pytest.raises(InputError) as error:
+        check_loss(loss, made.network, made.data)
+    assert str(error.value) == (
+        "a loss gets the labels as one tensor of numbers, but the training data's are several arrays, "
+        "labels@corner: give it one array of numbers, such as classes padded with -1, or no loss"
+    )
 
 
 def test_folders_that_number_their_classes_differently_are_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.sequences import open_sequences
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.metrics.auroc import Auroc
 from hasten.inputs.metrics.custom import Custom
 from hasten.inputs.metrics.top_k import Top1
 from hasten.inputs.models.onnx import load
@@ -147,3 +148,11 @@ def test_an_own_function_sees_the_answers_stacked_along_the_steps() -> None:
     metric = Custom("my.py:score")
     assert over_steps(metric, Sequences(STATES)) is metric
     assert over_steps(metric, None) is metric
+
+
+def test_a_metric_over_a_set_reads_the_last_step_on_any_scale() -> None:
+    """Logits aren't in [0, 1], and nothing says that a reading must be."""
+    last = over_steps(Auroc(), Sequences(STATES, "last"))
+    answers = {"y": np.array([[[0.0], [3.0]], [[9.0], [-2.0]]])}
+    labels = np.array([1, 0])
+    assert last.checked(last.score(answers, answers, labels), 2).tolist() == [3, -2]

@@ -28,6 +28,8 @@ from hasten.inputs.data.dataset import Subset
 from hasten.inputs.data.parts import Parts
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.top_k import Top1
 from hasten.measure.candidate import Single, Trial
 from hasten.measure.effort import Effort
 from hasten.measure.journal import Journal
@@ -46,6 +48,7 @@ ENGINE = OnnxRuntime(threads=1)
 BASELINE = Single((), ENGINE)
 LOUD, SEARCH = 4.9, 64
 EVERY = (2, 4, 8, 16, 32)
+AGREEMENT = Agreement()
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,19 @@ class Whimsical(Session):
 class Bout:
     """Runs on samples of which the sealed ones have a few large numbers, and those of the search none."""
 
-    def __init__(self, desk: Desk, folder: Path, sealed: int = 400) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        folder: Path,
+        sealed: int = 400,
+        labels: Array | None = None,
+        metric: Metric = AGREEMENT,
+    ) -> None:
         rng = np.random.default_rng(1)
         x = np.clip(rng.standard_normal((SEARCH + sealed, 16), np.float32), -3, 3)
         x[SEARCH + 37 :: 97, 3] = 5
         self.desk, self.folder, self.runs = desk, folder, list[Measured]()
-        self.data = ArrayDataset({"x": x})
+        self.data, self.metric = ArrayDataset({"x": x}, labels), metric
         self.search = write_spool(Subset(self.data, np.arange(SEARCH)), folder / "search")
         self.sealed = SEARCH + np.arange(sealed)
 
@@ -117,7 +127,7 @@ class Bout:
             parts=parts,
             training=None,
             pipeline=None,
-            promise=Promise(Agreement(), max_drop=max_drop),
+            promise=Promise(self.metric, max_drop=max_drop),
             target=self.desk.bench.target,
             small_models=(),
             trained={},
@@ -167,6 +177,17 @@ def test_the_search_split_says_at_which_sizes_a_rung_is_tested(
     chosen = with_batches(run, ladder).batches[ladder.rungs[0]]
     assert (chosen.sizes, chosen.without) == (sizes, without)
     assert chosen.rows_apart == (whim in ("none", "eights"))
+
+
+def test_samples_without_a_label_are_no_reason_against_batches(bout: Bout, tmp_path: Path) -> None:
+    labels = np.arange(SEARCH + 400) % 4
+    labels[::3] = -1
+    (tmp_path / "some").mkdir()
+    some = Bout(bout.desk, tmp_path / "some", labels=labels, metric=Top1())
+    some.runs = bout.runs
+    run, ladder = some.run("none")
+    chosen = with_batches(run, ladder).batches[ladder.rungs[0]]
+    assert (chosen.sizes, chosen.without) == (EVERY, "")
 
 
 def test_a_rung_with_smaller_pictures_is_tested_at_the_sizes_of_its_model(bout: Bout) -> None:

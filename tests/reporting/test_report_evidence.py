@@ -11,6 +11,7 @@ from tests.support.bundles import forge
 from tests.support.pages import Reading
 
 import hasten
+from hasten.bundle.manifest import UNCERTIFIED_YET
 from hasten.core.records import from_record, to_record
 from hasten.errors import InputError, IntegrityError
 from hasten.optimization.measured.screening import SCREEN_ROUNDS
@@ -85,12 +86,23 @@ def test_records_read_back_as_they_were(report: Report) -> None:
 
 
 def test_a_run_that_has_not_finished_has_no_report(bundle: Path) -> None:
-    forge(bundle, lambda record: record["files"].pop(RESULT))
+    forge(bundle, lambda record: (record["files"].pop(RESULT), record.update(why=UNCERTIFIED_YET)))
     with pytest.raises(InputError) as raised:
         gathered(bundle)
     assert str(raised.value) == (
         f"{bundle} has no evidence of a finished run, so there is nothing to report: continue "
         "the run with resume=True, or make the bundle again"
+    )
+
+
+def test_a_bundle_packed_without_its_evidence_has_no_report(bundle: Path) -> None:
+    """Its run has finished: nothing could be continued."""
+    forge(bundle, lambda record: record["files"].pop(RESULT))
+    with pytest.raises(InputError) as raised:
+        gathered(bundle)
+    assert str(raised.value) == (
+        f"{bundle} has no evidence of its run, so there is nothing to report: take the bundle that it was packed from, "
+        "since packing can leave the evidence out"
     )
 
 

@@ -25,6 +25,7 @@ from tests.support.results import (
     result,
 )
 
+from hasten.measure.intervals import Ratio
 from hasten.reporting.result import Outcome, Result
 from hasten.reporting.summary import NO_FASTER, UNJUDGED, headline, summary, untested
 
@@ -276,6 +277,10 @@ def test_a_run_says_what_ships_how_fast_how_sure_and_what_next(case: str) -> Non
         (UNCERTIFIED, "2.38x faster, not certified"),
         (SAME_ENGINE_ON_ONE_THREAD, "1.92x faster, exact"),
         (ON_ONE_THREAD, "2.50x faster, exact"),
+        (
+            dataclasses.replace(CERTIFIED, threads=1, on_all=Ratio(1.02, 0.97, 1.07, 24)),
+            "0.98 times as fast, certified",
+        ),
     ],
 )
 def test_the_headline_is_the_first_comparison(made: Result, few_words: str) -> None:

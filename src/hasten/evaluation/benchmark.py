@@ -42,7 +42,11 @@ WITHIN = (
     "other model gets pixels that are already normalized, and its time leaves that work out"
 )
 """Note on a comparison in which only the bundle's model does the end of the pipeline itself."""
-
+_FEWER = (
+    "the bundle runs on {}, those that it was made for, so both have as many here, where there are {}: run hasten "
+    "optimize on this machine for a bundle that uses all"
+)
+"""Note on a comparison on fewer threads than this machine has."""
 
 CHAIN = "chain"
 """Role of a chain."""
@@ -158,6 +162,11 @@ def bench(
     manifest = read(folder)
     target = at_hand(manifest.target)
     check_measurable(target)
+    fewer = []
+    threads = max(1, min(manifest.target.threads, target.threads))  # as `load` opens it
+    if threads < target.threads:
+        fewer = [_FEWER.format(amount(threads, "thread"), target.threads)]
+        target = target.with_threads(threads)
     winner = _held(folder, manifest.winner, manifest, custom_ops)
     with tempfile.TemporaryDirectory(prefix="hasten-bench-") as work:
         place = Path(work)
@@ -188,6 +197,7 @@ def bench(
             standings, notes, facts = raced(other, winner, samples, place, tries, seed, target)
             if not standings.stands(CANDIDATE):
                 raise CandidateError(f"the bundle failed: {standings.failed[CANDIDATE]}")
+        notes += fewer
         if other.samples is not None:
             notes.append(WITHIN)
         if winner.uneven:

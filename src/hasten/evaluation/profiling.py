@@ -130,6 +130,10 @@ def profile(
                 raise InputError(
                     f"{model} is a bundle, which names its own engine: leave the engine out"
                 )
+            if pipeline is not None:
+                raise InputError(
+                    f"{model} is a bundle, which has its own pipeline or none: leave the pipeline out"
+                )
             bench, subjects, (dataset, said) = _of_bundle(
                 unpacked(model), data, target, seed, custom_ops, place
             )

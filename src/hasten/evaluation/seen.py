@@ -12,6 +12,7 @@ import numpy as np
 
 from hasten.bundle import Manifest
 from hasten.bundle.chains.certificate import ChainCertificate
+from hasten.bundle.manifest import unfinished
 from hasten.certificate.batches import Coverage
 from hasten.certificate.ledger import Ledger
 from hasten.certificate.looks import Judged, Look, judged_at
@@ -208,9 +209,14 @@ def seen_by(folder: Path, manifest: Manifest) -> Seen:
         IntegrityError: the record is missing, too large or damaged.
     """
     if _SEALED not in manifest.files:
+        todo = (
+            "let its run finish with resume=True"
+            if unfinished(manifest.why)
+            else "test the bundle that it was packed from, with its evidence"
+        )
         raise IntegrityError(
             f"{folder} has no {_SEALED}, so the data that it was made with isn't known, and no "
-            "data counts as fresh: make the bundle again, or let its run finish with resume=True"
+            f"data counts as fresh: {todo}, or make the bundle again"
         )
     size_bytes = manifest.files[_SEALED][1]
     if size_bytes > _SEALED_BYTES:

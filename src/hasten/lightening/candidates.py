@@ -13,6 +13,7 @@ from hasten.lightening.prospects import Prospect, fastest
 from hasten.lightening.pruned import PrunedNetwork
 from hasten.lightening.students import fitting
 from hasten.lightening.task import Task
+from hasten.lightening.training.examples import teachable
 from hasten.lightening.training.loop import Training
 from hasten.lightening.ways import (
     Lighter,
@@ -61,7 +62,7 @@ def trained(
         try:
             found = fitting(task, students, architectures)
             ways += found if "students" in kinds else []
-            if "scratch" in kinds and task.data.labels is not None:
+            if "scratch" in kinds and task.data.labels is not None and teachable(task.data.labels):
                 ways.append(found[0].alone())
             elif "scratch" in kinds:
                 failed.append("scratch: the training data has no labels to learn from")

@@ -17,7 +17,7 @@ from hasten.inputs.data.class_files import ClassFiles
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.text_files import TextData
-from hasten.inputs.metrics import check_outputs, default_metric, parse_metric
+from hasten.inputs.metrics import check_outputs, default_metric, for_labels, parse_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.outputs import class_labels
 from hasten.inputs.metrics.unlabelled import missing_labels
@@ -83,6 +83,7 @@ class Given:
         elif isinstance(metric, str):
             metric = parse_metric(metric)
         check_outputs(metric, source.outputs)
+        metric = for_labels(metric, judged.labels)
         if metric.needs_labels and judged.labels is None:
             raise InputError(
                 f"the metric {type_name(metric)} needs labels, but the data to judge on has none; "

@@ -19,8 +19,6 @@ from hasten.core.progress import Listener, nobody
 from hasten.core.records import digest, from_record
 from hasten.core.target import Target
 from hasten.errors import InputError
-from hasten.inputs.data.near_copies import check_near_copies
-from hasten.inputs.data.splits import split
 from hasten.inputs.metrics import parse_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.models import onnx
@@ -28,6 +26,7 @@ from hasten.inputs.models.source import find_model
 from hasten.lightening.run import (
     TrainingPlan,
     begin_race,
+    check_judged,
     cleared_up,
     loss_of,
     training_folders,
@@ -290,8 +289,7 @@ def _trained(
         )
     metric = opened.metric(order.metric)
     given = Given.read(opened.model, train, data, opened.manifest.pipeline, metric, folder)
-    split(given.judged, calibration=order.calibration, seed=order.seed, training=given.training)
-    check_near_copies(given.training, given.judged, order.allow_near_copies)
+    check_judged(given, order, listen, resumed=journal.last("begin") is not None)
     recipe = Recipe(60 * plan.minutes, plan.epochs, plan.batch, plan.rate, seed=order.seed)
     loss, told_loss = loss_of(plan)
     check_same_run(

@@ -25,7 +25,7 @@ from hasten.lightening.pruning.normalization import recalibrate
 from hasten.lightening.pruning.plan import PruningPlan, apply
 from hasten.lightening.task import Task
 from hasten.lightening.training import features
-from hasten.lightening.training.examples import Batch, Examples
+from hasten.lightening.training.examples import Batch, Examples, teachable
 from hasten.lightening.ways import Stage, Way
 from hasten.measure.candidate import Single
 from hasten.measure.workbench import Bench
@@ -275,7 +275,7 @@ def _losses(task: Task) -> Losses:
     a detector's inner layers.
     """
     objective = task.objective
-    labelled = task.data.labels is not None
+    labelled = task.data.labels is not None and teachable(task.data.labels)
     if (
         labelled
         and (objective.kind == "classes" or objective.loss)

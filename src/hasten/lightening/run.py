@@ -11,26 +11,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 from hasten.bundle import MANIFEST, replaceable
+from hasten.certificate.certification import guarded
 from hasten.certificate.ledger import user_ledger
+from hasten.certificate.promise import Promise
 from hasten.core.extras import missing_extra
 from hasten.core.invocation import asking, invocation
 from hasten.core.objects import load_object
 from hasten.core.progress import Listener, Outline, Progress, nobody
-from hasten.core.records import digest, source_digest
+from hasten.core.records import digest, source_digest, type_name
 from hasten.core.target import Target
 from hasten.engines.installed import engine_kinds, tried_on
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.near_copies import check_near_copies
-from hasten.inputs.data.splits import split
+from hasten.inputs.data.splits import Earlier, split
+from hasten.inputs.metrics.unlabelled import check_labelled
 from hasten.inputs.models.source import find_model
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.config import from_module
+from hasten.inputs.set_metrics import chosen
 from hasten.lightening.outline import outline_of
 from hasten.lightening.shortlisting.options import check_names
 from hasten.measure.environment import versions
 from hasten.measure.journal import Journal
+from hasten.optimization.data_needed import warnings
 from hasten.optimization.optimize import optimize
 from hasten.optimization.order import Options, Order, order_of
+from hasten.optimization.preparation import check_passes
 from hasten.optimization.workspace import begun, check_same_run, claimed_folder
 from hasten.passes.small_model import Student
 from hasten.reporting.result import Result
@@ -169,6 +175,7 @@ def lighten(
     with claimed_folder(folder, resume=resume) as journal, cleared_up(folder, resume=resume):
         listen(Progress("prepare", "reading the model and the data", 0, 1))
         given = _given(module, train, data, pipeline, order, folder)
+        check_judged(given, order, listen, resumed=journal.last("begin") is not None)
         recipe = Recipe(60 * plan.minutes, plan.epochs, plan.batch, plan.rate, seed=order.seed)
         loss, told_loss = loss_of(plan)
         check_same_run(
@@ -238,6 +245,12 @@ def _check_order(order: Order) -> None:
     Raises:
         InputError: it has no budget, or asks for something that training rules out.
     """
+    if order.target != "host":
+        raise InputError(
+            f"lighten times networks on this host alone: leave out target={order.target!r}, or optimize the "
+            "model for that device"
+        )
+    check_passes(order.passes)
     if order.ask_labels is not None:
         raise InputError(
             "lighten learns from labels: give them with the data, and leave out ask_labels="
@@ -296,7 +309,7 @@ def _given(
     order: Order,
     folder: Path,
 ) -> Given:
-    """Read the model and the data, and check before anything is trained that the data suits.
+    """Read the model and the data.
 
     Raises:
         InputError: the model or a set of data can't be used.
@@ -305,10 +318,37 @@ def _given(
 
     own = None if pipeline is not None and pipeline.steps else from_module(module)
     preparation = own if pipeline is None else pipeline.behind(own)
-    given = Given.read(module, train, data, preparation, order.metric, folder)
-    split(given.judged, calibration=order.calibration, seed=order.seed, training=given.training)
+    return Given.read(module, train, data, preparation, order.metric, folder)
+
+
+def check_judged(given: Given, order: Order, listen: Listener, *, resumed: bool) -> None:
+    """Check before anything is trained that the data to judge on suits the order, and tell where it is too little.
+
+    Args:
+        given: Model, data and metric.
+        order: Order of the comparison after the trainings.
+        listen: Callback that is told where even a perfect candidate couldn't be certified on so little data.
+        resumed: Whether the trainings began before, and what earlier runs did was checked then.
+
+    Raises:
+        InputError: the data, or a part of the order, can't be used, or earlier runs searched on all of the data.
+    """
+    earlier = Earlier() if resumed else user_ledger().past().earlier(1 - order.confidence)
+    splits = split(
+        given.judged,
+        calibration=order.calibration,
+        seed=order.seed,
+        training=given.training,
+        earlier=earlier,
+    )
     check_near_copies(given.training, given.judged, order.allow_near_copies)
-    return given
+    chosen(order.report, given.judged.labels, given.source.outputs, given.preparation)
+    metric = guarded(given.metric.around(given.preparation), order.guard)
+    for part in (splits.search, splits.sealed):
+        check_labelled(metric, part.labels, type_name(metric))
+    promise = Promise(metric, order.guard, order.max_drop, order.confidence, order.mean_over)
+    for warning in warnings(splits, promise, 0):
+        listen(Progress("prepare", "splitting the data", 0, 1, news=warning))
 
 
 def _facts(given: Given, order: Order, engines: Sequence[str]) -> dict[str, Any]:

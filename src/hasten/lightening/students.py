@@ -71,9 +71,14 @@ class StudentNetwork(Way):
         self, task: Task, number: int, before: torch.nn.Module | None, folder: Path
     ) -> torch.nn.Module:
         architecture = find(self.architecture)
-        return build(
+        network = build(
             architecture, self.classes, self.input_shape, self.width, self.pixels, task.seed
         )
+        # Who reads the scores reads the model's own, which may be compared with a fixed number.
+        if task.scale == "logits":
+            return network
+        last = torch.nn.Softmax if task.scale == "probabilities" else torch.nn.LogSoftmax
+        return torch.nn.Sequential(network, last(1))
 
     def deployed(self, module: torch.nn.Module) -> torch.nn.Module:
         return deployed(module)

@@ -15,23 +15,27 @@ import torch
 
 from hasten.core.model import Model
 from hasten.core.progress import Listener, Progress, StageName, nobody
-from hasten.core.records import digest, read_json, write_json
+from hasten.core.records import digest, read_json, type_name, write_json
 from hasten.core.target import Target
 from hasten.core.tensors import Array
+from hasten.core.words import amount
 from hasten.errors import InputError, IntegrityError, told
 from hasten.inputs.data.dataset import Dataset, Subset
-from hasten.inputs.data.splits import held_out
+from hasten.inputs.data.labels_by_output import listed
+from hasten.inputs.data.splits import held_out, units_of
 from hasten.inputs.data.spool import Spool, write_spool
+from hasten.inputs.metrics.agreeing import without_labels
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.choice import default_metric
+from hasten.inputs.metrics.outputs import class_output
 from hasten.inputs.models import torch as frontend
 from hasten.inputs.models.torch_inputs import input_names
 from hasten.lightening.given import Given
-from hasten.lightening.training.examples import Examples
-from hasten.lightening.training.loop import Recipe
+from hasten.lightening.training.examples import Examples, teachable
+from hasten.lightening.training.loop import Recipe, mean_score
 from hasten.lightening.training.network import Network
-from hasten.lightening.training.objective import Kind, Loss, Objective
+from hasten.lightening.training.objective import Kind, Loss, Objective, Scale, scale_of
 from hasten.measure.workbench import Workbench
 
 HELD_OUT = 2000
@@ -96,6 +100,14 @@ class Task:
         )
         return list(self.network.answers(chunks))
 
+    @cached_property
+    def scale(self) -> Scale:
+        """Scale of the class scores in the user's network's only output, by a few of its answers."""
+        few = self.held_out.inputs(range(min(_FEW, len(self.held_out))))
+        (answers,) = self.network.answers(iter([few]))
+        (scores,) = answers.values()
+        return scale_of(torch.from_numpy(scores))
+
     def score(self, answers: Iterable[Mapping[str, Array]]) -> float:
         """Return the mean score of answers to the held-out samples.
 
@@ -111,7 +123,7 @@ class Task:
             labels = None if rows is None else rows[at : at + size]
             scores.append(self.metric.score(named, own, labels))
             at += size
-        return float(np.concatenate(scores).mean())
+        return mean_score(self.metric, scores, self.held_out)
 
     def export(self, module: torch.nn.Module, folder: Path) -> Model:
         """Write a network as an ONNX file whose inputs have the original's names.
@@ -219,7 +231,7 @@ def task_of(
         data=rest,
         held_out=spooled(held, folder / "held-out"),
         calibration=spooled(rest, folder / "calibration", calibration, recipe.seed),
-        metric=_steering(given.metric, labelled=held.labels is not None),
+        metric=_steering(given, held),
         objective=Objective(kind, feature_weight=features, loss=loss),
         recipe=recipe,
         budget_ns=budget_ns,
@@ -237,8 +249,17 @@ def check_loss(loss: Loss, network: Network, data: Dataset) -> None:
     """Call the user's own loss once, with the model's answers to some training samples.
 
     Raises:
-        InputError: the loss fails, or its value isn't a finite number that depends on the outputs.
+        InputError: the loss fails, or its value isn't a finite number that depends on the outputs; or the labels
+            aren't numbers.
     """
+    if data.labels is not None and not teachable(data.labels):
+        kind = (
+            "texts" if data.labels.dtype.names is None else f"several arrays, {listed(data.labels)}"
+        )
+        raise InputError(
+            f"a loss gets the labels as one tensor of numbers, but the training data's are {kind}: give it one "
+            "array of numbers, such as classes padded with -1, or no loss"
+        )
     batch = Examples(data, min(_FEW, len(data))).at(0, network.device)
     with torch.no_grad():
         answers = replace(network.frozen(), low_precision=False)(batch.inputs)
@@ -273,11 +294,29 @@ def _kind(given: Given) -> Kind:
     return "classes"
 
 
-def _steering(metric: Metric, *, labelled: bool) -> Metric:
-    """Return the metric that judges a training; without labels, agreement with the model."""
-    if labelled or not metric.needs_labels:
-        return metric
-    return Agreement(metric.output)
+def _steering(given: Given, held: Dataset) -> Metric:
+    """Return the metric that judges a training; without labels, agreement with the model.
+
+    Raises:
+        InputError: the samples held out can't be scored by it, or lack labels and give no classes.
+    """
+    metric = given.metric if held.labels is not None else without_labels(given.metric)
+    if metric.needs_labels and held.labels is None:
+        if class_output(given.source.outputs) is None:
+            raise InputError(
+                f"{type_name(metric)} needs labels to show how a training does, but the training data has none, "
+                "and the model gives no class scores to compare with its own: give labels"
+            )
+        return Agreement(metric.output)
+    if metric.over_set:
+        try:
+            metric.draws(held.labels, units_of(held))
+        except InputError as error:
+            raise InputError(
+                f"of the training data, {amount(len(held), 'sample')} are held out to show how a training does, and "
+                f"they can't be scored: {error}; give more training data"
+            ) from error
+    return metric
 
 
 def spooled(data: Dataset, folder: Path, count: int | None = None, seed: int = 0) -> Spool:

@@ -92,6 +92,12 @@ class OverSteps(Metric):
     def takes_infinite(self, name: str) -> bool:
         return self.metric.takes_infinite(name)
 
+    def checked(self, scores: object, count: int) -> Array:
+        """Return scores in [0, 1]; of a metric over a set its readings, which may be any numbers."""
+        if self.metric.over_set:
+            return self.metric.checked(scores, count)
+        return super().checked(scores, count)
+
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         mine, theirs = dict(outputs), dict(exact)
         lengths = mine.pop(LENGTHS) if self.lengths else None

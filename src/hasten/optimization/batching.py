@@ -18,6 +18,7 @@ from hasten.engines.buckets import padder_of
 from hasten.engines.cascade import Cascade
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.metrics.unlabelled import scored_where_known
 from hasten.measure.accuracy import check_infinite
 from hasten.measure.alike import has_steady_shapes, kinds_of
 from hasten.measure.steps import over_steps
@@ -165,7 +166,8 @@ class _Asking:
             rows += len(next(iter(outputs.values())))
             check_infinite(outputs, own)
             try:
-                parts.append(np.asarray(metric.score(outputs, own, labels), np.float64))
+                scores = scored_where_known(metric, outputs, own, labels)
+                parts.append(np.asarray(scores, np.float64))
             except InputError as error:
                 raise CandidateError(f"answers can't be scored: {error}") from error
         return np.concatenate(parts), took_s / max(1, rows)

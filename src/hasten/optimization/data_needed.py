@@ -12,6 +12,7 @@ from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Judgement, draws_needed, goal, uneven
 from hasten.core.records import type_name
 from hasten.inputs.data.parts import Parts
+from hasten.inputs.data.splits import Splits
 from hasten.inputs.metrics.base import Metric
 from hasten.optimization.order import Order
 from hasten.optimization.ready import Ready
@@ -23,7 +24,7 @@ def calibrating(order: Order, ready: Ready) -> int:
 
 
 def warnings(
-    parts: Parts,
+    parts: Parts | Splits,
     promise: Promise,
     calibration: int,
     tested: Promise | None = None,
@@ -42,7 +43,7 @@ def warnings(
     """
     metric, guard, max_drop = promise.metric, promise.guard, promise.max_drop
     sure = promise.confidence if tested is None else tested.confidence
-    units = parts.sealed_draws(metric)
+    units = metric.draws(parts.sealed.labels, parts.sealed_units)
     counted = metric.binary is not False if binary is None else binary
     zeros = np.zeros(len(units))
     draws = drawn(
@@ -89,10 +90,12 @@ def warn_of_scores(ready: Ready, calibration: int, notes: list[str], *, binary: 
         notes[:] = [*(note for note in notes if note not in before), *after]
 
 
-def _in_all(draws: int, parts: Parts, metric: Metric, calibration: int) -> str:
+def _in_all(draws: int, parts: Parts | Splits, metric: Metric, calibration: int) -> str:
     """Return how much data there must be for a number of draws to be sealed: samples, or groups."""
-    units = (parts.sealed_draws(metric), parts.search_draws(metric))
-    sealed, searched = (len(np.unique(u)) for u in units)
+    sealed, searched = (
+        len(np.unique(metric.draws(part.labels, units)))
+        for part, units in ((parts.sealed, parts.sealed_units), (parts.search, parts.search_units))
+    )
     judging = draws * (1 + searched / sealed)
     samples_each = (len(parts.search) + len(parts.sealed)) / (searched + sealed)
     # The split calibrates on at most a third of all draws, that is half as many as judge.

@@ -14,6 +14,7 @@ from hasten import bundle
 from hasten.bundle import Manifest
 from hasten.bundle.cold import COLD
 from hasten.bundle.copies import copies_in_words
+from hasten.bundle.manifest import unfinished
 from hasten.core.records import leaves, to_record
 from hasten.core.target import Target
 from hasten.errors import InputError, IntegrityError
@@ -342,9 +343,14 @@ def assembled(folder: Path, manifest: Manifest, kept: Callable[[str, int], bytes
 
     result = read("result.json", Result, _RESULT_BYTES)
     if result is None:
+        if unfinished(manifest.why):
+            raise InputError(
+                f"{folder} has no evidence of a finished run, so there is nothing to report: "
+                "continue the run with resume=True, or make the bundle again"
+            )
         raise InputError(
-            f"{folder} has no evidence of a finished run, so there is nothing to report: "
-            "continue the run with resume=True, or make the bundle again"
+            f"{folder} has no evidence of its run, so there is nothing to report: take the bundle that it was packed "
+            "from, since packing can leave the evidence out"
         )
     if wrong := _implausible(result, manifest):
         raise IntegrityError(f"{folder}: evidence/result.json is damaged: {wrong}")

@@ -170,5 +170,5 @@ def test_a_bundle_that_does_not_say_what_it_was_made_with_calls_nothing_fresh(
     forge(crafted, lambda record: record["files"].pop(SEALED))
     assert refused(crafted, data[1]) == (
         f"{crafted} has no {SEALED}, so the data that it was made with isn't known, and no data "
-        "counts as fresh: make the bundle again, or let its run finish with resume=True"
+        "counts as fresh: test the bundle that it was packed from, with its evidence, or make the bundle again"
     )

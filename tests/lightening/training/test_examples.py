@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from hasten.inputs.data.arrays import ArrayDataset
@@ -45,6 +46,28 @@ def test_mixed_samples_lie_between_two_nearer_to_their_own() -> None:
     own = torch.from_numpy(batch.indices).float()[:, None]
     expected = batch.weight * own + (1 - batch.weight) * own[batch.partner]
     assert torch.allclose(batch.inputs["x"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([f"line {n}" for n in range(12)]),
+        np.zeros(12, [("first", "i8"), ("second", "f4", (3,))]),
+    ],
+)
+def test_labels_that_are_texts_or_of_several_outputs_only_judge(labels: np.ndarray) -> None:
+    data = ArrayDataset({"x": np.zeros((12, 2), np.float32)}, labels)
+    batch = Examples(data, 4, mixed=1.0).at(0, CPU)
+    assert batch.labels is None
+    assert batch.partner is not None
+
+
+def test_labels_in_another_order_of_bytes_teach_too() -> None:
+    batch = Examples(ArrayDataset({"x": np.zeros((12, 2))}, np.arange(12, dtype=">i4")), 12).at(
+        0, CPU
+    )
+    assert batch.labels is not None
+    assert batch.labels.tolist() == batch.indices.tolist()
 
 
 def test_whole_numbers_are_never_mixed() -> None:

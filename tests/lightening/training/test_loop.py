@@ -16,7 +16,9 @@ from torch import nn
 
 from hasten.core.progress import Progress
 from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.metrics.auroc import Auroc
 from hasten.lightening.training.checkpoint import State
 from hasten.lightening.training.loop import LOOKS, Recipe
 from hasten.lightening.training.objective import Objective
@@ -214,3 +216,27 @@ def test_the_average_of_weights_is_what_is_kept(tmp_path: Path) -> None:
     kept = np.concatenate([t.numpy().ravel() for t in module.state_dict().values()])
     np.testing.assert_array_equal(best, kept)
     assert np.abs(last - best).max() > 1e-4
+
+
+def test_a_metric_over_a_set_keeps_the_weights_that_rank_best(tmp_path: Path) -> None:
+    """Its readings are no scores: their mean is high where all outputs are, whatever they rank."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 1, 8, 8), dtype=np.float32)
+    labels = rng.integers(2, size=400)
+    x[labels == 1, :, :4, :4] += 1
+    known, judged = (
+        ArrayDataset({"x": x[rows]}, labels[rows]) for rows in (slice(300), slice(300, 400))
+    )
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    recipe = Recipe(seconds=AMPLE_S, epochs=8, batch=32, rate=1e-2)
+    came = trainer(
+        tmp_path, module, data=known, judged=judged, metric=Auroc(), recipe=recipe
+    ).train()
+    with torch.no_grad():
+        scores = module(torch.from_numpy(judged.inputs(range(100))["x"])).numpy()
+    rank = scores[:, 1] - scores[:, 0]
+    ones, zeros = rank[judged.labels == 1], rank[judged.labels == 0]
+    assert (ones[:, None] > zeros).mean() > 0.8
+    assert 0.8 < came.score <= 1
+    assert all(0 <= score <= 1 for _, score in came.curve)

@@ -24,6 +24,7 @@ from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.embedding import Embedding
+from hasten.inputs.metrics.top_k import Top1
 from hasten.inputs.models.onnx import load
 from hasten.measure.candidate import Single, Trial
 from hasten.measure.journal import Journal
@@ -237,6 +238,22 @@ def test_a_model_that_chooses_the_class_itself_gets_no_cascade(tmp_path: Path) -
         try:
             assert search.run() == []
             assert search.notes == ["no cascade was tried: the model gives no class scores"]
+        finally:
+            search.trials.close()
+
+
+def test_samples_without_a_label_have_a_part_in_the_threshold(tmp_path: Path) -> None:
+    """They count as lost where the answer changes, as everywhere in a run; -1 is no class."""
+    x = np.random.default_rng(1).standard_normal((SAMPLES, 16), dtype=np.float32)
+    labels = np.where(np.arange(SAMPLES) % 6, -1, 0)
+    samples = write_spool(ArrayDataset({"x": x}, labels), tmp_path / "search")
+    with Desk(tmp_path) as desk, nominal_times(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        search = Search(desk, tmp_path, Top1(), samples)
+        try:
+            tried = search.run()
+            assert [type(trial.candidate.engine) for trial in tried] == [Cascade, Cascade]
+            assert search.trials.drop(tried[0]) < search.trials.drop(search.trials.done[COARSE.key])
         finally:
             search.trials.close()
 

@@ -122,7 +122,7 @@ def lay_out(
         sealed=splits.sealed,
         sealed_units=splits.sealed_units,
         sealed_hashes=splits.sealed_hashes,
-        unit_sizes=splits.sizes,
+        unit_sizes=splits.unit_sizes,
         notes=notes,
         earlier=splits.earlier,
         reservation="" if found is None else found.reservation(),

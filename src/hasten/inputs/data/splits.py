@@ -75,7 +75,7 @@ class Splits:
             Samples with one number were drawn together, since they share a group or their content;
             all differ where every sample stands alone.
         search_units: Unit numbers of the search samples, integers of shape `(len(search),)`.
-        sizes: Number of samples in each unit of all the data to judge on, shape `(units,)`.
+        unit_sizes: Number of samples in each unit of all the data to judge on, shape `(units,)`.
         withheld: Number of samples for the search that would have been sealed but for earlier runs.
         earlier: Record of what earlier runs did with samples of this data.
     """
@@ -86,7 +86,7 @@ class Splits:
     sealed_hashes: tuple[str, ...]
     sealed_units: Indices
     search_units: Indices
-    sizes: Indices
+    unit_sizes: Indices
     withheld: int = 0
     earlier: Earlier = field(default_factory=Earlier)
 
@@ -172,7 +172,7 @@ def split(
         sealed_hashes=tuple(hashes[i].tobytes().hex() for i in sealed),
         sealed_units=_as_they_appear(units[sealed]),
         search_units=_as_they_appear(units[searched]),
-        sizes=np.unique(units, return_counts=True)[1],
+        unit_sizes=np.unique(units, return_counts=True)[1],
         withheld=sum(len(unit) for unit in rest[share:middle]),
         earlier=found,
     )

@@ -21,7 +21,7 @@ class Batch:
     Attributes:
         indices: Positions in the data, of shape `(n,)`.
         inputs: Inputs by name, each of shape `(n, ...)`.
-        labels: Labels of shape `(n, ...)`; None if the data has none.
+        labels: Labels of shape `(n, ...)`; None if the data has none that are numbers.
         partner: Position in the batch of the sample that each is mixed with, of shape `(n,)`; None
             if samples aren't mixed.
         weight: Weight of each sample in its mix; the partner has the rest.
@@ -79,14 +79,22 @@ class Examples:
 
     def _read(self, chosen: Array, device: torch.device) -> Batch:
         rows = self.data.labels
-        labels = None if rows is None else torch.from_numpy(np.ascontiguousarray(rows[chosen]))
+        labels = None
+        if rows is not None and teachable(rows):
+            own = np.ascontiguousarray(rows[chosen], rows.dtype.newbyteorder("="))
+            labels = torch.from_numpy(own).to(device)
         inputs = tensors(self.data.inputs([int(i) for i in chosen]), device)
-        return Batch(chosen, inputs, None if labels is None else labels.to(device))
+        return Batch(chosen, inputs, labels)
 
     def in_order(self) -> Iterator[dict[str, Array]]:
         """Yield all inputs once, in batches, in the data's order."""
         for first in range(0, len(self.data), self.batch):
             yield self.data.inputs(range(first, min(first + self.batch, len(self.data))))
+
+
+def teachable(labels: Array) -> bool:
+    """Return whether labels are a tensor of numbers: texts, and labels of several outputs, only judge."""
+    return labels.dtype.kind in "biuf"
 
 
 @lru_cache(maxsize=2)

@@ -17,6 +17,7 @@ from hasten.core.progress import Listener, Progress, nobody
 from hasten.core.tensors import Array
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.splits import units_of
 from hasten.inputs.metrics.base import Metric
 from hasten.lightening.training import features
 from hasten.lightening.training.chance import Chance, same_answer
@@ -333,7 +334,7 @@ class Trainer:
                 return math.nan
             scores.append(self.metric.score(outputs, exact, labels))
             at += size
-        return float(np.concatenate(scores).mean())
+        return mean_score(self.metric, scores, self.judged)
 
     def _caution(self, score: float, step: int, share: float) -> str | None:
         """Return a caution if the network gives classes and its score is near chance."""
@@ -406,6 +407,20 @@ class Trainer:
     def _tell(self, done: int, share: float, outcome: str | None = None) -> None:
         total = max(done, round(done / share) if share else 0)
         self.listen(Progress("train", self.name, done, total, outcome))
+
+
+def mean_score(metric: Metric, parts: Sequence[Array], judged: Dataset) -> float:
+    """Return the mean score of held-out samples.
+
+    Args:
+        metric: Metric that scores them.
+        parts: Results of its `score` for one chunk after another, in order.
+        judged: The held-out samples.
+    """
+    whole = np.concatenate(parts)
+    if metric.over_set:
+        whole = metric.over(whole, judged.labels, units_of(judged))
+    return float(whole.mean())
 
 
 def _groups(module: torch.nn.Module, decay: float) -> list[dict[str, object]]:

@@ -16,7 +16,11 @@ Outputs: TypeAlias = Mapping[str, torch.Tensor]
 Loss: TypeAlias = Callable[[Outputs, "torch.Tensor | None"], torch.Tensor]
 """Function from a network's outputs and the labels to a scalar."""
 Kind: TypeAlias = Literal["classes", "values"]
+Scale: TypeAlias = Literal["logits", "probabilities", "log-probabilities"]
+"""Scale of class scores."""
 _TINY = 1e-12
+_SLACK = 1e-3
+"""Largest distance from 1 of the sum of a row's probabilities."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +121,22 @@ def log_shares(scores: torch.Tensor, temperature: float) -> torch.Tensor:
 
     Scores that already are probabilities are recognized and treated as such.
     """
-    with torch.no_grad():
-        sums = scores.sum(-1)
-        shares = bool((scores >= 0).all()) and torch.allclose(
-            sums, torch.ones_like(sums), atol=1e-3
-        )
-    if shares:
+    if scale_of(scores) == "probabilities":
         scores = scores.clamp_min(_TINY).log()
     return functional.log_softmax(scores / temperature, -1)
+
+
+@torch.no_grad()
+def scale_of(scores: torch.Tensor) -> Scale:
+    """Return the scale of class scores of shape `(n, ..., classes)`, by their own values."""
+    if _are_shares(scores):
+        return "probabilities"
+    return "log-probabilities" if _are_shares(scores.exp()) else "logits"
+
+
+def _are_shares(scores: torch.Tensor) -> bool:
+    sums = scores.sum(-1)
+    return bool((scores >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=_SLACK)
 
 
 def relative_error(own: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

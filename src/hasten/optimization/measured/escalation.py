@@ -14,6 +14,7 @@ from hasten.engines.base import Engine
 from hasten.engines.cascade import Cascade, margins
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.metrics.outputs import class_scores
+from hasten.inputs.metrics.unlabelled import scored_where_known
 from hasten.measure.accuracy import beside
 from hasten.measure.candidate import Single, Trial
 from hasten.optimization.measured.mixing import Likely
@@ -126,7 +127,7 @@ class Escalation:
                 if chosen.shape[1] <= rank:
                     raise CandidateError(f"its {chosen.shape[1]} classes have no margin")
                 found.append(margins(chosen, rank))
-                scores.append(metric.score(outputs, own, labels))
+                scores.append(scored_where_known(metric, outputs, own, labels))
         finally:
             opened.worker.kill()
         return output, np.concatenate(found), np.concatenate(scores)
