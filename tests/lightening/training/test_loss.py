@@ -7,7 +7,7 @@ import torch
 
 from hasten.errors import InputError
 from hasten.lightening.training.examples import Batch
-from hasten.lightening.training.objective import Objective, log_shares, relative_error
+from hasten.lightening.training.objective import Objective, log_shares, relative_error, scale_of
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 0.5]])
 
@@ -84,3 +84,13 @@ def test_a_loss_of_the_users_own_stands_in_the_labels_place() -> None:
 
     objective = Objective("values", loss=loss)
     assert objective.of(batch([1, 4]), {"y": LOGITS}, None).item() == 5
+
+
+@pytest.mark.parametrize("classes", [2, 100, 1000])
+def test_probabilities_are_recognized_in_bfloat16(classes: int) -> None:
+    """Training computes so where the processor can; taken for logits, they taught another distribution."""
+    logits = 3 * torch.randn(500, classes, generator=torch.Generator().manual_seed(0))
+    shares = torch.softmax(logits.bfloat16(), 1).float()
+    assert (shares.sum(1) - 1).abs().max() > 1e-3
+    assert scale_of(shares) == "probabilities"
+    assert scale_of(logits) == scale_of(logits.abs()) == "logits"
