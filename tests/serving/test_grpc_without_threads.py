@@ -22,7 +22,7 @@ from hasten.serving.grpc import trial
 pytestmark = pytest.mark.seconds
 
 PATIENCE_S = 120.0
-STUCK_S = 60.0
+STUCK_S = 20.0
 """Time after which a start is given up: the library may also wait for its thread, and a supervisor ends that."""
 STARTING = """
 import asyncio, os, resource, sys

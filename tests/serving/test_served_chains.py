@@ -31,7 +31,7 @@ from hasten.errors import InputError
 from hasten.inputs.pipeline.boxes import GivenBoxes
 from hasten.inputs.pipeline.classes import TopK
 from hasten.serving.cluster.kserve import write_kserve
-from hasten.serving.models import chained, repository
+from hasten.serving.models import chained, pace, repository
 from hasten.serving.models.scheduling import BatchRun
 from hasten.serving.options import ModelOptions
 from hasten.serving.protocol.errors import ProtocolError
@@ -646,7 +646,10 @@ def test_a_bundle_that_no_chain_can_be_made_with_takes_no_models_place(tmp_path:
         assert told(post(server, body)[1]["decision"]) == PLACES
 
 
-def test_a_request_under_way_ends_with_the_model_that_is_replaced(tmp_path: Path) -> None:
+def test_a_request_under_way_ends_with_the_model_that_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "_LOOKS", 1)  # else each run of the warm-up waits for the request
     det, colour = chains.detector(tmp_path), chains.classifier(tmp_path)
     (tmp_path / "new").mkdir()
     turned, labels = np.eye(3)[[1, 2, 0]], COLOURS[::-1]
@@ -681,8 +684,11 @@ def test_a_request_under_way_ends_with_the_model_that_is_replaced(tmp_path: Path
         assert after == told(chain.decide(body)) != PLACES
 
 
-def test_a_request_under_way_ends_with_both_models_that_are_replaced(tmp_path: Path) -> None:
+def test_a_request_under_way_ends_with_both_models_that_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also if the second is replaced while the request waits to be asked about by the first."""
+    monkeypatch.setattr(pace, "_LOOKS", 1)  # else each run of the warm-up waits for the request
     det, colour = chains.detector(tmp_path), chains.classifier(tmp_path)
     for name in ("new", "newer"):
         (tmp_path / name).mkdir()

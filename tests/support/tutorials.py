@@ -6,8 +6,8 @@ title is a program. Blocks of other kinds are what a reader sees. A block after 
 
 The blocks are typed as they are. Only `hasten optimize` times its candidates for less long than a reader's would, and
 ends within `SEARCH` where its page gives it minutes; such a page says that its steps work with any outcome. And
-`hasten lighten` counts what networks compute where a reader's would time them: a page's budget is for its author's
-machine. `hasten loadtest` sends requests for `LOAD`, except where a page says 15 s: that load must last while a model is
+`hasten lighten` counts what networks compute where a reader's would time them, since a page's budget is for its
+author's machine; its search is as short as the other's. `hasten loadtest` sends requests for `LOAD`, except where a page says 15 s: that load must last while a model is
 replaced. HASTEN_TUTORIALS=whole does all as a reader's.
 """
 
@@ -43,7 +43,8 @@ HASTEN_TEST_PLOTS=1 exec python "$@"
 _LIGHTEN = """
 from hasten.cli import main
 from tests.lightening.conftest import by_counts
-with by_counts(0.03):
+from tests.support.quick import quick_runs
+with quick_runs(plots=True), by_counts(0.03):
     main()
 """
 
