@@ -58,8 +58,8 @@ def test_a_short_time_reaches_each_kind_of_candidate(desk: Desk, host: Target) -
     assert [type(c.passes[-1]) for c in inexact] == [type(c.passes[-1]) for c in kinds]
     for step in {type(c.passes[-1]) for c in inexact}:  # what is usually fastest comes first
         engines = [type(c.engine).__name__ for c in inexact if type(c.passes[-1]) is step]
-        order = ("CompiledC", "OpenVino", "LiteRt", "OnnxRuntime")
-        assert engines == sorted(engines, key=order.index)
+        quickest = ("CompiledC", "OpenVino", "LiteRt", "OnnxRuntime")
+        assert engines == sorted(engines, key=quickest.index)
 
 
 def test_no_proposal_comes_twice_and_each_engine_takes_its_model(desk: Desk, host: Target) -> None:

@@ -1,7 +1,7 @@
 """What ships, by what was certified and by fresh rounds."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -80,7 +80,7 @@ def settled(
     ("fast", "rungs"), [(0.5, ("fast",)), (0.95, ())], ids=["surely faster", "within the noise"]
 )
 def test_a_noisy_race_has_what_is_surely_faster_certified(
-    fast: float, rungs: Sequence[str]
+    fast: float, rungs: tuple[str, ...]
 ) -> None:
     """A model that took a fifth of the time didn't ship, because a busy host slowed the twin by two thirds at times."""
     race = standings(fast=fast)
