@@ -15,13 +15,17 @@ from hasten.inputs.data.samples import (
     check_counts,
     check_finite,
     holds_numbers,
+    native,
     single_number,
     tensors_hash,
 )
 
 
 class ArrayDataset(Dataset):
-    """Arrays by input name, each of shape `(n, ...)`; they are read in place, never copied."""
+    """Arrays by input name, each of shape `(n, ...)`; they are read in place, never copied.
+
+    Samples are in the machine's byte order, whatever that of the arrays is.
+    """
 
     def __init__(
         self,
@@ -63,7 +67,7 @@ class ArrayDataset(Dataset):
 
     def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
         rows = np.asarray(indices, dtype=np.int64)
-        read = {name: array[rows] for name, array in self._arrays.items()}
+        read = {name: native(array[rows]) for name, array in self._arrays.items()}
         for name, samples in read.items():
             check_finite(name, samples, indices, missing=self.missing)
         return read

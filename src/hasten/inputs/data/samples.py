@@ -114,6 +114,11 @@ def holds_numbers(dtype: np.dtype[Any]) -> bool:
     return dtype.kind in "biufcV" and dtype.type is not np.void
 
 
+def native(array: Array) -> Array:
+    """Return an array in the machine's byte order; an array that is in it already is returned itself."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 def _first_not_finite(rows: Array) -> int | None:
     """Return the position of the first row with NaN or Inf; None where all are finite."""
     if rows.dtype.kind not in "fcV" or not holds_numbers(rows.dtype) or _all_finite(rows):
