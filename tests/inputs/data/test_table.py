@@ -77,6 +77,43 @@ def test_every_form_of_a_table_gives_its_numbers_and_labels(tmp_path: Path) -> N
         assert dataset.labels.tolist() == [1, 0, 1], name
 
 
+def test_a_column_of_groups_says_which_rows_belong_together(tmp_path: Path) -> None:
+    pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    groups = ["P1", "P2", "P1"]
+    table = TABLE | {"groups": groups}
+    text = "groups,paid,housing,age\nP1,good,own,30\nP2,bad,NA,\n P1,good,,41.5\n"
+    sources = [
+        table,
+        (table, "paid"),
+        pandas.DataFrame(table),
+        pyarrow.table(table),
+        csv_of(tmp_path, text),
+        f"{csv_of(tmp_path, text)}:paid",
+        ({name: table[name] for name in ROW.columns}, TABLE["paid"], pandas.Series(groups)),
+    ]
+    for source in sources:
+        dataset = opened(source)
+        assert dataset.groups.tolist() == groups
+        assert dataset.labels.tolist() == [1, 0, 1]
+    numbered = csv_of(tmp_path, text.replace("P", "0"))
+    assert opened(numbered).groups.tolist() == ["01", "02", "01"]
+    assert opened((table, TABLE["paid"], [7, 8, 8])).groups.tolist() == [7, 8, 8]
+    for missing in (None, np.nan, " "):
+        assert refused(table | {"groups": ["P1", missing, "P1"]}) == (
+            "the table: row 2 has no group: name one, or leave the row out"
+        )
+
+
+def test_a_column_called_groups_may_be_the_models_or_the_label() -> None:
+    row = Row(("age", "groups"))
+    specs = [TensorSpec("rows", "float32", ("batch", 2))]
+    own = open_data({"age": [1, 2], "groups": [3, 4], "y": [0, 1]}, specs, Pipeline((row,)))
+    assert own.groups is None
+    assert own.inputs([1])["rows"].tolist() == [[2, 4]]
+    label = opened((TABLE | {"groups": ["bad", "good", "bad"]}, "groups"))
+    assert (label.groups, label.labels.tolist()) == (None, [0, 1, 0])
+
+
 def test_true_and_false_are_numbers_in_every_form_of_a_table(tmp_path: Path) -> None:
     pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
     row = Row(("owner", "flag", "said"), "nan", (("flag", (0, 1)), ("said", ("True", "no"))))

@@ -38,6 +38,10 @@ _KEPT_ROWS, _KEPT_VALUES = 1_000, 1_000_000
 """Largest number of rows, and of their values, that are kept as a table has them."""
 
 
+GROUPS = "groups"
+"""Column of a table that says which rows belong together."""
+
+
 class TableRows(ArrayDataset):
     """Rows of a table as the model takes them, and some of them as the table has them.
 
@@ -74,6 +78,7 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
               has them, which they always are where a column is hashed;
             - `(rows, labels)` or `(rows, labels, groups)`, where rows are one of the last three, and
               the labels may be the name of a column.
+            A column "groups" that the model doesn't take says which rows belong together.
         pipeline: Pipeline that consists of the step `row` before the model.
         names: Names of the model's inputs.
 
@@ -97,10 +102,11 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
     else:
         labels = _labels_in(table, label, row, said)
         rows = _prepared(table, row, said)
+        if groups is None and GROUPS in table and GROUPS not in row.columns and label != GROUPS:
+            groups = table[GROUPS]
     numbers = None if labels is None else label_numbers(labels, pipeline, said)
-    found = TableRows(
-        {names[0]: rows}, numbers, None if groups is None else np.asarray(groups), missing=True
-    )
+    together = None if groups is None else np.array(checked_groups(_listed(groups), said))
+    found = TableRows({names[0]: rows}, numbers, together, missing=True)
     if not isinstance(table, np.ndarray):
         found.given = _kept(table, row, len(rows))
         found.notes = tuple(_spelled_bits(table, row, said))
@@ -201,8 +207,10 @@ def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
         raise InputError(f"{path} can't be read as CSV in UTF-8: {error}") from error
     words, known = dict(row.words), set(row.columns)
     return {
-        name: [text or None for text in column]  # "NA" may be a category
-        if name in row.hashed
+        name: [
+            text or None for text in column
+        ]  # "NA" may be a category, and "1.0" another group than "1"
+        if name in row.hashed or (name == GROUPS and name not in known)
         else [_value(text, words.get(name), bits=name in known) for text in column]
         for name, column in zip(names, columns, strict=True)
     }
@@ -374,6 +382,24 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
             )
         found.append(place_)
     return np.array(found, np.int64)
+
+
+def checked_groups(groups: Sequence[Any], said: str) -> list[Any]:
+    """Return groups, checked to be a text or a number for each sample; spaces around a text don't count.
+
+    Raises:
+        InputError: a sample has no group, or one of another kind.
+    """
+    found = [one.strip() if isinstance(one, str) else one for one in groups]
+    for number, one in enumerate(found, 1):
+        unknown = isinstance(one, (float, np.floating)) and one != one
+        if unknown or is_absent(one) or (isinstance(one, str) and not one):
+            raise InputError(f"{said}: row {number} has no group: name one, or leave the row out")
+        if not isinstance(one, (str, int, float, np.generic)):
+            raise InputError(
+                f"{said}: row {number}: the group must be a text or a number: got {one!r:.80}"
+            )
+    return found
 
 
 def as_classes(numbers: Array) -> Array:

@@ -19,7 +19,7 @@ from hasten.inputs.data.class_folders import groups_of, has_files, listed, named
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.function import from_python
 from hasten.inputs.data.missing import filled
-from hasten.inputs.data.table import as_classes, check_names, label_numbers
+from hasten.inputs.data.table import as_classes, check_names, checked_groups, label_numbers
 from hasten.inputs.data.tagged_words import Tags, is_words, joined, token_labels, words_column
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
@@ -378,15 +378,7 @@ def _columns(
 
 def _groups(groups: Sequence[Any] | None, said: str) -> Sequence[Any] | None:
     """Return groups, checked to be a text or a number for each sample."""
-    for number, one in enumerate(groups or (), 1):
-        unknown = isinstance(one, (float, np.floating)) and one != one
-        if unknown or is_absent(one) or (isinstance(one, str) and not one):
-            raise InputError(f"{said}: row {number} has no group: name one, or leave the row out")
-        if not isinstance(one, (str, int, float, np.generic)):
-            raise InputError(
-                f"{said}: row {number}: the group must be a text or a number: got {one!r:.80}"
-            )
-    return groups
+    return None if groups is None else checked_groups(groups, said)
 
 
 def _label_among(said: str, names: Sequence[str], group: str | None) -> str | None:
