@@ -14,19 +14,21 @@ from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.function import from_python
 from hasten.inputs.data.images import ImageFolder
-from hasten.inputs.data.missing import filled, none_for, unlabelled
+from hasten.inputs.data.missing import NO_NUMBER, filled, none_for, unlabelled
 from hasten.inputs.data.npz import open_npz
 from hasten.inputs.data.source import open_data
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.brier import Brier
+from hasten.inputs.metrics.choice import parse_metric
 from hasten.inputs.metrics.custom import Custom
 from hasten.inputs.metrics.regression import Regression
 from hasten.inputs.metrics.top_k import Top1
-from hasten.inputs.metrics.unlabelled import check_labelled, scored_where_known
+from hasten.inputs.metrics.unlabelled import check_labelled, missing_labels, scored_where_known
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
 from hasten.inputs.pipeline.rows import Row
+from hasten.optimization.labelling.wanted import with_labels
 
 NAN = float("nan")
 X = np.zeros((3, 2), np.float32)
@@ -35,10 +37,10 @@ X = np.zeros((3, 2), np.float32)
 @pytest.mark.parametrize(
     ("labels", "found"),
     [
-        ([1, None, 2], [1, -1, 2]),
-        ([True, None, False], [1, -1, 0]),
+        ([1, None, 2], [1, NO_NUMBER, 2]),
+        ([True, None, False], [1, NO_NUMBER, 0]),
         ([0.5, None, 2], [0.5, NAN, 2]),
-        ([None, NAN, 1], [-1, -1, 1]),
+        ([None, NAN, 1], [NO_NUMBER, NO_NUMBER, 1]),
         (["a", None, ""], ["a", "", ""]),
         (np.array([1, -1, 2]), [1, -1, 2]),
     ],
@@ -52,13 +54,48 @@ def test_none_becomes_a_missing_label(labels: Any, found: list[Any]) -> None:
 
 def test_a_sample_of_an_iterable_may_lack_its_label(tmp_path: Path) -> None:
     rows = list(zip(X, [None, 1, 0], strict=True))
-    np.testing.assert_array_equal(from_python(rows, ["x"], tmp_path / "a").labels, [-1, 1, 0])
+    np.testing.assert_array_equal(
+        from_python(rows, ["x"], tmp_path / "a").labels, [NO_NUMBER, 1, 0]
+    )
     floats = list(zip(X, [0.5, 1.5, None], strict=True))
     np.testing.assert_array_equal(
         from_python(floats, ["x"], tmp_path / "b").labels, [0.5, 1.5, NAN]
     )
     nothing = list(zip(X, [None] * 3, strict=True))
     assert from_python(nothing, ["x"], tmp_path / "c").labels is None
+
+
+@pytest.mark.parametrize("metric", ["top1", "regression:0.5", "cer", "iou", "detection_f1", "pck"])
+def test_none_is_a_missing_label_among_whole_numbers_whatever_metric_reads_them(
+    tmp_path: Path, metric: str
+) -> None:
+    own = np.arange(20).reshape(2, 2, 5)
+    known: list[Any] = {"top1": [0, 1], "regression:0.5": [5, 6]}.get(metric, list(own))
+    labels = [known[0], None, known[1]]
+    sources: list[Any] = [list(zip(X, labels, strict=True))]
+    if np.ndim(known[0]) == 0:
+        sources.append((X, labels))
+    for number, source in enumerate(sources):
+        data = from_python(source, ["x"], tmp_path / f"{number}")
+        told = with_labels(data, metric, asking=False).labels
+        missing = missing_labels(parse_metric(metric), told)
+        assert missing is not None
+        assert missing.tolist() == [False, True, False]
+        assert told is not None
+        np.testing.assert_array_equal(told[[0, 2]], known)
+
+
+def test_whole_and_broken_numbers_stay_labels_beside_a_missing_one(tmp_path: Path) -> None:
+    rows = list(zip(X, [1, 0.5, None], strict=True))
+    np.testing.assert_array_equal(from_python(rows, ["x"], tmp_path).labels, [1, 0.5, NAN])
+
+
+def test_a_label_that_lacks_some_of_its_whole_numbers_is_refused() -> None:
+    with pytest.raises(InputError) as error:
+        from_python((X, [[1, 2], [3, None], [None, None]]), ["x"], Path("unused"))
+    assert str(error.value) == (
+        "labels: sample 1 has None among its numbers; repair it or leave it out"
+    )
 
 
 def test_an_archive_may_hold_nan_for_labels_as_a_whole(tmp_path: Path) -> None:
@@ -187,8 +224,6 @@ def test_training_data_keeps_its_labels_as_a_whole_or_not_at_all() -> None:
 
 
 def test_classes_that_are_floats_for_nans_sake_are_whole_numbers() -> None:
-    from hasten.optimization.labelling.wanted import with_labels
-
     data = with_labels(ArrayDataset({"x": X}, np.array([0.0, NAN, 2.0])), None, asking=False)
     assert data.labels is not None
     assert (data.labels.dtype.kind, data.labels.tolist()) == ("i", [0, -1, 2])

@@ -11,6 +11,7 @@ from tests.inputs.models.test_hugging_face_folders import TOKENIZER
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.missing import NO_NUMBER
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.text_files import TextData
 from hasten.inputs.models.source import load_with_data
@@ -98,7 +99,7 @@ def test_the_columns_of_a_table_are_texts_labels_and_groups(tmp_path: Path) -> N
     path = tmp_path / "t.csv"
     path.write_text('label,group,text\n1,x,good\n,x,"bad\nbad"\n0,y,good bad film\n')
     data = opened(path)
-    assert (tokens(data), labels(data)) == (NUMBERS, [1, -1, 0])
+    assert (tokens(data), labels(data)) == (NUMBERS, [1, NO_NUMBER, 0])
     assert data.groups is not None
     assert data.groups.tolist() == ["x", "x", "y"]
 
@@ -321,7 +322,7 @@ def test_decimal_labels_with_gaps_are_classes_where_a_step_chooses_among_them() 
     for step in (TopK(1), Threshold(position=1)):
         assert labels(opened(frame, Pipeline(PLAIN.steps, (step,)))) == [0, -1, 1]
     np.testing.assert_array_equal(labels(opened(frame)), [0, np.nan, 1])
-    assert labels(opened(frame.astype({"label": "Int64"}))) == [0, -1, 1]
+    assert labels(opened(frame.astype({"label": "Int64"}))) == [0, NO_NUMBER, 1]
 
 
 def test_a_list_of_a_text_and_the_name_of_a_class_isnt_taken_for_a_pair() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.core.words import amount
 from hasten.errors import InputError
-from hasten.inputs.data.missing import unlabelled
+from hasten.inputs.data.missing import in_part, unlabelled
 
 RESERVED = ("labels", "groups")
 SAME_HASH = frozenset(map(np.dtype, ("bool", "float32", "uint8")))
@@ -68,6 +68,10 @@ def check_counts(
     bad = None if labels is None else _first_unusable(labels)
     if bad is not None:
         raise InputError(f"labels: sample {bad} has NaN or Inf; repair it or leave it out")
+    if labels is not None and (bad := in_part(labels)) is not None:
+        raise InputError(
+            f"labels: sample {bad} has None among its numbers; repair it or leave it out"
+        )
     return count
 
 

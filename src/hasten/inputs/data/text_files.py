@@ -18,7 +18,7 @@ from hasten.errors import InputError
 from hasten.inputs.data.class_folders import groups_of, has_files, listed, named_by, numbering
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.function import from_python
-from hasten.inputs.data.missing import filled
+from hasten.inputs.data.missing import filled, with_no_class
 from hasten.inputs.data.table import as_classes, check_names, checked_groups, label_numbers
 from hasten.inputs.data.tagged_words import Tags, is_words, joined, token_labels, words_column
 from hasten.inputs.pipeline.base import Pipeline
@@ -429,7 +429,9 @@ def _numbers(labels: Any, pipeline: Pipeline, said: str) -> Sequence[Any] | None
             f"{said}: row {huge}: the label {read[huge - 1]} has more than 64 bits: give smaller numbers"
         )
     found = filled(np.array(read, object))
-    return list(as_classes(found) if _picks_class(pipeline) and found.dtype.kind == "f" else found)
+    if not _picks_class(pipeline):
+        return list(found)
+    return list(as_classes(found) if found.dtype.kind == "f" else with_no_class(found))
 
 
 def _picks_class(pipeline: Pipeline) -> bool:

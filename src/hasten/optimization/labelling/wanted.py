@@ -12,7 +12,7 @@ from hasten.core.records import type_name
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
-from hasten.inputs.data.missing import NO_CLASS, none_for, unlabelled
+from hasten.inputs.data.missing import NO_CLASS, none_for, unlabelled, with_no_class
 from hasten.inputs.metrics import parse_metric
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
@@ -143,6 +143,7 @@ def _classes(labels: Array) -> Array:
     Raises:
         InputError: labels are -1 and 1.
     """
+    labels = with_no_class(labels)
     single = labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)
     if single and labels.dtype.kind == "f" and np.isnan(labels).any():
         known = labels[~np.isnan(labels)]
