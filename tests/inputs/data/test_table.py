@@ -265,6 +265,23 @@ def test_a_table_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ('bad,1,own\ngood,2,"own\nbad,3,own\nbad,4,own\n', "unexpected end of data"),
+        ('bad,1,own\ngood,2,"own\nbad,3,"own"\n', "',' expected after '\"'"),
+    ],
+)
+def test_a_quotation_mark_without_its_end_takes_no_rows_with_it(
+    tmp_path: Path, rows: str, why: str
+) -> None:
+    path = csv_of(tmp_path, f"paid,age,town\n{rows}")
+    pipeline = Pipeline(
+        (Row(("age", "town"), "nan", dtype="float64", hashed=("town",)),), CLASSES.after
+    )
+    assert refused(path, pipeline) == f"{path} can't be read as CSV in UTF-8: {why}"
+
+
 def test_a_hashed_column_of_a_file_that_has_only_true_and_false_has_a_note(tmp_path: Path) -> None:
     row = Row(("owner", "town"), "nan", dtype="float64", hashed=("owner", "town"), whole=True)
     pipeline, specs = Pipeline((row,)), [TensorSpec("rows", "float64", ("batch", 2))]

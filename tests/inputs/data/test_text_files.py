@@ -110,6 +110,19 @@ def test_the_columns_of_a_table_are_texts_labels_and_groups(tmp_path: Path) -> N
     assert labels(opened(path, NAMED)) == [0, 1]
 
 
+def test_a_quotation_mark_without_its_end_takes_no_texts_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('label,text\n1,good\n0,"bad bad\n1,good bad film\n')
+    assert refused(path) == f"{path} can't be read as CSV in UTF-8: unexpected end of data"
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "a.txt").write_text("good")
+    table = tmp_path / "t" / "groups.csv"
+    table.write_text('a.txt,"one\nb.txt,two\n')
+    assert refused(tmp_path / "t") == (
+        f"{table} must contain lines of `path,group` in UTF-8: unexpected end of data"
+    )
+
+
 def test_lines_of_json_hold_texts_or_pairs_of_them(tmp_path: Path) -> None:
     rows = [{"text": "good", "label": "fine"}, {"text": "bad", "text_pair": "bad", "label": None}]
     data = opened(lines(tmp_path / "t.jsonl", rows), NAMED)

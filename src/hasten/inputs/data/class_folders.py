@@ -169,7 +169,7 @@ def groups_of(folder: Path, files: Sequence[Path]) -> Array | None:
         raise InputError(f"{table} must be a file with lines of `path,group`")
     try:
         with table.open(newline="", encoding="utf-8-sig") as lines:
-            rows = [row for row in csv.reader(lines) if row]
+            rows = [row for row in csv.reader(lines, strict=True) if row]
     except OSError as error:
         raise InputError(f"can't read {table}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:

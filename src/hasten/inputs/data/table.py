@@ -189,7 +189,7 @@ def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
     """Return the columns of a CSV file: numbers, words as texts, and None for what isn't there."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file)
+            lines = csv.reader(file, strict=True)
             names = next(lines, [])
             check_names(path, names)
             columns: list[list[str]] = [[] for _ in names]
@@ -206,10 +206,9 @@ def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} can't be read as CSV in UTF-8: {error}") from error
     words, known = dict(row.words), set(row.columns)
+    # "NA" may be a hashed column's category, and "1.0" another group than "1".
     return {
-        name: [
-            text or None for text in column
-        ]  # "NA" may be a category, and "1.0" another group than "1"
+        name: [text or None for text in column]
         if name in row.hashed or (name == GROUPS and name not in known)
         else [_value(text, words.get(name), bits=name in known) for text in column]
         for name, column in zip(names, columns, strict=True)

@@ -308,7 +308,7 @@ def _csv(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a CSV file whose first line names the columns; an empty cell is None."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, strict=True)
             names = next(reader, [])
             check_names(path, names)
             rows = []
