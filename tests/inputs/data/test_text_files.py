@@ -88,6 +88,14 @@ def test_files_of_text_without_a_class_keep_their_groups(tmp_path: Path) -> None
     assert data.groups.tolist() == ["one", "two"]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    # The tokenizer has no word for one, and takes it for another token.
+    (tmp_path / "a.txt").write_text("good", "utf-8-sig")
+    assert tokens(opened(tmp_path)) == NUMBERS[:1]
+    (step,) = PLAIN.steps
+    assert step("good".encode("utf-8-sig"))["input_ids"].tolist() == NUMBERS[0]
+
+
 def test_each_line_of_a_file_is_a_text(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     path.write_bytes(b"\xef\xbb\xbfgood\r\n\n  \nbad\xe2\x80\xa8bad\ngood bad film")
