@@ -161,7 +161,7 @@ def listed(
 
 
 def groups_of(folder: Path, files: Sequence[Path]) -> Array | None:
-    """Read `groups.csv`, if it exists."""
+    """Read `groups.csv`, if it exists; spaces around a group's name don't count."""
     table = folder / GROUPS
     if not table.exists():
         return None
@@ -177,8 +177,17 @@ def groups_of(folder: Path, files: Sequence[Path]) -> Array | None:
     wrong = next((row for row in rows if len(row) != 2), None)
     if wrong is not None:
         raise InputError(f"{table}: the line {','.join(wrong)!r} isn't `path,group`")
-    groups = dict(rows)
+    groups: dict[str, str] = {}
+    for path, group in rows:
+        before = groups.setdefault(path, group.strip())
+        if before != group.strip():
+            raise InputError(
+                f"{table} has {path} in two groups, {before!r:.80} and {group.strip()!r:.80}: keep one of them"
+            )
     for file in files:
-        if str(file.relative_to(folder)) not in groups:
-            raise InputError(f"{table} has no line for {file.relative_to(folder)}")
+        name = str(file.relative_to(folder))
+        if name not in groups:
+            raise InputError(f"{table} has no line for {name}")
+        if not groups[name]:
+            raise InputError(f"{table}: {name} has no group: name one, or a group of its own")
     return np.array([groups[str(file.relative_to(folder))] for file in files])
