@@ -156,6 +156,23 @@ def test_what_is_no_data_is_refused(given: Any, message: str, tmp_path: Path) ->
     assert refused(given, tmp_path) == message
 
 
+def test_masked_values_are_refused_and_a_mask_of_nothing_is_dropped(tmp_path: Path) -> None:
+    masked = np.ma.masked_equal(X, X[1, 1])
+    said = (
+        "an array of the data has masked values: fill them in, as by x.filled(0), or leave out the samples that "
+        "have some"
+    )
+    ragged = [masked[0], masked[1], X[2, :1]]
+    groups = np.ma.masked_equal(LABELS, 3)
+    for given in (masked, (masked, LABELS), {"x": masked}, [*masked], {"x": ragged}):
+        assert refused(given, tmp_path / "no") == said
+    assert refused((X, LABELS, groups), tmp_path / "no") == said
+    with pytest.raises(InputError, match="has masked values"):
+        ArrayDataset({"x": masked})
+    data = from_python({"x": np.ma.masked_array(X)}, ["x"], tmp_path)
+    assert type(data.inputs([0])["x"]) is np.ndarray
+
+
 def test_one_array_for_two_inputs_is_refused(tmp_path: Path) -> None:
     assert refused(X, tmp_path, ("a", "b")) == (
         "the model takes the inputs a, b; the data has one array without a name: give a mapping"

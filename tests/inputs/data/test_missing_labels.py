@@ -85,6 +85,17 @@ def test_none_is_a_missing_label_among_whole_numbers_whatever_metric_reads_them(
         np.testing.assert_array_equal(told[[0, 2]], known)
 
 
+def test_a_masked_label_is_a_missing_one(tmp_path: Path) -> None:
+    # As netCDF files have them; under a mask there is any number.
+    masked = np.ma.masked_equal(np.array([1, -9, 0]), -9)
+    single = list(zip(X, masked, strict=True))
+    for number, given in enumerate(((X, masked), {"x": X, "labels": masked}, single)):
+        data = from_python(given, ["x"], tmp_path / f"{number}")
+        np.testing.assert_array_equal(data.labels, [1, NO_NUMBER, 0])
+    np.testing.assert_array_equal(filled(masked.astype(float)), [1, NAN, 0])
+    assert filled(np.ma.masked_array([1, 2, 3])).tolist() == [1, 2, 3]
+
+
 def test_whole_and_broken_numbers_stay_labels_beside_a_missing_one(tmp_path: Path) -> None:
     rows = list(zip(X, [1, 0.5, None], strict=True))
     np.testing.assert_array_equal(from_python(rows, ["x"], tmp_path).labels, [1, 0.5, NAN])

@@ -104,6 +104,14 @@ def test_a_column_of_groups_says_which_rows_belong_together(tmp_path: Path) -> N
         )
 
 
+def test_what_is_masked_in_a_table_is_missing() -> None:
+    numbers = np.ma.masked_equal(np.array([[30, 1], [-9, 2]]), -9)
+    for source in (numbers, {"age": numbers[:, 0], "housing": ["own", "NA"]}):
+        np.testing.assert_array_equal(opened(source).inputs([0, 1])["rows"], NUMBERS[:2])
+    needed = Pipeline((Row(ROW.columns),))
+    assert refused(numbers, needed) == "the table: row 2: the column 'age' has no value"
+
+
 def test_a_column_called_groups_may_be_the_models_or_the_label() -> None:
     row = Row(("age", "groups"))
     specs = [TensorSpec("rows", "float32", ("batch", 2))]

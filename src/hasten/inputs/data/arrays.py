@@ -18,6 +18,7 @@ from hasten.inputs.data.samples import (
     native,
     single_number,
     tensors_hash,
+    unmasked,
 )
 
 
@@ -45,7 +46,7 @@ class ArrayDataset(Dataset):
             missing: Whether NaN stands for a value that isn't there.
 
         Raises:
-            InputError: there are no samples, counts differ, or an array holds Python objects.
+            InputError: there are no samples, counts differ, or an array holds Python objects or masked values.
         """
         for name, array in inputs.items():
             if not isinstance(array, np.ndarray):
@@ -54,7 +55,7 @@ class ArrayDataset(Dataset):
                 raise InputError(f"input {name!r} is an array of {array.dtype}; give numbers")
             if array.ndim == 0:
                 raise InputError(single_number(name, array))
-        self._arrays = dict(inputs)
+        self._arrays = {name: unmasked(array) for name, array in inputs.items()}
         self.names = tuple(inputs)
         self.missing = missing
         self.labels = None if labels is None else filled(labels)

@@ -15,10 +15,10 @@ from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.labels_by_output import joined, named_output
-from hasten.inputs.data.missing import stacked
+from hasten.inputs.data.missing import filled, stacked
 from hasten.inputs.data.ragged import RaggedDataset, is_ragged
 from hasten.inputs.data.rereading import Rereading
-from hasten.inputs.data.samples import RESERVED, holds_numbers, tensors_hash
+from hasten.inputs.data.samples import RESERVED, holds_numbers, tensors_hash, unmasked
 from hasten.inputs.data.spool import SpoolWriter
 
 
@@ -121,8 +121,12 @@ def _each(given: Any) -> Iterator[Any]:
 
 
 def _array(value: Any) -> Array:
-    """Turn numbers, lists and torch tensors into an array."""
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    """Turn numbers, lists and torch tensors into an array.
+
+    Raises:
+        InputError: a value is masked.
+    """
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else unmasked(value))
 
 
 def _whole(inputs: Any, labels: Any, groups: Any, names: Sequence[str], source: str) -> Dataset:
@@ -143,6 +147,8 @@ def _whole(inputs: Any, labels: Any, groups: Any, names: Sequence[str], source: 
     if isinstance(rows["labels"], Mapping):
         rows["labels"] = joined(rows["labels"])
     arrays = _named(inputs, names, source)
+    if isinstance(rows["labels"], np.ma.MaskedArray):
+        rows["labels"] = filled(rows["labels"])
     taken = {role: None if value is None else _array(value) for role, value in rows.items()}
     if any(isinstance(samples, list) for samples in arrays.values()):
         return RaggedDataset(arrays, taken["labels"], taken["groups"])
@@ -228,7 +234,7 @@ def _parts(sample: Any, index: int, names: Sequence[str], source: str) -> tuple[
 
 def _label(value: Any, first: Array | None, index: int, source: str) -> Array | None:
     """Return one label as an array, checked to have the same shape as the first one."""
-    if value is None:
+    if value is None or (isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).all()):
         return None
     if isinstance(value, Mapping):
         value = joined({name: _array(one)[np.newaxis] for name, one in value.items()})[0]

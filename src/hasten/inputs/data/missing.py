@@ -48,7 +48,7 @@ def _no_numbers(labels: Array) -> Array:
 def in_part(labels: Array) -> int | None:
     """Return the position of the first label of whole numbers that lacks some of them; None where there is none."""
     lacking = _no_numbers(labels.reshape(len(labels), -1))
-    found = np.flatnonzero(lacking.any(axis=1) & ~lacking.all(axis=1)) if lacking.any() else ()
+    found = np.flatnonzero(lacking.any(axis=1) & ~lacking.all(axis=1))
     return int(found[0]) if len(found) else None
 
 
@@ -72,7 +72,7 @@ def none_for(labels: Array | None, count: int, *, classes: bool) -> Array:
 
 
 def filled(labels: Any) -> Array:
-    """Return labels as an array of numbers or texts, where None and NA stand for no label.
+    """Return labels as an array of numbers or texts, where None, NA and numpy's mask stand for no label.
 
     Whole numbers and truth values become int64 with `NO_NUMBER` in these places, other numbers float64
     with NaN, and texts keep an empty one. What is none of these stays as it is, for the caller to refuse.
@@ -81,6 +81,11 @@ def filled(labels: Any) -> Array:
         labels: Array of any type, or a list.
     """
     given = labels if isinstance(labels, np.ndarray) else np.asarray(labels)
+    if isinstance(given, np.ma.MaskedArray):
+        mask, given = np.ma.getmaskarray(given), given.data
+        if mask.any():
+            given = given.astype(object)
+            given[mask] = None
     if given.dtype.kind != "O":
         return given
     values = [one.item() if isinstance(one, np.generic) else one for one in given.reshape(-1)]

@@ -22,6 +22,7 @@ from hasten.inputs.data.samples import (
     holds_numbers,
     stack,
     tensors_hash,
+    unmasked,
 )
 
 SHAPES = ".shapes"
@@ -188,7 +189,7 @@ class RaggedDataset(Dataset):
         labels: Array | None = None,
         groups: Array | None = None,
     ) -> None:
-        self._samples = {name: list(samples) for name, samples in inputs.items()}
+        self._samples = {n: list(map(unmasked, samples)) for n, samples in inputs.items()}
         self.names = tuple(inputs)
         self.labels = None if labels is None else filled(labels)
         self.groups = None if groups is None else np.asarray(groups)
@@ -247,9 +248,9 @@ def save_ragged(
             can't be written.
     """
     arrays: dict[str, Array] = {}
-    given = {name: [np.asarray(each) for each in samples] for name, samples in inputs.items()}
+    given = {n: [np.asanyarray(each) for each in samples] for n, samples in inputs.items()}
     rows = {"labels": labels, "groups": groups}
-    known = {role: None if value is None else np.asarray(value) for role, value in rows.items()}
+    known = {role: None if value is None else np.asanyarray(value) for role, value in rows.items()}
     RaggedDataset(given, known["labels"], known["groups"])
     for name, samples in given.items():
         if len({sample.shape for sample in samples}) == 1:

@@ -118,6 +118,22 @@ def holds_numbers(dtype: np.dtype[Any]) -> bool:
     return dtype.kind in "biufcV" and dtype.type is not np.void
 
 
+def unmasked(array: Array) -> Array:
+    """Return an array without numpy's mask, under which there are numbers that mean nothing.
+
+    Raises:
+        InputError: a value is masked.
+    """
+    if not isinstance(array, np.ma.MaskedArray):
+        return array
+    if np.ma.is_masked(array):
+        raise InputError(
+            "an array of the data has masked values: fill them in, as by x.filled(0), or leave out the samples that "
+            "have some"
+        )
+    return array.data
+
+
 def native(array: Array) -> Array:
     """Return an array in the machine's byte order; an array that is in it already is returned itself."""
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

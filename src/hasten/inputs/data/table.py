@@ -266,8 +266,8 @@ def _columns_of(source: Any, row: Row, *, read: bool) -> dict[str, Sequence[Any]
 
 
 def _checked(table: Array, row: Row) -> Array:
-    """Return an array of numbers as the model takes it, checked as the step `row` checks a row."""
-    numbers = table.astype(row.dtype)
+    """Return an array of numbers as the model takes it, checked as the step `row` checks a row; what is masked is NaN."""
+    numbers = np.ma.filled(table.astype(row.dtype), np.nan)
     if found := RowArrays(row).refused(numbers):
         raise InputError(f"the table: row {found[0] + 1}: {found[1]}")
     return numbers
