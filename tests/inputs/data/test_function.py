@@ -173,6 +173,15 @@ def test_masked_values_are_refused_and_a_mask_of_nothing_is_dropped(tmp_path: Pa
     assert type(data.inputs([0])["x"]) is np.ndarray
 
 
+def test_a_frame_isnt_taken_for_samples_column_by_column(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(np.arange(4.0).reshape(2, 2))  # its columns are 0 and 1
+    assert refused(frame, tmp_path) == (
+        "the data gave a data frame, but nothing states in which order the model takes its columns: give a "
+        "pipeline that begins with the step row, or an array, as frame[columns].to_numpy()"
+    )
+
+
 def test_one_array_for_two_inputs_is_refused(tmp_path: Path) -> None:
     assert refused(X, tmp_path, ("a", "b")) == (
         "the model takes the inputs a, b; the data has one array without a name: give a mapping"

@@ -104,6 +104,29 @@ def test_a_column_of_groups_says_which_rows_belong_together(tmp_path: Path) -> N
         )
 
 
+def test_a_row_that_lacks_a_column_has_no_missing_value(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"age": 30, "housing": "own", "paid": "bad"},
+        {"Age": 30, "housing": "own", "paid": "bad"},
+    ]
+    said = "the table: row 2 has no column 'age': give None where there is no value"
+    assert refused((rows, "paid")) == said
+    assert refused([rows[0], {"housing": "own", "paid": "bad"}]) == said
+    may = Pipeline((Row(ROW.columns, "nan", ROW.words),), CLASSES.after)
+    assert np.isnan(opened([rows[0], {"housing": "own"}], may).inputs([1])["rows"][0, 0])
+
+
+def test_a_column_that_comes_twice_is_refused_in_every_table() -> None:
+    pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    names, columns = ["age", "housing", "age"], [[1.0], ["own"], [2.0]]
+    for table in (
+        pandas.DataFrame([[1.0, "own", 2.0]], columns=names),
+        pyarrow.table(list(map(pyarrow.array, columns)), names=names),
+        pyarrow.record_batch(list(map(pyarrow.array, columns)), names=names),
+    ):
+        assert refused(table) == "the table has the column 'age' twice: name each column once"
+
+
 def test_what_is_masked_in_a_table_is_missing() -> None:
     numbers = np.ma.masked_equal(np.array([[30, 1], [-9, 2]]), -9)
     for source in (numbers, {"age": numbers[:, 0], "housing": ["own", "NA"]}):

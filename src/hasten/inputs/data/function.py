@@ -98,6 +98,11 @@ def from_python(
         raise InputError(
             f"{source}: a DataLoader gives batches; give its dataset, or batch_size=None"
         )
+    if hasattr(given, "columns") and hasattr(given, "to_numpy"):
+        raise InputError(
+            f"{source} gave a data frame, but nothing states in which order the model takes its columns: give a "
+            "pipeline that begins with the step row, or an array, as frame[columns].to_numpy()"
+        )
     if isinstance(given, (str, bytes)) or not _iterable(given):
         raise InputError(
             f"{source} gave a {type(given).__name__}; give a Dataset, arrays, or an iterable of samples"

@@ -173,8 +173,12 @@ def _csv_and_label(source: str | Path) -> tuple[Path, str | None] | None:
     return None
 
 
-def check_names(path: Path, names: Sequence[str]) -> None:
-    """Check that a file names each column once.
+def check_names(said: Path | str, names: Sequence[str]) -> None:
+    """Check that a table names each column once.
+
+    Args:
+        said: Name of the table in messages.
+        names: Names of its columns.
 
     Raises:
         InputError: a column comes twice.
@@ -182,7 +186,7 @@ def check_names(path: Path, names: Sequence[str]) -> None:
     counts = Counter(names)
     twice = next((name for name in names if counts[name] > 1), None)
     if twice is not None:
-        raise InputError(f"{path} has the column {twice!r} twice: name each column once")
+        raise InputError(f"{said} has the column {twice!r} twice: name each column once")
 
 
 def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
@@ -240,8 +244,10 @@ def _value(text: str, words: tuple[str | float, ...] | None, *, bits: bool) -> A
 def _columns_of(source: Any, row: Row, *, read: bool) -> dict[str, Sequence[Any]] | Array | None:
     """Return a table as columns by name, or an array of numbers; None where it is none."""
     if hasattr(source, "to_pydict"):  # pyarrow
+        check_names("the table", source.schema.names)
         return dict(source.to_pydict())
     if hasattr(source, "columns") and hasattr(source, "to_dict"):  # pandas and polars
+        check_names("the table", [str(name) for name in source.columns])
         return {str(name): source[name].to_list() for name in source.columns}
     if isinstance(source, Mapping) and (read or source.keys() & set(row.columns)):
         return {
@@ -252,6 +258,8 @@ def _columns_of(source: Any, row: Row, *, read: bool) -> dict[str, Sequence[Any]
         if not any(name in row.columns for name in source[0]):
             return None
         every = dict.fromkeys(name for one in source for name in one)
+        if row.whole:
+            _check_whole(source, [name for name in row.columns if name in every])
         return {str(name): [one.get(name) for one in source] for name in every}
     if isinstance(source, np.ndarray) and source.ndim == 2:
         if source.shape[1] != len(row.columns):
@@ -263,6 +271,20 @@ def _columns_of(source: Any, row: Row, *, read: bool) -> dict[str, Sequence[Any]
             return {n: source[:, i].tolist() for i, n in enumerate(row.columns)}
         return source
     return None
+
+
+def _check_whole(rows: Sequence[Mapping[Any, Any]], columns: Sequence[str]) -> None:
+    """Check that every row has some columns.
+
+    Raises:
+        InputError: a row lacks one, which may be misspelled.
+    """
+    for number, one in enumerate(rows, 1):
+        lacking = next((name for name in columns if name not in one), None)
+        if lacking is not None:
+            raise InputError(
+                f"the table: row {number} has no column {lacking!r}: give None where there is no value"
+            )
 
 
 def _checked(table: Array, row: Row) -> Array:
