@@ -358,6 +358,18 @@ def test_a_hashed_column_has_the_texts_of_a_file_as_they_are_and_whole_numbers_a
         hashes((frame.assign(town=7.0), [0, 1, 0, 1]))
 
 
+def test_a_name_of_several_classes_is_no_label_of_the_last_one() -> None:
+    birds = Pipeline((ROW,), (TopK(labels=("crane", "hen", "crane"), softmax=False),))
+    assert refused(TABLE | {"paid": ["hen", "crane", "hen"]}, birds) == (
+        "the table: row 2: several classes are called 'crane': give labels as numbers of classes"
+    )
+    assert opened(TABLE | {"paid": ["hen", 2, 0]}, birds).labels.tolist() == [1, 2, 0]
+    with pytest.raises(InputError, match="row 1: several classes are called 'crane'"):
+        open_data(
+            (np.zeros((2, 3)), np.array(["crane", "hen"])), SPECS[:1], Pipeline((), birds.after)
+        )
+
+
 @pytest.mark.parametrize("label", [[1], {"a": 1}, 10**400, "9" * 400])
 def test_a_label_that_is_no_class_is_refused(label: Any) -> None:
     said = refused(TABLE | {"paid": ["good", label, "bad"]}, CLASSES)

@@ -370,6 +370,9 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
     """Return labels as numbers: those of classes are their places among the classes' names.
 
     Where a label is missing stands -1 for a class, and NaN for another number.
+
+    Raises:
+        InputError: a label is no class, or the name of several.
     """
     step = pipeline.after[0] if pipeline.after else None
     names = () if step is None else step.class_names
@@ -389,8 +392,13 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
         number = _number(name)
         if number is not None:
             places.setdefault(number, place)
+    counts = Counter(names)
     found = []
     for number, value in enumerate(values, 1):
+        if isinstance(value, str) and counts[value] > 1:
+            raise InputError(
+                f"{said}: row {number}: several classes are called {value!r:.80}: give labels as numbers of classes"
+            )
         place_ = places.get(value) if isinstance(value, Hashable) else None
         place_ = places.get(_number(value)) if place_ is None else place_
         if place_ is None and absent and (_missing(value) or _number(value) == NO_CLASS):
