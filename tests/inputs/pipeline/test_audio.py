@@ -65,6 +65,25 @@ def test_channels_are_averaged() -> None:
     np.testing.assert_allclose(given, tone(440) / 2, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "OGG", "MP3"])
+def test_a_sound_that_is_cut_short_is_no_shorter_sound(tmp_path: Path, kind: str) -> None:
+    whole = encoded(tone(440, seconds=2), kind=kind)
+    file = tmp_path / "a"
+    for part in (whole[: len(whole) // 2], encoded(tone(440, seconds=0), kind=kind)):
+        file.write_bytes(part)
+        for given in (part, file):
+            said = refused(lambda given=given: DecodeAudio()(given))
+            assert "is cut short or empty: give" in said or "can't be read as a sound" in said
+    assert len(DecodeAudio()(whole)) == 2 * RATE
+
+
+def test_a_sound_that_was_written_as_it_came_states_no_size() -> None:
+    whole = encoded(tone(440))
+    for size in (b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\x7f"):
+        streamed = whole[:4] + size + whole[8:]
+        assert np.array_equal(DecodeAudio()(streamed), DecodeAudio()(whole))
+
+
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
 def test_another_rate_is_resampled(rate: int) -> None:
     given = DecodeAudio()(encoded(tone(440, rate), rate, subtype="FLOAT"))
