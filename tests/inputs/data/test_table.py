@@ -209,6 +209,24 @@ def test_classes_with_numbers_are_found_in_any_spelling(labels: list[Any]) -> No
     assert opened(TABLE | {"paid": labels}, pipeline).labels.tolist() == [1, 0, 1]
 
 
+def test_classes_with_numbers_are_found_in_arrays_and_archives_too(tmp_path: Path) -> None:
+    rows, path = np.array(NUMBERS, np.float32), tmp_path / "rows.npz"
+    for names, labels, wanted in (
+        (("1", "0"), [0, 1, -1], [1, 0, -1]),
+        (("-1", "1"), [1, -1, 1], [1, 0, 1]),
+        (("1", "2"), [1.0, 2.0, np.nan], [0, 1, -1]),
+        (("bad", "good"), [0, 1, -1], [0, 1, -1]),
+    ):
+        pipeline = Pipeline((ROW,), (TopK(labels=names, softmax=False),))
+        np.savez(path, rows=rows, labels=labels)
+        for source in (path, {"rows": rows, "labels": np.array(labels)}, (rows, labels)):
+            assert opened(source, pipeline).labels.tolist() == wanted
+    np.savez(path, rows=rows, labels=[0, 1, 2])
+    assert refused(path, Pipeline((ROW,), (TopK(labels=("1", "2"), softmax=False),))) == (
+        f"{path}: row 1: the label must be one of '1', '2': got 0"
+    )
+
+
 @pytest.mark.parametrize(
     ("step", "labels", "wanted"),
     [

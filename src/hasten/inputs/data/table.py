@@ -385,7 +385,7 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
         return as_classes(numbers) if getattr(step, "position", None) is not None else numbers
     absent = _ABSENT.isdisjoint(map(str, names))
     places: dict[Any, int] = {}
-    if all(_number(name) is None for name in names):  # then a number can only be a class's place
+    if not have_numbers(names):  # then a number can only be a class's place
         places.update((number, number) for number in range(len(names)))
     for place, name in enumerate(names):
         places[name] = place
@@ -444,6 +444,11 @@ def _missing(value: Any) -> bool:
     if value is None or (isinstance(value, str) and value.strip() in _ABSENT):
         return True
     return isinstance(value, float) and math.isnan(value)
+
+
+def have_numbers(names: Sequence[str]) -> bool:
+    """Whether any of the classes is called by a number, so that a number is a name before it is a place."""
+    return any(_number(name) is not None for name in names)
 
 
 def _number(value: Any) -> float | None:
