@@ -126,6 +126,16 @@ def test_class_folders_that_name_no_class_or_several_are_refused(
     assert refused(classes, pipeline) == message.format(classes)
 
 
+def test_class_folders_are_known_by_names_in_other_letters(classes: Path) -> None:
+    pipeline = Pipeline(PIPELINE.steps, (TopK(labels=("DOG", "Cat", "ANT")),))
+    data = ImageFolder(classes, pipeline, "x")
+    assert data.labels is not None
+    assert (data.labels.tolist(), data.numbering) == ([2, 1, 0, 0], "")
+    (classes / "Ant").mkdir()
+    (classes / "Ant" / "5.png").write_bytes((classes / "ant" / "4.png").read_bytes())
+    assert refused(classes, pipeline).startswith(f"no folder in {classes} has the name of a class")
+
+
 def test_images_straight_inside_have_no_labels(tmp_path: Path) -> None:
     photo(tmp_path / "b.PNG")
     photo(tmp_path / "a.jpg")

@@ -82,6 +82,12 @@ def _numbered(folders: Sequence[Path], names: Sequence[str]) -> tuple[list[int],
     """
     unknown = [folder for folder in folders if folder.name not in names]
     if len(unknown) == len(folders):
+        own, called = (
+            [name.casefold() for name in some] for some in ([f.name for f in folders], names)
+        )
+        distinct = len({*own}) == len(own) and len({*called}) == len(called)
+        if own and distinct and {*own} <= {*called}:
+            return [called.index(name) for name in own], tuple(names)
         if folders and names and len(names) != len(folders):
             raise InputError(
                 f"no folder in {folders[0].parent} has the name of a class, and nothing else says which "
