@@ -42,6 +42,7 @@ X = np.zeros((3, 2), np.float32)
         ([0.5, None, 2], [0.5, NAN, 2]),
         ([None, NAN, 1], [NO_NUMBER, NO_NUMBER, 1]),
         (["a", None, ""], ["a", "", ""]),
+        (["a", NAN, "nan"], ["a", "", "nan"]),
         (np.array([1, -1, 2]), [1, -1, 2]),
     ],
 )
@@ -94,6 +95,14 @@ def test_a_masked_label_is_a_missing_one(tmp_path: Path) -> None:
         np.testing.assert_array_equal(data.labels, [1, NO_NUMBER, 0])
     np.testing.assert_array_equal(filled(masked.astype(float)), [1, NAN, 0])
     assert filled(np.ma.masked_array([1, 2, 3])).tolist() == [1, 2, 3]
+
+
+def test_nan_beside_texts_is_a_missing_text_and_a_number_is_refused(tmp_path: Path) -> None:
+    single = list(zip(X, ["a", NAN, "nan"], strict=True))
+    assert from_python(single, ["x"], tmp_path / "a").labels.tolist() == ["a", "", "nan"]
+    for given in (list(zip(X, ["a", 1, "b"], strict=True)), (X, ["a", 1, "b"])):
+        with pytest.raises(InputError, match=r"^some labels are texts|^labels are Python objects"):
+            from_python(given, ["x"], tmp_path / "b")
 
 
 def test_whole_and_broken_numbers_stay_labels_beside_a_missing_one(tmp_path: Path) -> None:

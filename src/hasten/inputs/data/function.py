@@ -152,7 +152,7 @@ def _whole(inputs: Any, labels: Any, groups: Any, names: Sequence[str], source: 
     if isinstance(rows["labels"], Mapping):
         rows["labels"] = joined(rows["labels"])
     arrays = _named(inputs, names, source)
-    if isinstance(rows["labels"], np.ma.MaskedArray):
+    if isinstance(rows["labels"], (list, np.ma.MaskedArray)):
         rows["labels"] = filled(rows["labels"])
     taken = {role: None if value is None else _array(value) for role, value in rows.items()}
     if any(isinstance(samples, list) for samples in arrays.values()):

@@ -81,6 +81,8 @@ def filled(labels: Any) -> Array:
         labels: Array of any type, or a list.
     """
     given = labels if isinstance(labels, np.ndarray) else np.asarray(labels)
+    if given is not labels and given.dtype.kind == "U":
+        given = np.array(labels, object)  # else NaN beside texts becomes the text "nan"
     if isinstance(given, np.ma.MaskedArray):
         mask, given = np.ma.getmaskarray(given), given.data
         if mask.any():
@@ -111,6 +113,10 @@ def _absent(value: Any) -> bool:
     return isinstance(value, float) and value != value
 
 
+def _is_nan(label: Array | None) -> bool:
+    return label is not None and label.dtype.kind == "f" and bool(np.isnan(label).all())
+
+
 def stacked(labels: list[Array | None]) -> Array | None:
     """Return labels of single samples as one array, `(n, ...)`; None where no sample has one.
 
@@ -118,8 +124,16 @@ def stacked(labels: list[Array | None]) -> Array | None:
         labels: Label of each sample, all of one shape; None where it is missing.
 
     Raises:
-        InputError: a label of several outputs is missing.
+        InputError: a label of several outputs is missing, or some labels are texts and others numbers.
     """
+    texts = [one is not None and one.dtype.kind in "US" for one in labels]
+    if any(texts):  # beside texts NaN is a missing one, as pandas has it
+        labels = [
+            None if not text and _is_nan(one) else one
+            for one, text in zip(labels, texts, strict=True)
+        ]
+        if any(one is not None and not text for one, text in zip(labels, texts, strict=True)):
+            raise InputError("some labels are texts, and others are numbers: give one or the other")
     first = next((one for one in labels if one is not None), None)
     if first is None:
         return None
