@@ -330,7 +330,8 @@ def _from_training(
             f"(training sample {shared[0]} is the first); remove them from one of the two"
         )
     if training.groups is not None and dataset.groups is not None:
-        own, others = ({*map(group_name, np.unique(one.groups))} for one in (training, dataset))
+        both_groups = (training.groups, dataset.groups)
+        own, others = ({*map(group_name, np.unique(groups))} for groups in both_groups)
         if both := sorted(own & others):
             raise InputError(
                 f"{len(both)} groups are in the training data and in the data to judge on "
