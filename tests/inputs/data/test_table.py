@@ -215,12 +215,17 @@ def test_classes_with_numbers_are_found_in_arrays_and_archives_too(tmp_path: Pat
         (("1", "0"), [0, 1, -1], [1, 0, -1]),
         (("-1", "1"), [1, -1, 1], [1, 0, 1]),
         (("1", "2"), [1.0, 2.0, np.nan], [0, 1, -1]),
+        (("1", "0"), [True, False, True], [0, 1, 0]),
         (("bad", "good"), [0, 1, -1], [0, 1, -1]),
     ):
         pipeline = Pipeline((ROW,), (TopK(labels=names, softmax=False),))
         np.savez(path, rows=rows, labels=labels)
         for source in (path, {"rows": rows, "labels": np.array(labels)}, (rows, labels)):
             assert opened(source, pipeline).labels.tolist() == wanted
+    pipeline = Pipeline((ROW,), (TopK(labels=("-1", "1"), softmax=False),))
+    for missing in ([1, None, -1], np.ma.masked_equal([1, 7, -1], 7)):
+        for source in ({"rows": rows, "labels": missing}, (rows, missing)):
+            assert opened(source, pipeline).labels.tolist() == [1, -1, 0]
     np.savez(path, rows=rows, labels=[0, 1, 2])
     assert refused(path, Pipeline((ROW,), (TopK(labels=("1", "2"), softmax=False),))) == (
         f"{path}: row 1: the label must be one of '1', '2': got 0"

@@ -18,7 +18,7 @@ from hasten.inputs.data.class_folders import has_files
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.function import call_function, called, from_python
 from hasten.inputs.data.images import ImageFolder
-from hasten.inputs.data.missing import with_no_class
+from hasten.inputs.data.missing import NO_NUMBER
 from hasten.inputs.data.npz import open_npz
 from hasten.inputs.data.sounds import SoundFolder, reads_sounds
 from hasten.inputs.data.table import have_numbers, is_csv, label_numbers, reads_rows, rows_of
@@ -130,11 +130,12 @@ def _numbered(dataset: Dataset, pipeline: Pipeline | None, source: Any) -> Datas
     named = labels.dtype.kind == "U" and not {*step.class_names}.isdisjoint(
         labels.reshape(-1).tolist()
     )
-    by_number = labels.dtype.kind in "iuf" and reads_rows(pipeline) is not None
+    by_number = labels.dtype.kind in "biuf" and reads_rows(pipeline) is not None
     by_number = by_number and have_numbers(step.class_names)
     if single and own and (named or by_number):
         said = str(source) if isinstance(source, (str, Path)) else "the data"
-        given = with_no_class(labels).reshape(-1)
+        # A class may be called -1, so a missing label must not become it.
+        given = [None if one == NO_NUMBER else one for one in labels.reshape(-1).tolist()]
         dataset.labels = label_numbers(given, pipeline, said)
     return dataset
 
