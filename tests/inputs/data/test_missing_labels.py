@@ -112,11 +112,29 @@ def test_whole_and_broken_numbers_stay_labels_beside_a_missing_one(tmp_path: Pat
     np.testing.assert_array_equal(from_python(rows, ["x"], tmp_path).labels, [1, 0.5, NAN])
 
 
-def test_a_label_that_lacks_some_of_its_whole_numbers_is_refused() -> None:
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([[1, None, None], [2, 2, 1], [None, None, None]], object),
+        np.ma.masked_equal([[1, 9, 9], [2, 2, 1], [9, 9, 9]], 9),
+    ],
+)
+def test_tokens_whose_label_is_missing_dont_count(labels: Any) -> None:
+    dataset = from_python((X, labels), ["x"], Path("unused"))
+    told = with_labels(dataset, "token_accuracy", asking=False).labels
+    found = {"y": np.array([[1, 2, 0], [2, 2, 2], [0, 0, 0]])}
+    scores = scored_where_known(parse_metric("token_accuracy"), found, found, told)
+    assert scores.tolist() == [1, pytest.approx(2 / 3), 1]
+
+
+def test_a_number_that_is_missing_in_a_label_of_numbers_is_refused_by_what_reads_it() -> None:
+    dataset = from_python((X, [[1, 2], [3, None], [None, None]]), ["x"], Path("unused"))
+    found = {"y": np.zeros((3, 2), np.float32)}
     with pytest.raises(InputError) as error:
-        from_python((X, [[1, 2], [3, None], [None, None]]), ["x"], Path("unused"))
+        scored_where_known(Regression(0.5), found, found, dataset.labels)
     assert str(error.value) == (
-        "labels: sample 1 has None among its numbers; repair it or leave it out"
+        "regression reads every number of a label, but one has None or a masked value among its numbers: repair it, or "
+        "leave the whole label out"
     )
 
 

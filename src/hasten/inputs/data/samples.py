@@ -12,7 +12,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.core.words import amount
 from hasten.errors import InputError
-from hasten.inputs.data.missing import in_part, unlabelled
+from hasten.inputs.data.missing import unlabelled
 
 RESERVED = ("labels", "groups")
 SAME_HASH = frozenset(map(np.dtype, ("bool", "float32", "uint8")))
@@ -26,7 +26,8 @@ def check_counts(
 ) -> int:
     """Check that inputs, labels and groups have equally many rows, and that labels are finite.
 
-    A label that is NaN as a whole is missing, and may be.
+    A label that is NaN as a whole is missing, and may be. What is missing among whole numbers is below 0, as padding is:
+    whether it may be, a metric decides.
 
     Args:
         counts: Number of samples by input name.
@@ -68,10 +69,6 @@ def check_counts(
     bad = None if labels is None else _first_unusable(labels)
     if bad is not None:
         raise InputError(f"labels: sample {bad} has NaN or Inf; repair it or leave it out")
-    if labels is not None and (bad := in_part(labels)) is not None:
-        raise InputError(
-            f"labels: sample {bad} has None among its numbers; repair it or leave it out"
-        )
     return count
 
 
