@@ -8,6 +8,7 @@ import pytest
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.function import call_function, from_python
+from hasten.inputs.data.ragged import RaggedDataset
 from hasten.inputs.data.spool import Spool
 
 X = np.arange(12, dtype=np.float32).reshape(6, 2)
@@ -167,8 +168,22 @@ def test_masked_values_are_refused_and_a_mask_of_nothing_is_dropped(tmp_path: Pa
     for given in (masked, (masked, LABELS), {"x": masked}, [*masked], {"x": ragged}):
         assert refused(given, tmp_path / "no") == said
     assert refused((X, LABELS, groups), tmp_path / "no") == said
+    both = {"a": LABELS, "b": groups}
+    for given in ((X, both), {"x": X, "labels@a": LABELS, "labels@b": groups}):
+        assert refused(given, tmp_path / "no") == said
+    single = [(x, label, group) for x, label, group in zip(X, LABELS, groups, strict=True)]
+    at = LABELS.tolist().index(3)
+    assert refused(single, tmp_path / "one") == f"the data: the group of sample {at}: {said}"
+    several = [(x, {"a": label}) for x, label in zip(X, groups, strict=True)]
+    assert refused(several, tmp_path / "own") == f"the data: the label of sample {at}: {said}"
+    with pytest.raises(InputError) as error:
+        from_python([*zip(X, groups, strict=True)], ["x"], tmp_path, reread=True)
+    assert str(error.value) == f"the data: the label of sample {at}: {said}"
     with pytest.raises(InputError, match="has masked values"):
         ArrayDataset({"x": masked})
+    for kind in (ArrayDataset, RaggedDataset):
+        with pytest.raises(InputError, match="has masked values"):
+            kind({"x": X}, None, groups)
     data = from_python({"x": np.ma.masked_array(X)}, ["x"], tmp_path)
     assert type(data.inputs([0])["x"]) is np.ndarray
 

@@ -97,6 +97,15 @@ def test_a_masked_label_is_a_missing_one(tmp_path: Path) -> None:
     assert filled(np.ma.masked_array([1, 2, 3])).tolist() == [1, 2, 3]
 
 
+def test_a_single_label_that_is_masked_in_part_keeps_what_is_known(tmp_path: Path) -> None:
+    tokens = [np.ma.masked_equal(row, 9) for row in ([1, 9], [9, 9], [2, 3])]
+    labels = from_python(list(zip(X, tokens, strict=True)), ["x"], tmp_path / "a").labels
+    np.testing.assert_array_equal(labels, [[1, NO_NUMBER], [NO_NUMBER, NO_NUMBER], [2, 3]])
+    points = [row.astype(float) for row in tokens]
+    with pytest.raises(InputError, match=r"^labels: sample 0 has NaN or Inf; repair it"):
+        from_python(list(zip(X, points, strict=True)), ["x"], tmp_path / "b")
+
+
 def test_nan_beside_texts_is_a_missing_text_and_a_number_is_refused(tmp_path: Path) -> None:
     single = list(zip(X, ["a", NAN, "nan"], strict=True))
     np.testing.assert_array_equal(

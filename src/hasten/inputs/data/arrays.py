@@ -59,7 +59,7 @@ class ArrayDataset(Dataset):
         self.names = tuple(inputs)
         self.missing = missing
         self.labels = None if labels is None else filled(labels)
-        self.groups = None if groups is None else np.asarray(groups)
+        self.groups = None if groups is None else np.asarray(unmasked(groups))
         counts = {name: len(array) for name, array in inputs.items()}
         self._count = check_counts(counts, self.labels, self.groups)
 

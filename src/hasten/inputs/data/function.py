@@ -15,7 +15,7 @@ from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.labels_by_output import joined, named_output
-from hasten.inputs.data.missing import filled, stacked
+from hasten.inputs.data.missing import filled, stacked, unlabelled
 from hasten.inputs.data.ragged import RaggedDataset, is_ragged
 from hasten.inputs.data.rereading import Rereading
 from hasten.inputs.data.samples import RESERVED, holds_numbers, tensors_hash, unmasked
@@ -108,7 +108,7 @@ def from_python(
             f"{source} gave a {type(given).__name__}; give a Dataset, arrays, or an iterable of samples"
         )
     if reread and hasattr(given, "__len__") and hasattr(given, "__getitem__"):
-        return Rereading(len(given), lambda i: _parts(given[i], i, names, source), source)
+        return Rereading(len(given), lambda i: _reread(given[i], i, names, source), source)
     return _spooled(_each(given), names, folder, source)
 
 
@@ -150,7 +150,7 @@ def _whole(inputs: Any, labels: Any, groups: Any, names: Sequence[str], source: 
         if each:
             rows["labels"] = {named_output(str(name)): array for name, array in each.items()}
     if isinstance(rows["labels"], Mapping):
-        rows["labels"] = joined(rows["labels"])
+        rows["labels"] = joined({name: _array(one) for name, one in rows["labels"].items()})
     arrays = _named(inputs, names, source)
     if isinstance(rows["labels"], (list, np.ma.MaskedArray)):
         rows["labels"] = filled(rows["labels"])
@@ -234,16 +234,35 @@ def _parts(sample: Any, index: int, names: Sequence[str], source: str) -> tuple[
             raise InputError(
                 f"input {name!r}: sample {index} is an array of {array.dtype}; give numbers"
             )
+    if len(parts) == 3:
+        parts = (*parts[:2], _unmasked(parts[2], "group", index, source))
     return (tensors, *parts[1:])
+
+
+def _reread(sample: Any, index: int, names: Sequence[str], source: str) -> tuple[Any, ...]:
+    """Return the parts of a sample that is read again each time, whose label can't be missing."""
+    tensors, *rest = _parts(sample, index, names, source)
+    return (tensors, *(_unmasked(value, "label", index, source) for value in rest[:1]), *rest[1:])
+
+
+def _unmasked(value: Any, role: str, index: int, source: str) -> Any:
+    """Return a sample's label or group, checked to have nothing masked."""
+    try:
+        return unmasked(value)
+    except InputError as error:
+        raise InputError(f"{source}: the {role} of sample {index}: {error}") from error
 
 
 def _label(value: Any, first: Array | None, index: int, source: str) -> Array | None:
     """Return one label as an array, checked to have the same shape as the first one."""
-    if value is None or (isinstance(value, np.ma.MaskedArray) and np.ma.getmaskarray(value).all()):
+    if value is None:
         return None
     if isinstance(value, Mapping):
-        value = joined({name: _array(one)[np.newaxis] for name, one in value.items()})[0]
-    label = _array(value)
+        each = {n: _unmasked(one, "label", index, source) for n, one in value.items()}
+        value = joined({name: _array(one)[np.newaxis] for name, one in each.items()})[0]
+    label = filled(value) if isinstance(value, np.ma.MaskedArray) else _array(value)
+    if np.ma.is_masked(value) and unlabelled(label[np.newaxis], classes=False).all():
+        return None
     if first is not None and label.shape != first.shape:
         raise InputError(
             f"{source}: the label of sample {index} has the shape {list(label.shape)}, but the "
