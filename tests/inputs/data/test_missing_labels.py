@@ -49,8 +49,9 @@ X = np.zeros((3, 2), np.float32)
 def test_none_becomes_a_missing_label(labels: Any, found: list[Any]) -> None:
     own = ArrayDataset({"x": X}, filled(labels)).labels
     np.testing.assert_array_equal(own, found)
-    again = from_python((X, labels), ["x"], Path("unused")).labels
-    np.testing.assert_array_equal(again, found)
+    for given in (labels, tuple(labels)):
+        again = from_python((X, given), ["x"], Path("unused")).labels
+        np.testing.assert_array_equal(again, found)
 
 
 def test_a_sample_of_an_iterable_may_lack_its_label(tmp_path: Path) -> None:
@@ -111,9 +112,26 @@ def test_nan_beside_texts_is_a_missing_text_and_a_number_is_refused(tmp_path: Pa
     np.testing.assert_array_equal(
         from_python(single, ["x"], tmp_path / "a").labels, ["a", "", "nan"]
     )
+    pairs = list(zip(X, [("a", NAN), ["b", "c"], (NAN, None)], strict=True))
+    np.testing.assert_array_equal(
+        from_python(pairs, ["x"], tmp_path / "c").labels, [["a", ""], ["b", "c"], ["", ""]]
+    )
     for given in (list(zip(X, ["a", 1, "b"], strict=True)), (X, ["a", 1, "b"])):
         with pytest.raises(InputError, match=r"^some labels are texts|^labels are Python objects"):
             from_python(given, ["x"], tmp_path / "b")
+
+
+def test_nan_beside_texts_is_refused_where_nothing_may_be_missing(tmp_path: Path) -> None:
+    gaps = ["a", NAN, "b"]
+    single = list(zip(X, [0, 1, 2], gaps, strict=True))
+    for given in ((X, None, gaps), {"x": X, "groups": tuple(gaps)}, single, (X, {"y": gaps})):
+        with pytest.raises(InputError) as error:
+            from_python(given, ["x"], tmp_path / "a")
+        assert str(error.value) == (
+            "a list of labels or groups has texts, but NaN for sample 1: name what it is, or leave the sample out"
+        )
+    held = from_python((X, None, ["a", 7, "b"]), ["x"], tmp_path / "b").groups
+    np.testing.assert_array_equal(held, ["a", "7", "b"])
 
 
 def test_whole_and_broken_numbers_stay_labels_beside_a_missing_one(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hasten.inputs.data.missing import filled
 from hasten.inputs.data.samples import (
     check_counts,
     check_finite,
+    complete,
     holds_numbers,
     native,
     single_number,
@@ -59,7 +60,7 @@ class ArrayDataset(Dataset):
         self.names = tuple(inputs)
         self.missing = missing
         self.labels = None if labels is None else filled(labels)
-        self.groups = None if groups is None else np.asarray(unmasked(groups))
+        self.groups = None if groups is None else complete(groups)
         counts = {name: len(array) for name, array in inputs.items()}
         self._count = check_counts(counts, self.labels, self.groups)
 

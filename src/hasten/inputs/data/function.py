@@ -18,8 +18,11 @@ from hasten.inputs.data.labels_by_output import joined, named_output
 from hasten.inputs.data.missing import filled, stacked, unlabelled
 from hasten.inputs.data.ragged import RaggedDataset, is_ragged
 from hasten.inputs.data.rereading import Rereading
-from hasten.inputs.data.samples import RESERVED, holds_numbers, tensors_hash, unmasked
+from hasten.inputs.data.samples import RESERVED, complete, holds_numbers, tensors_hash, unmasked
 from hasten.inputs.data.spool import SpoolWriter
+
+_LISTS = (list, tuple, np.ma.MaskedArray)
+"""Types of labels of which some may be missing whatever their kind: as None, as NaN, or masked."""
 
 
 def call_function(
@@ -129,9 +132,9 @@ def _array(value: Any) -> Array:
     """Turn numbers, lists and torch tensors into an array.
 
     Raises:
-        InputError: a value is masked.
+        InputError: a value is masked, or is NaN beside texts.
     """
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else unmasked(value))
+    return complete(value.detach().cpu() if hasattr(value, "detach") else value)
 
 
 def _whole(inputs: Any, labels: Any, groups: Any, names: Sequence[str], source: str) -> Dataset:
@@ -152,7 +155,7 @@ def _whole(inputs: Any, labels: Any, groups: Any, names: Sequence[str], source: 
     if isinstance(rows["labels"], Mapping):
         rows["labels"] = joined({name: _array(one) for name, one in rows["labels"].items()})
     arrays = _named(inputs, names, source)
-    if isinstance(rows["labels"], (list, np.ma.MaskedArray)):
+    if isinstance(rows["labels"], _LISTS):
         rows["labels"] = filled(rows["labels"])
     taken = {role: None if value is None else _array(value) for role, value in rows.items()}
     if any(isinstance(samples, list) for samples in arrays.values()):
@@ -216,7 +219,7 @@ def _spooled(samples: Iterator[Any], names: Sequence[str], folder: Path, source:
             if width > 2:
                 groups.append(parts[2])
         return writer.finish(
-            stacked(labels) if width > 1 else None, np.array(groups) if width > 2 else None
+            stacked(labels) if width > 1 else None, complete(groups) if width > 2 else None
         )
 
 
@@ -260,8 +263,9 @@ def _label(value: Any, first: Array | None, index: int, source: str) -> Array | 
     if isinstance(value, Mapping):
         each = {n: _unmasked(one, "label", index, source) for n, one in value.items()}
         value = joined({name: _array(one)[np.newaxis] for name, one in each.items()})[0]
-    label = filled(value) if isinstance(value, np.ma.MaskedArray) else _array(value)
-    if np.ma.is_masked(value) and unlabelled(label[np.newaxis], classes=False).all():
+    listed = isinstance(value, _LISTS)
+    label = filled(value) if listed else _array(value)
+    if listed and unlabelled(label[np.newaxis], classes=False).all():
         return None
     if first is not None and label.shape != first.shape:
         raise InputError(

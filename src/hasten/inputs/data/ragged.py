@@ -18,6 +18,7 @@ from hasten.inputs.data.raw import MOST_AXES, RawArray
 from hasten.inputs.data.samples import (
     check_counts,
     check_rank,
+    complete,
     holds_numbers,
     stack,
     tensors_hash,
@@ -191,7 +192,7 @@ class RaggedDataset(Dataset):
         self._samples = {n: list(map(unmasked, samples)) for n, samples in inputs.items()}
         self.names = tuple(inputs)
         self.labels = None if labels is None else filled(labels)
-        self.groups = None if groups is None else np.asarray(unmasked(groups))
+        self.groups = None if groups is None else complete(groups)
         counts = {name: len(samples) for name, samples in self._samples.items()}
         self._count = check_counts(counts, self.labels, self.groups)
         for name, samples in self._samples.items():
@@ -249,8 +250,7 @@ def save_ragged(
     """
     arrays: dict[str, Array] = {}
     given = {n: [np.asanyarray(each) for each in samples] for n, samples in inputs.items()}
-    together = None if groups is None else np.asanyarray(groups)
-    checked = RaggedDataset(given, None if labels is None else filled(labels), together)
+    checked = RaggedDataset(given, labels, groups)
     for name, samples in given.items():
         if len({sample.shape for sample in samples}) == 1:
             arrays[name] = np.stack(samples)

@@ -131,6 +131,26 @@ def unmasked(array: Array) -> Array:
     return array.data
 
 
+def complete(values: Any) -> Array:
+    """Return an array, or a list as one, in which nothing is missing: a list's NaN would become the text "nan".
+
+    Args:
+        values: One value for each sample: an array, or a list or a tuple.
+
+    Raises:
+        InputError: a value is masked, or is NaN beside texts.
+    """
+    found = np.asarray(unmasked(values))
+    if found.dtype.kind == "U" and isinstance(values, (list, tuple)):
+        for index, one in enumerate(values):
+            if isinstance(one, (float, np.floating)) and one != one:
+                raise InputError(
+                    f"a list of labels or groups has texts, but NaN for sample {index}: name what it is, or leave the "
+                    "sample out"
+                )
+    return found
+
+
 def native(array: Array) -> Array:
     """Return an array in the machine's byte order; an array that is in it already is returned itself."""
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
