@@ -303,6 +303,22 @@ def test_classes_that_are_floats_for_nans_sake_are_whole_numbers() -> None:
     assert asked.labels.tolist() == [-1, -1, -1]
 
 
+@pytest.mark.parametrize("gaps", [[1, None, 1], [1.0, NAN, 1.0], [[1], [None], [1]]])
+def test_a_missing_label_beside_class_1_is_no_class_of_its_own(gaps: list[Any]) -> None:
+    told = with_labels(from_python((X, gaps), ["x"], Path("unused")), "top1", asking=False).labels
+    assert told is not None
+    assert told.reshape(-1).tolist() == [1, -1, 1]
+
+
+@pytest.mark.parametrize("labels", [[1, -1, 1], [1, -1, None], [1.0, NAN, -1.0]])
+def test_classes_that_are_called_minus_1_and_1_are_refused(labels: list[Any]) -> None:
+    with pytest.raises(InputError) as error:
+        with_labels(from_python((X, labels), ["x"], Path("unused")), "top1", asking=False)
+    assert str(error.value) == (
+        "the labels are -1 and 1, and -1 stands for a missing label: give the classes as 0 and 1"
+    )
+
+
 def test_what_compares_samples_with_each_other_needs_every_label() -> None:
     from hasten.inputs.metrics.auroc import Auroc
 

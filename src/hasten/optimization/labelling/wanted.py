@@ -143,16 +143,18 @@ def _classes(labels: Array) -> Array:
     Raises:
         InputError: labels are -1 and 1.
     """
-    labels = with_no_class(labels)
     single = labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)
+    if single and labels.dtype.kind in "if":
+        known = labels[~unlabelled(labels, classes=False)]
+        if set(np.unique(known).tolist()) == {NO_CLASS, 1}:
+            raise InputError(
+                "the labels are -1 and 1, and -1 stands for a missing label: give the classes as 0 and 1"
+            )
+    labels = with_no_class(labels)
     if single and labels.dtype.kind == "f" and np.isnan(labels).any():
         known = labels[~np.isnan(labels)]
         if len(known) and (known == np.floor(known)).all():
             labels = np.where(np.isnan(labels), NO_CLASS, labels).astype(np.int64)
-    if single and labels.dtype.kind in "if" and set(np.unique(labels).tolist()) == {NO_CLASS, 1}:
-        raise InputError(
-            "the labels are -1 and 1, and -1 stands for a missing label: give the classes as 0 and 1"
-        )
     return labels
 
 
