@@ -169,8 +169,8 @@ def test_masked_values_are_refused_and_a_mask_of_nothing_is_dropped(tmp_path: Pa
         assert refused(given, tmp_path / "no") == said
     assert refused((X, LABELS, groups), tmp_path / "no") == said
     both = {"a": LABELS, "b": groups}
-    for given in ((X, both), {"x": X, "labels@a": LABELS, "labels@b": groups}):
-        assert refused(given, tmp_path / "no") == said
+    for by_output in ((X, both), {"x": X, "labels@a": LABELS, "labels@b": groups}):
+        assert refused(by_output, tmp_path / "no") == said
     single = [(x, label, group) for x, label, group in zip(X, LABELS, groups, strict=True)]
     at = LABELS.tolist().index(3)
     assert refused(single, tmp_path / "one") == f"the data: the group of sample {at}: {said}"

@@ -224,8 +224,8 @@ def test_classes_with_numbers_are_found_in_arrays_and_archives_too(tmp_path: Pat
             assert opened(source, pipeline).labels.tolist() == wanted
     pipeline = Pipeline((ROW,), (TopK(labels=("-1", "1"), softmax=False),))
     for missing in ([1, None, -1], np.ma.masked_equal([1, 7, -1], 7)):
-        for source in ({"rows": rows, "labels": missing}, (rows, missing)):
-            assert opened(source, pipeline).labels.tolist() == [1, -1, 0]
+        for lacking in ({"rows": rows, "labels": missing}, (rows, missing)):
+            assert opened(lacking, pipeline).labels.tolist() == [1, -1, 0]
     np.savez(path, rows=rows, labels=[0, 1, 2])
     assert refused(path, Pipeline((ROW,), (TopK(labels=("1", "2"), softmax=False),))) == (
         f"{path}: row 1: the label must be one of '1', '2': got 0"
