@@ -23,7 +23,7 @@ from hasten.core.records import write_json
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.data.dataset import Dataset, Subset
-from hasten.inputs.data.parts import hashed_groups
+from hasten.inputs.data.parts import groups_seen
 from hasten.inputs.data.splits import KNOWN_BYTES, Earlier, former_hashes, units_of
 from hasten.reporting.card import Card
 from hasten.reporting.notebook import as_html
@@ -262,7 +262,7 @@ def fresh(dataset: Dataset, seen: Seen, earlier: Earlier) -> Chosen:
         earlier: Record of what other runs did with samples: what they searched on is left out too, and so is
             what was tested on where the others alone tell more.
     """
-    groups = () if dataset.groups is None else hashed_groups(dataset.groups)
+    grouped = () if dataset.groups is None else groups_seen(dataset.groups, seen.groups)
     hashes = [dataset.content_hash(i) for i in range(len(dataset))]
     former = former_hashes(dataset)
     earlier = earlier.among(hashes, former)
@@ -270,7 +270,7 @@ def fresh(dataset: Dataset, seen: Seen, earlier: Earlier) -> Chosen:
     used = {bytes.fromhex(one) for one in (*seen.hashes, *seen.seen)}
     known = {unit for unit, content in zip(units, hashes, strict=True) if content in used}
     known.update(u for u, old in zip(units, former, strict=False) if old in used)
-    known.update(u for u, group in zip(units, groups, strict=False) if group in seen.groups)
+    known.update(u for u, used_before in zip(units, grouped, strict=False) if used_before)
     unseen = [i for i, unit in enumerate(units) if unit not in known]
     left = _untouched(unseen, hashes, units, earlier)
     elsewhere = len(unseen) - len(left)

@@ -8,6 +8,7 @@ import pytest
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.function import call_function, from_python
+from hasten.inputs.data.ragged import RaggedDataset
 from hasten.inputs.data.spool import Spool
 
 X = np.arange(12, dtype=np.float32).reshape(6, 2)
@@ -154,6 +155,46 @@ class Loader:
 )
 def test_what_is_no_data_is_refused(given: Any, message: str, tmp_path: Path) -> None:
     assert refused(given, tmp_path) == message
+
+
+def test_masked_values_are_refused_and_a_mask_of_nothing_is_dropped(tmp_path: Path) -> None:
+    masked = np.ma.masked_equal(X, X[1, 1])
+    said = (
+        "an array of the data has masked values: fill them in, as by x.filled(0), or leave out the samples that "
+        "have some"
+    )
+    ragged = [masked[0], masked[1], X[2, :1]]
+    groups = np.ma.masked_equal(LABELS, 3)
+    for given in (masked, (masked, LABELS), {"x": masked}, [*masked], {"x": ragged}):
+        assert refused(given, tmp_path / "no") == said
+    assert refused((X, LABELS, groups), tmp_path / "no") == said
+    both = {"a": LABELS, "b": groups}
+    for by_output in ((X, both), {"x": X, "labels@a": LABELS, "labels@b": groups}):
+        assert refused(by_output, tmp_path / "no") == said
+    single = [(x, label, group) for x, label, group in zip(X, LABELS, groups, strict=True)]
+    at = LABELS.tolist().index(3)
+    assert refused(single, tmp_path / "one") == f"the data: the group of sample {at}: {said}"
+    several = [(x, {"a": label}) for x, label in zip(X, groups, strict=True)]
+    assert refused(several, tmp_path / "own") == f"the data: the label of sample {at}: {said}"
+    with pytest.raises(InputError) as error:
+        from_python([*zip(X, groups, strict=True)], ["x"], tmp_path, reread=True)
+    assert str(error.value) == f"the data: the label of sample {at}: {said}"
+    with pytest.raises(InputError, match="has masked values"):
+        ArrayDataset({"x": masked})
+    for kind in (ArrayDataset, RaggedDataset):
+        with pytest.raises(InputError, match="has masked values"):
+            kind({"x": X}, None, groups)
+    data = from_python({"x": np.ma.masked_array(X)}, ["x"], tmp_path)
+    assert type(data.inputs([0])["x"]) is np.ndarray
+
+
+def test_a_frame_isnt_taken_for_samples_column_by_column(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(np.arange(4.0).reshape(2, 2))  # its columns are 0 and 1
+    assert refused(frame, tmp_path) == (
+        "the data gave a data frame, but nothing states in which order the model takes its columns: give a "
+        "pipeline that begins with the step row, or an array, as frame[columns].to_numpy()"
+    )
 
 
 def test_one_array_for_two_inputs_is_refused(tmp_path: Path) -> None:

@@ -126,6 +126,16 @@ def test_class_folders_that_name_no_class_or_several_are_refused(
     assert refused(classes, pipeline) == message.format(classes)
 
 
+def test_class_folders_are_known_by_names_in_other_letters(classes: Path) -> None:
+    pipeline = Pipeline(PIPELINE.steps, (TopK(labels=("DOG", "Cat", "ANT")),))
+    data = ImageFolder(classes, pipeline, "x")
+    assert data.labels is not None
+    assert (data.labels.tolist(), data.numbering) == ([2, 1, 0, 0], "")
+    (classes / "Ant").mkdir()
+    (classes / "Ant" / "5.png").write_bytes((classes / "ant" / "4.png").read_bytes())
+    assert refused(classes, pipeline).startswith(f"no folder in {classes} has the name of a class")
+
+
 def test_images_straight_inside_have_no_labels(tmp_path: Path) -> None:
     photo(tmp_path / "b.PNG")
     photo(tmp_path / "a.jpg")
@@ -172,6 +182,17 @@ def test_groups_that_do_not_fit_are_named(classes: Path) -> None:
     assert refused(classes) == f"{table} has no line for cat/3.png"
     table.write_text("ant/4.png\n")
     assert refused(classes) == f"{table}: the line 'ant/4.png' isn't `path,group`"
+    whole = "ant/4.png,v1\ncat/3.png, v1\ndog/1.png,v1 \ndog/2.png,v2\n"
+    table.write_text(f"{whole}ant/4.png,v2\n")
+    assert refused(classes) == (
+        f"{table} has ant/4.png in two groups, 'v1' and 'v2': keep one of them"
+    )
+    table.write_text(whole.replace("v2", " "))
+    assert refused(classes) == (f"{table}: dog/2.png has no group: name one, or a group of its own")
+    table.write_text(f"{whole}ant/4.png,v1\n")
+    data = ImageFolder(classes, PIPELINE, "x")
+    assert data.groups is not None
+    assert data.groups.tolist() == ["v1", "v1", "v1", "v2"]
 
 
 @pytest.mark.parametrize(

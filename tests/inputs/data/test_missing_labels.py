@@ -14,19 +14,21 @@ from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.function import from_python
 from hasten.inputs.data.images import ImageFolder
-from hasten.inputs.data.missing import filled, none_for, unlabelled
+from hasten.inputs.data.missing import NO_NUMBER, filled, none_for, unlabelled
 from hasten.inputs.data.npz import open_npz
 from hasten.inputs.data.source import open_data
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.brier import Brier
+from hasten.inputs.metrics.choice import parse_metric
 from hasten.inputs.metrics.custom import Custom
 from hasten.inputs.metrics.regression import Regression
 from hasten.inputs.metrics.top_k import Top1
-from hasten.inputs.metrics.unlabelled import check_labelled, scored_where_known
+from hasten.inputs.metrics.unlabelled import check_labelled, missing_labels, scored_where_known
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
 from hasten.inputs.pipeline.rows import Row
+from hasten.optimization.labelling.wanted import with_labels
 
 NAN = float("nan")
 X = np.zeros((3, 2), np.float32)
@@ -35,30 +37,132 @@ X = np.zeros((3, 2), np.float32)
 @pytest.mark.parametrize(
     ("labels", "found"),
     [
-        ([1, None, 2], [1, -1, 2]),
-        ([True, None, False], [1, -1, 0]),
+        ([1, None, 2], [1, NO_NUMBER, 2]),
+        ([True, None, False], [1, NO_NUMBER, 0]),
         ([0.5, None, 2], [0.5, NAN, 2]),
-        ([None, NAN, 1], [-1, -1, 1]),
+        ([None, NAN, 1], [NO_NUMBER, NO_NUMBER, 1]),
         (["a", None, ""], ["a", "", ""]),
+        (["a", NAN, "nan"], ["a", "", "nan"]),
         (np.array([1, -1, 2]), [1, -1, 2]),
     ],
 )
 def test_none_becomes_a_missing_label(labels: Any, found: list[Any]) -> None:
     own = ArrayDataset({"x": X}, filled(labels)).labels
     np.testing.assert_array_equal(own, found)
-    again = from_python((X, labels), ["x"], Path("unused")).labels
-    np.testing.assert_array_equal(again, found)
+    for given in (labels, tuple(labels)):
+        again = from_python((X, given), ["x"], Path("unused")).labels
+        np.testing.assert_array_equal(again, found)
 
 
 def test_a_sample_of_an_iterable_may_lack_its_label(tmp_path: Path) -> None:
     rows = list(zip(X, [None, 1, 0], strict=True))
-    np.testing.assert_array_equal(from_python(rows, ["x"], tmp_path / "a").labels, [-1, 1, 0])
+    np.testing.assert_array_equal(
+        from_python(rows, ["x"], tmp_path / "a").labels, [NO_NUMBER, 1, 0]
+    )
     floats = list(zip(X, [0.5, 1.5, None], strict=True))
     np.testing.assert_array_equal(
         from_python(floats, ["x"], tmp_path / "b").labels, [0.5, 1.5, NAN]
     )
     nothing = list(zip(X, [None] * 3, strict=True))
     assert from_python(nothing, ["x"], tmp_path / "c").labels is None
+
+
+@pytest.mark.parametrize("metric", ["top1", "regression:0.5", "cer", "iou", "detection_f1", "pck"])
+def test_none_is_a_missing_label_among_whole_numbers_whatever_metric_reads_them(
+    tmp_path: Path, metric: str
+) -> None:
+    own = np.arange(20).reshape(2, 2, 5)
+    known: list[Any] = {"top1": [0, 1], "regression:0.5": [5, 6]}.get(metric, list(own))
+    labels = [known[0], None, known[1]]
+    sources: list[Any] = [list(zip(X, labels, strict=True))]
+    if np.ndim(known[0]) == 0:
+        sources.append((X, labels))
+    for number, source in enumerate(sources):
+        data = from_python(source, ["x"], tmp_path / f"{number}")
+        told = with_labels(data, metric, asking=False).labels
+        missing = missing_labels(parse_metric(metric), told)
+        assert missing is not None
+        assert missing.tolist() == [False, True, False]
+        assert told is not None
+        np.testing.assert_array_equal(told[[0, 2]], known)
+
+
+def test_a_masked_label_is_a_missing_one(tmp_path: Path) -> None:
+    # As netCDF files have them; under a mask there is any number.
+    masked = np.ma.masked_equal(np.array([1, -9, 0]), -9)
+    single = list(zip(X, masked, strict=True))
+    for number, given in enumerate(((X, masked), {"x": X, "labels": masked}, single)):
+        data = from_python(given, ["x"], tmp_path / f"{number}")
+        np.testing.assert_array_equal(data.labels, [1, NO_NUMBER, 0])
+    np.testing.assert_array_equal(filled(masked.astype(float)), [1, NAN, 0])
+    assert filled(np.ma.masked_array([1, 2, 3])).tolist() == [1, 2, 3]
+
+
+def test_a_single_label_that_is_masked_in_part_keeps_what_is_known(tmp_path: Path) -> None:
+    tokens = [np.ma.masked_equal(row, 9) for row in ([1, 9], [9, 9], [2, 3])]
+    labels = from_python(list(zip(X, tokens, strict=True)), ["x"], tmp_path / "a").labels
+    np.testing.assert_array_equal(labels, [[1, NO_NUMBER], [NO_NUMBER, NO_NUMBER], [2, 3]])
+    points = [row.astype(float) for row in tokens]
+    with pytest.raises(InputError, match=r"^labels: sample 0 has NaN or Inf; repair it"):
+        from_python(list(zip(X, points, strict=True)), ["x"], tmp_path / "b")
+
+
+def test_nan_beside_texts_is_a_missing_text_and_a_number_is_refused(tmp_path: Path) -> None:
+    single = list(zip(X, ["a", NAN, "nan"], strict=True))
+    np.testing.assert_array_equal(
+        from_python(single, ["x"], tmp_path / "a").labels, ["a", "", "nan"]
+    )
+    pairs = list(zip(X, [("a", NAN), ["b", "c"], (NAN, None)], strict=True))
+    np.testing.assert_array_equal(
+        from_python(pairs, ["x"], tmp_path / "c").labels, [["a", ""], ["b", "c"], ["", ""]]
+    )
+    for given in (list(zip(X, ["a", 1, "b"], strict=True)), (X, ["a", 1, "b"])):
+        with pytest.raises(InputError, match=r"^some labels are texts|^labels are Python objects"):
+            from_python(given, ["x"], tmp_path / "b")
+
+
+def test_nan_beside_texts_is_refused_where_nothing_may_be_missing(tmp_path: Path) -> None:
+    gaps = ["a", NAN, "b"]
+    single = list(zip(X, [0, 1, 2], gaps, strict=True))
+    for given in ((X, None, gaps), {"x": X, "groups": tuple(gaps)}, single, (X, {"y": gaps})):
+        with pytest.raises(InputError) as error:
+            from_python(given, ["x"], tmp_path / "a")
+        assert str(error.value) == (
+            "a list of labels or groups has texts, but NaN for sample 1: name what it is, or leave the sample out"
+        )
+    held = from_python((X, None, ["a", 7, "b"]), ["x"], tmp_path / "b").groups
+    np.testing.assert_array_equal(held, ["a", "7", "b"])
+
+
+def test_whole_and_broken_numbers_stay_labels_beside_a_missing_one(tmp_path: Path) -> None:
+    rows = list(zip(X, [1, 0.5, None], strict=True))
+    np.testing.assert_array_equal(from_python(rows, ["x"], tmp_path).labels, [1, 0.5, NAN])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([[1, None, None], [2, 2, 1], [None, None, None]], object),
+        np.ma.masked_equal([[1, 9, 9], [2, 2, 1], [9, 9, 9]], 9),
+    ],
+)
+def test_tokens_whose_label_is_missing_dont_count(labels: Any) -> None:
+    dataset = from_python((X, labels), ["x"], Path("unused"))
+    told = with_labels(dataset, "token_accuracy", asking=False).labels
+    found = {"y": np.array([[1, 2, 0], [2, 2, 2], [0, 0, 0]])}
+    scores = scored_where_known(parse_metric("token_accuracy"), found, found, told)
+    assert scores.tolist() == [1, pytest.approx(2 / 3), 1]
+
+
+def test_a_number_that_is_missing_in_a_label_of_numbers_is_refused_by_what_reads_it() -> None:
+    dataset = from_python((X, [[1, 2], [3, None], [None, None]]), ["x"], Path("unused"))
+    found = {"y": np.zeros((3, 2), np.float32)}
+    with pytest.raises(InputError) as error:
+        scored_where_known(Regression(0.5), found, found, dataset.labels)
+    assert str(error.value) == (
+        "regression reads every number of a label, but one has None or a masked value among its numbers: repair it, or "
+        "leave the whole label out"
+    )
 
 
 def test_an_archive_may_hold_nan_for_labels_as_a_whole(tmp_path: Path) -> None:
@@ -187,8 +291,6 @@ def test_training_data_keeps_its_labels_as_a_whole_or_not_at_all() -> None:
 
 
 def test_classes_that_are_floats_for_nans_sake_are_whole_numbers() -> None:
-    from hasten.optimization.labelling.wanted import with_labels
-
     data = with_labels(ArrayDataset({"x": X}, np.array([0.0, NAN, 2.0])), None, asking=False)
     assert data.labels is not None
     assert (data.labels.dtype.kind, data.labels.tolist()) == ("i", [0, -1, 2])
@@ -199,6 +301,22 @@ def test_classes_that_are_floats_for_nans_sake_are_whole_numbers() -> None:
     asked = with_labels(ArrayDataset({"x": X}), None, asking=True)
     assert asked.labels is not None
     assert asked.labels.tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("gaps", [[1, None, 1], [1.0, NAN, 1.0], [[1], [None], [1]]])
+def test_a_missing_label_beside_class_1_is_no_class_of_its_own(gaps: list[Any]) -> None:
+    told = with_labels(from_python((X, gaps), ["x"], Path("unused")), "top1", asking=False).labels
+    assert told is not None
+    assert told.reshape(-1).tolist() == [1, -1, 1]
+
+
+@pytest.mark.parametrize("labels", [[1, -1, 1], [1, -1, None], [1.0, NAN, -1.0]])
+def test_classes_that_are_called_minus_1_and_1_are_refused(labels: list[Any]) -> None:
+    with pytest.raises(InputError) as error:
+        with_labels(from_python((X, labels), ["x"], Path("unused")), "top1", asking=False)
+    assert str(error.value) == (
+        "the labels are -1 and 1, and -1 stands for a missing label: give the classes as 0 and 1"
+    )
 
 
 def test_what_compares_samples_with_each_other_needs_every_label() -> None:

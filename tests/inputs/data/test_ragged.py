@@ -66,6 +66,28 @@ def test_an_archive_keeps_shapes_beside_values(tmp_path: Path) -> None:
     check(open_data(tmp_path / "data.npz", SPECS))
 
 
+def test_an_archive_holds_no_number_under_a_mask_and_no_pickle(tmp_path: Path) -> None:
+    path, inputs = tmp_path / "data.npz", {"ids": IDS}
+    for given in (np.ma.masked_equal([1, 0, -9, 1, 0], -9), [1, 0, None, 1, 0]):
+        hasten.save_ragged(path, inputs, given)
+        labels = open_data(path, SPECS[:1]).labels
+        np.testing.assert_array_equal(labels, [1, 0, np.nan, 1, 0])
+    hasten.save_ragged(path, inputs, ["a", "b", None, "nan", float("nan")])
+    held = open_data(path, SPECS[:1])
+    assert held.labels is not None
+    assert held.labels.tolist() == ["a", "b", "", "nan", ""]
+    tokens = np.ma.masked_equal(np.arange(10).reshape(5, 2), 3)
+    with pytest.raises(InputError, match=r"^some labels of several whole numbers lack some or all"):
+        hasten.save_ragged(path, inputs, tokens)
+    groups = np.ma.masked_equal(np.arange(5), 3)
+    with pytest.raises(InputError, match="has masked values"):
+        hasten.save_ragged(path, inputs, None, groups)
+    hasten.save_ragged(path, inputs, None, np.ma.masked_array(np.arange(5)))
+    saved = open_data(path, SPECS[:1]).groups
+    assert saved is not None
+    assert saved.tolist() == [0, 1, 2, 3, 4]
+
+
 def test_a_spool_and_its_subset_hold_samples_of_their_own_shapes(tmp_path: Path) -> None:
     data = open_data(({"ids": IDS, "y": Y}, LABELS), SPECS, None, tmp_path)
     check(write_spool(data, tmp_path / "spool"))

@@ -1,3 +1,6 @@
+import hashlib
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -6,6 +9,7 @@ from hypothesis import strategies as st
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.parts import groups_seen, hashed_groups
 from hasten.inputs.data.splits import KNOWN_BYTES, Earlier, Splits, split, units_of
 
 
@@ -193,3 +197,25 @@ def test_names_of_groups_decide_on_no_order() -> None:
     assert one.sealed_units.tolist() == other.sealed_units.tolist()
     assert one.search_units.tolist() == other.search_units.tolist()
     assert units_of(data_of(values, groups)).tolist() == groups
+
+
+def test_a_group_is_the_same_in_every_type_in_which_data_name_it() -> None:
+    numbers = [7, 8, -9]
+    spelled: list[Any] = [np.array(numbers, kind) for kind in ("i8", "i1", "f8", ">f4", "U2", "S2")]
+    spelled.append(np.array(["7.0", "8.0", "-9.0"]))
+    first = hashed_groups(spelled[0])
+    for groups in spelled:
+        assert hashed_groups(groups) == first
+        assert groups_seen(groups, {first[1]}) == [False, True, False]
+        for older in ("8.0", "b'8'"):
+            seen = {hashlib.sha256(older.encode()).hexdigest()}
+            assert groups_seen(groups, seen) == [False, True, False]
+    assert len({*hashed_groups(np.array(["7", "07", "7.5", "7.00", "x.0", ".0"]))}) == 6
+
+
+def test_groups_of_training_data_are_known_whatever_their_type() -> None:
+    judged = data_of(list(range(9)), list(range(9)))
+    for groups in ([20.0, 3.0], ["20", "3"], [b"20", b"3"]):
+        training = ArrayDataset({"x": np.array([100, 101])}, groups=np.array(groups))
+        with pytest.raises(InputError, match=r"data to judge on \(3 is the first\)"):
+            split(judged, training=training)

@@ -10,6 +10,7 @@ from hasten.errors import InputError, IntegrityError
 from hasten.inputs.data import spool
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.function import from_python
 from hasten.inputs.data.spool import Spool, SpoolWriter, write_spool
 
 
@@ -53,6 +54,22 @@ def test_a_spool_gives_back_samples_labels_groups_and_hashes(tmp_path: Path) -> 
     np.testing.assert_array_equal(back.labels, data.labels)
     np.testing.assert_array_equal(back.groups, data.groups)
     assert [back.content_hash(i) for i in rows] == [data.content_hash(i) for i in rows]
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f2", ">i2", ">u8", "<f4"])
+def test_numbers_stay_the_same_whatever_their_byte_order(tmp_path: Path, dtype: str) -> None:
+    # As pictures of NIfTI and FITS have them.
+    numbers = np.arange(12).reshape(6, 2)
+    given = numbers.astype(dtype)
+    data = ArrayDataset({"x": given}, given[:, 0], given[:, 1])
+    spool = write_spool(data, tmp_path / "whole")
+    single = from_python([(x, x[0]) for x in given], ["x"], tmp_path / "single")
+    for found in (data, spool, single):
+        read = found.inputs(range(6))["x"]
+        assert read.dtype == np.dtype(dtype).newbyteorder("=")
+        np.testing.assert_array_equal(read, numbers)
+        np.testing.assert_array_equal(found.labels, numbers[:, 0])
+        assert found.content_hash(1) == data.content_hash(1)
 
 
 def test_a_sample_may_be_a_scalar_or_hold_nothing(tmp_path: Path) -> None:

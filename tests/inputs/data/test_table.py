@@ -77,6 +77,74 @@ def test_every_form_of_a_table_gives_its_numbers_and_labels(tmp_path: Path) -> N
         assert dataset.labels.tolist() == [1, 0, 1], name
 
 
+def test_a_column_of_groups_says_which_rows_belong_together(tmp_path: Path) -> None:
+    pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    groups = ["P1", "P2", "P1"]
+    table = TABLE | {"groups": groups}
+    text = "groups,paid,housing,age\nP1,good,own,30\nP2,bad,NA,\n P1,good,,41.5\n"
+    sources = [
+        table,
+        (table, "paid"),
+        pandas.DataFrame(table),
+        pyarrow.table(table),
+        csv_of(tmp_path, text),
+        f"{csv_of(tmp_path, text)}:paid",
+        ({name: table[name] for name in ROW.columns}, TABLE["paid"], pandas.Series(groups)),
+    ]
+    for source in sources:
+        dataset = opened(source)
+        assert dataset.groups.tolist() == groups
+        assert dataset.labels.tolist() == [1, 0, 1]
+    numbered = csv_of(tmp_path, text.replace("P", "0"))
+    assert opened(numbered).groups.tolist() == ["01", "02", "01"]
+    assert opened((table, TABLE["paid"], [7, 8, 8])).groups.tolist() == [7, 8, 8]
+    for missing in (None, np.nan, " "):
+        assert refused(table | {"groups": ["P1", missing, "P1"]}) == (
+            "the table: row 2 has no group: name one, or leave the row out"
+        )
+
+
+def test_a_row_that_lacks_a_column_has_no_missing_value(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"age": 30, "housing": "own", "paid": "bad"},
+        {"Age": 30, "housing": "own", "paid": "bad"},
+    ]
+    said = "the table: row 2 has no column 'age': give None where there is no value"
+    assert refused((rows, "paid")) == said
+    assert refused([rows[0], {"housing": "own", "paid": "bad"}]) == said
+    may = Pipeline((Row(ROW.columns, "nan", ROW.words),), CLASSES.after)
+    assert np.isnan(opened([rows[0], {"housing": "own"}], may).inputs([1])["rows"][0, 0])
+
+
+def test_a_column_that_comes_twice_is_refused_in_every_table() -> None:
+    pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    names, columns = ["age", "housing", "age"], [[1.0], ["own"], [2.0]]
+    for table in (
+        pandas.DataFrame([[1.0, "own", 2.0]], columns=names),
+        pyarrow.table(list(map(pyarrow.array, columns)), names=names),
+        pyarrow.record_batch(list(map(pyarrow.array, columns)), names=names),
+    ):
+        assert refused(table) == "the table has the column 'age' twice: name each column once"
+
+
+def test_what_is_masked_in_a_table_is_missing() -> None:
+    numbers = np.ma.masked_equal(np.array([[30, 1], [-9, 2]]), -9)
+    for source in (numbers, {"age": numbers[:, 0], "housing": ["own", "NA"]}):
+        np.testing.assert_array_equal(opened(source).inputs([0, 1])["rows"], NUMBERS[:2])
+    needed = Pipeline((Row(ROW.columns),))
+    assert refused(numbers, needed) == "the table: row 2: the column 'age' has no value"
+
+
+def test_a_column_called_groups_may_be_the_models_or_the_label() -> None:
+    row = Row(("age", "groups"))
+    specs = [TensorSpec("rows", "float32", ("batch", 2))]
+    own = open_data({"age": [1, 2], "groups": [3, 4], "y": [0, 1]}, specs, Pipeline((row,)))
+    assert own.groups is None
+    assert own.inputs([1])["rows"].tolist() == [[2, 4]]
+    label = opened((TABLE | {"groups": ["bad", "good", "bad"]}, "groups"))
+    assert (label.groups, label.labels.tolist()) == (None, [0, 1, 0])
+
+
 def test_true_and_false_are_numbers_in_every_form_of_a_table(tmp_path: Path) -> None:
     pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
     row = Row(("owner", "flag", "said"), "nan", (("flag", (0, 1)), ("said", ("True", "no"))))
@@ -139,6 +207,29 @@ def test_labels_of_a_regression_are_numbers() -> None:
 def test_classes_with_numbers_are_found_in_any_spelling(labels: list[Any]) -> None:
     pipeline = Pipeline((ROW,), (TopK(labels=("1", "0"), softmax=False),))
     assert opened(TABLE | {"paid": labels}, pipeline).labels.tolist() == [1, 0, 1]
+
+
+def test_classes_with_numbers_are_found_in_arrays_and_archives_too(tmp_path: Path) -> None:
+    rows, path = np.array(NUMBERS, np.float32), tmp_path / "rows.npz"
+    for names, labels, wanted in (
+        (("1", "0"), [0, 1, -1], [1, 0, -1]),
+        (("-1", "1"), [1, -1, 1], [1, 0, 1]),
+        (("1", "2"), [1.0, 2.0, np.nan], [0, 1, -1]),
+        (("1", "0"), [True, False, True], [0, 1, 0]),
+        (("bad", "good"), [0, 1, -1], [0, 1, -1]),
+    ):
+        pipeline = Pipeline((ROW,), (TopK(labels=names, softmax=False),))
+        np.savez(path, rows=rows, labels=labels)
+        for source in (path, {"rows": rows, "labels": np.array(labels)}, (rows, labels)):
+            assert opened(source, pipeline).labels.tolist() == wanted
+    pipeline = Pipeline((ROW,), (TopK(labels=("-1", "1"), softmax=False),))
+    for missing in ([1, None, -1], np.ma.masked_equal([1, 7, -1], 7)):
+        for lacking in ({"rows": rows, "labels": missing}, (rows, missing)):
+            assert opened(lacking, pipeline).labels.tolist() == [1, -1, 0]
+    np.savez(path, rows=rows, labels=[0, 1, 2])
+    assert refused(path, Pipeline((ROW,), (TopK(labels=("1", "2"), softmax=False),))) == (
+        f"{path}: row 1: the label must be one of '1', '2': got 0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,6 +319,23 @@ def test_a_table_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ('bad,1,own\ngood,2,"own\nbad,3,own\nbad,4,own\n', "unexpected end of data"),
+        ('bad,1,own\ngood,2,"own\nbad,3,"own"\n', "',' expected after '\"'"),
+    ],
+)
+def test_a_quotation_mark_without_its_end_takes_no_rows_with_it(
+    tmp_path: Path, rows: str, why: str
+) -> None:
+    path = csv_of(tmp_path, f"paid,age,town\n{rows}")
+    pipeline = Pipeline(
+        (Row(("age", "town"), "nan", dtype="float64", hashed=("town",)),), CLASSES.after
+    )
+    assert refused(path, pipeline) == f"{path} can't be read as CSV in UTF-8: {why}"
+
+
 def test_a_hashed_column_of_a_file_that_has_only_true_and_false_has_a_note(tmp_path: Path) -> None:
     row = Row(("owner", "town"), "nan", dtype="float64", hashed=("owner", "town"), whole=True)
     pipeline, specs = Pipeline((row,)), [TensorSpec("rows", "float64", ("batch", 2))]
@@ -271,6 +379,18 @@ def test_a_hashed_column_has_the_texts_of_a_file_as_they_are_and_whole_numbers_a
         InputError, match=r"row 1: the column 'town' needs a text or a whole number"
     ):
         hashes((frame.assign(town=7.0), [0, 1, 0, 1]))
+
+
+def test_a_name_of_several_classes_is_no_label_of_the_last_one() -> None:
+    birds = Pipeline((ROW,), (TopK(labels=("crane", "hen", "crane"), softmax=False),))
+    assert refused(TABLE | {"paid": ["hen", "crane", "hen"]}, birds) == (
+        "the table: row 2: several classes are called 'crane': give labels as numbers of classes"
+    )
+    assert opened(TABLE | {"paid": ["hen", 2, 0]}, birds).labels.tolist() == [1, 2, 0]
+    with pytest.raises(InputError, match="row 1: several classes are called 'crane'"):
+        open_data(
+            (np.zeros((2, 3)), np.array(["crane", "hen"])), SPECS[:1], Pipeline((), birds.after)
+        )
 
 
 @pytest.mark.parametrize("label", [[1], {"a": 1}, 10**400, "9" * 400])

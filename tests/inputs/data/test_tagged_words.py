@@ -88,6 +88,14 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "no token of the tokenizer begins in any word that has a tag" in refused(lost, cut)
 
 
+def test_a_tag_of_several_classes_is_refused() -> None:
+    twice = Pipeline(PIPELINE.steps, (Entities((*TAGS, TAGS[1])),))
+    rows = [{"tokens": ["a", "b"], "tags": ["O", TAGS[1]]}]
+    assert refused(rows, twice) == (
+        "the data: row 1: several classes are called 'B-ANIMAL': give tags as numbers of classes"
+    )
+
+
 def test_a_tag_may_be_missing() -> None:
     missing = [{"tokens": ["the", "cat", "sat"], "tags": [None, -100, float("nan")]}, ROWS[1]]
     rows = [{"tokens": one["tokens"], "tags": one.get("tags", [2, 1])} for one in missing]

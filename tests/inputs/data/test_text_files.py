@@ -11,6 +11,7 @@ from tests.inputs.models.test_hugging_face_folders import TOKENIZER
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.missing import NO_NUMBER
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.text_files import TextData
 from hasten.inputs.models.source import load_with_data
@@ -87,6 +88,14 @@ def test_files_of_text_without_a_class_keep_their_groups(tmp_path: Path) -> None
     assert data.groups.tolist() == ["one", "two"]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    # The tokenizer has no word for one, and takes it for another token.
+    (tmp_path / "a.txt").write_text("good", "utf-8-sig")
+    assert tokens(opened(tmp_path)) == NUMBERS[:1]
+    (step,) = PLAIN.steps
+    assert step("good".encode("utf-8-sig"))["input_ids"].tolist() == NUMBERS[0]
+
+
 def test_each_line_of_a_file_is_a_text(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     path.write_bytes(b"\xef\xbb\xbfgood\r\n\n  \nbad\xe2\x80\xa8bad\ngood bad film")
@@ -98,7 +107,7 @@ def test_the_columns_of_a_table_are_texts_labels_and_groups(tmp_path: Path) -> N
     path = tmp_path / "t.csv"
     path.write_text('label,group,text\n1,x,good\n,x,"bad\nbad"\n0,y,good bad film\n')
     data = opened(path)
-    assert (tokens(data), labels(data)) == (NUMBERS, [1, -1, 0])
+    assert (tokens(data), labels(data)) == (NUMBERS, [1, NO_NUMBER, 0])
     assert data.groups is not None
     assert data.groups.tolist() == ["x", "x", "y"]
 
@@ -107,6 +116,19 @@ def test_the_columns_of_a_table_are_texts_labels_and_groups(tmp_path: Path) -> N
     assert np.isnan(labels(opened(f"{path}:stars"))[1])
     path.write_text("text,stars\ngood,poor\nbad bad,fine\n")
     assert labels(opened(path, NAMED)) == [0, 1]
+
+
+def test_a_quotation_mark_without_its_end_takes_no_texts_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('label,text\n1,good\n0,"bad bad\n1,good bad film\n')
+    assert refused(path) == f"{path} can't be read as CSV in UTF-8: unexpected end of data"
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "a.txt").write_text("good")
+    table = tmp_path / "t" / "groups.csv"
+    table.write_text('a.txt,"one\nb.txt,two\n')
+    assert refused(tmp_path / "t") == (
+        f"{table} must contain lines of `path,group` in UTF-8: unexpected end of data"
+    )
 
 
 def test_lines_of_json_hold_texts_or_pairs_of_them(tmp_path: Path) -> None:
@@ -321,7 +343,7 @@ def test_decimal_labels_with_gaps_are_classes_where_a_step_chooses_among_them() 
     for step in (TopK(1), Threshold(position=1)):
         assert labels(opened(frame, Pipeline(PLAIN.steps, (step,)))) == [0, -1, 1]
     np.testing.assert_array_equal(labels(opened(frame)), [0, np.nan, 1])
-    assert labels(opened(frame.astype({"label": "Int64"}))) == [0, -1, 1]
+    assert labels(opened(frame.astype({"label": "Int64"}))) == [0, NO_NUMBER, 1]
 
 
 def test_a_list_of_a_text_and_the_name_of_a_class_isnt_taken_for_a_pair() -> None:

@@ -5,9 +5,11 @@ import pytest
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
+from hasten.inputs.metrics import named_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.iou import Iou
 from hasten.inputs.metrics.keypoints import COCO_SIGMAS, Oks, Pck
+from hasten.inputs.metrics.unlabelled import check_labelled
 
 MASK = np.array([[[0, 0, 1, 1], [0, 0, 1, 1]]])
 MOVED = np.array([[[0, 1, 1, 1], [0, 0, 1, 2]]])
@@ -15,6 +17,22 @@ MOVED = np.array([[[0, 1, 1, 1], [0, 0, 1, 2]]])
 
 def scores_of(classes: Array, count: int = 3) -> Array:
     return np.moveaxis(np.eye(count, dtype=np.float32)[classes], 3, 1)
+
+
+def test_masks_of_0_and_255_are_not_taken_for_background_alone() -> None:
+    masks = np.array([[[0, 255], [255, 0]]], np.uint8)
+    said = (
+        "iou: the labels are 0 and 255 alone, and 255 doesn't count: give class 1 as 1, as labels // 255; or give -1 "
+        "for places that don't count"
+    )
+    for metric in (Iou(), named_metric(["iou@y", "agreement@z"])):
+        for labels in (masks, np.concatenate([masks, masks * 0])):
+            with pytest.raises(InputError) as error:
+                check_labelled(metric, labels, "iou")
+            assert str(error.value) == said
+        for labels in (masks // 255, masks * 0, masks | 1, masks.astype(int) - 256, masks > 0):
+            check_labelled(metric, labels, "iou")
+    check_labelled(Iou(), None, "iou")
 
 
 def test_the_iou_is_the_mean_over_classes_of_answer_and_truth() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,9 @@ def test_tags_come_from_a_file_or_from_the_pipeline(tmp_path: Path) -> None:
     (tmp_path / "tags.txt").write_text("\n".join(TAGS) + "\n")
     assert parse_metric(f"entity_f1:{tmp_path}/tags.txt") == EntityF1(TAGS)
     assert parse_metric(f"entity_f1:{tmp_path}/tags.txt@y") == EntityF1(TAGS, "y")
+    for name, text in (("tags.txt", "\r\n".join(TAGS)), ("tags.json", json.dumps(TAGS))):
+        (tmp_path / name).write_text(text, "utf-8-sig")  # as editors of Windows write it
+        assert parse_metric(f"entity_f1:{tmp_path}/{name}") == EntityF1(TAGS)
     around = Pipeline((), (Entities(TAGS, "y"),))
     assert parse_metric("entity_f1").around(around) == EntityF1(TAGS, "y")
     assert EntityF1(TAGS).around(None) == EntityF1(TAGS)

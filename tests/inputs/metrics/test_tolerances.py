@@ -97,6 +97,20 @@ def test_a_regression_against_other_shapes_is_refused() -> None:
     assert str(error.value) == "regression reads labels that are numbers; got <U1 (n,)"
 
 
+def test_a_regression_pairs_no_numbers_of_unlike_axes() -> None:
+    channels_first = {"y": np.arange(24.0).reshape(1, 3, 2, 4)}
+    last = np.moveaxis(channels_first["y"], 1, 3)
+    with pytest.raises(InputError) as error:
+        Regression(0.1).score(channels_first, channels_first, last)
+    assert str(error.value) == (
+        "regression compares number by number, but the output is (n, 3, 2, 4) and the truth (n, 2, 4, 3): give "
+        "labels of the output's shape; if they are classes, use top1"
+    )
+    for shape in ((1, 3, 2, 4), (1, 1, 3, 2, 4), (1, 24), (1, 3, 2, 1, 4)):
+        labels = channels_first["y"].reshape(shape)
+        assert Regression(0.1).score(channels_first, {}, labels).tolist() == [1]
+
+
 def test_of_several_outputs_one_is_named() -> None:
     outputs = {"a": np.ones((1, 2)), "b": np.zeros((1, 2))}
     assert Regression(1.0, output="b").score(outputs, outputs, None).tolist() == [1]

@@ -65,6 +65,39 @@ def test_channels_are_averaged() -> None:
     np.testing.assert_allclose(given, tone(440) / 2, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "OGG", "MP3"])
+def test_a_sound_that_is_cut_short_is_no_shorter_sound(tmp_path: Path, kind: str) -> None:
+    whole = encoded(tone(440, seconds=2), kind=kind)
+    file = tmp_path / "a"
+    for part in (whole[: len(whole) // 2], encoded(tone(440, seconds=0), kind=kind)):
+        file.write_bytes(part)
+        for given in (part, file):
+            said = refused(lambda given=given: DecodeAudio()(given))
+            assert "is cut short or empty: give" in said or "can't be read as a sound" in said
+    assert len(DecodeAudio()(whole)) == 2 * RATE
+
+
+def test_a_whole_mp3_of_variable_rate_that_states_no_length_is_read() -> None:
+    # Streams and recorders write no Xing frame; the decoder then guesses twice the length from the silence.
+    file, noise = io.BytesIO(), np.random.default_rng(0).normal(0, 0.2, 5 * RATE)
+    sound = np.concatenate([np.zeros(5 * RATE), noise]).astype(np.float32)
+    soundfile.write(file, sound, RATE, format="MP3", bitrate_mode="VARIABLE", compression_level=0.3)
+    whole = file.getvalue()
+    streamed = whole[whole.index(whole[:2], whole.index(b"Xing")) :]
+    assert soundfile.info(io.BytesIO(streamed)).frames > 1.2 * len(sound)
+    assert len(DecodeAudio()(streamed)) == pytest.approx(len(sound), abs=RATE / 10)
+    pictured = b"ID3\x04\0\0\0\0\x40\0" + bytes(1 << 13)  # tags of 8 KiB, such as a cover
+    assert len(DecodeAudio()(pictured + whole)) == len(sound)
+    assert "is cut short" in refused(lambda: DecodeAudio()(pictured + whole[: len(whole) // 2]))
+
+
+def test_a_sound_that_was_written_as_it_came_states_no_size() -> None:
+    whole = encoded(tone(440))
+    for size in (b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\x7f"):
+        streamed = whole[:4] + size + whole[8:]
+        assert np.array_equal(DecodeAudio()(streamed), DecodeAudio()(whole))
+
+
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
 def test_another_rate_is_resampled(rate: int) -> None:
     given = DecodeAudio()(encoded(tone(440, rate), rate, subtype="FLOAT"))

@@ -169,5 +169,8 @@ def test_labels_have_the_form_of_the_models_classes() -> None:
     assert form_of(Top1(), scores, names) == Form(4, names)
     assert form_of(Top1(), chosen, names) == Form(4, names)
     assert form_of(Top1(), chosen).read("9") == 9
+    cranes = form_of(Top1(), scores, ("crane", "hen", "crane", "owl"))
+    assert cranes.names == ("crane (0)", "hen", "crane (2)", "owl")
+    assert [cranes.read(one) for one in ("2", "crane (2)", "hen")] == [2, 2, 1]
     assert form_of(Auroc(), {"y": np.zeros(2)}, names) == Form(2)
     assert form_of(Regression(1.0), scores) == Form()

@@ -14,14 +14,20 @@ from hasten.inputs.data.missing import filled
 from hasten.inputs.data.samples import (
     check_counts,
     check_finite,
+    complete,
     holds_numbers,
+    native,
     single_number,
     tensors_hash,
+    unmasked,
 )
 
 
 class ArrayDataset(Dataset):
-    """Arrays by input name, each of shape `(n, ...)`; they are read in place, never copied."""
+    """Arrays by input name, each of shape `(n, ...)`; they are read in place, never copied.
+
+    Samples are in the machine's byte order, whatever that of the arrays is.
+    """
 
     def __init__(
         self,
@@ -41,7 +47,7 @@ class ArrayDataset(Dataset):
             missing: Whether NaN stands for a value that isn't there.
 
         Raises:
-            InputError: there are no samples, counts differ, or an array holds Python objects.
+            InputError: there are no samples, counts differ, or an array holds Python objects or masked values.
         """
         for name, array in inputs.items():
             if not isinstance(array, np.ndarray):
@@ -50,11 +56,11 @@ class ArrayDataset(Dataset):
                 raise InputError(f"input {name!r} is an array of {array.dtype}; give numbers")
             if array.ndim == 0:
                 raise InputError(single_number(name, array))
-        self._arrays = dict(inputs)
+        self._arrays = {name: unmasked(array) for name, array in inputs.items()}
         self.names = tuple(inputs)
         self.missing = missing
         self.labels = None if labels is None else filled(labels)
-        self.groups = None if groups is None else np.asarray(groups)
+        self.groups = None if groups is None else complete(groups)
         counts = {name: len(array) for name, array in inputs.items()}
         self._count = check_counts(counts, self.labels, self.groups)
 
@@ -63,7 +69,7 @@ class ArrayDataset(Dataset):
 
     def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
         rows = np.asarray(indices, dtype=np.int64)
-        read = {name: array[rows] for name, array in self._arrays.items()}
+        read = {name: native(array[rows]) for name, array in self._arrays.items()}
         for name, samples in read.items():
             check_finite(name, samples, indices, missing=self.missing)
         return read

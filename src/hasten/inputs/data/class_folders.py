@@ -82,6 +82,12 @@ def _numbered(folders: Sequence[Path], names: Sequence[str]) -> tuple[list[int],
     """
     unknown = [folder for folder in folders if folder.name not in names]
     if len(unknown) == len(folders):
+        own, called = (
+            [name.casefold() for name in some] for some in ([f.name for f in folders], names)
+        )
+        distinct = len({*own}) == len(own) and len({*called}) == len(called)
+        if own and distinct and {*own} <= {*called}:
+            return [called.index(name) for name in own], tuple(names)
         if folders and names and len(names) != len(folders):
             raise InputError(
                 f"no folder in {folders[0].parent} has the name of a class, and nothing else says which "
@@ -161,7 +167,7 @@ def listed(
 
 
 def groups_of(folder: Path, files: Sequence[Path]) -> Array | None:
-    """Read `groups.csv`, if it exists."""
+    """Read `groups.csv`, if it exists; spaces around a group's name don't count."""
     table = folder / GROUPS
     if not table.exists():
         return None
@@ -169,7 +175,7 @@ def groups_of(folder: Path, files: Sequence[Path]) -> Array | None:
         raise InputError(f"{table} must be a file with lines of `path,group`")
     try:
         with table.open(newline="", encoding="utf-8-sig") as lines:
-            rows = [row for row in csv.reader(lines) if row]
+            rows = [row for row in csv.reader(lines, strict=True) if row]
     except OSError as error:
         raise InputError(f"can't read {table}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -177,8 +183,17 @@ def groups_of(folder: Path, files: Sequence[Path]) -> Array | None:
     wrong = next((row for row in rows if len(row) != 2), None)
     if wrong is not None:
         raise InputError(f"{table}: the line {','.join(wrong)!r} isn't `path,group`")
-    groups = dict(rows)
+    groups: dict[str, str] = {}
+    for path, group in rows:
+        before = groups.setdefault(path, group.strip())
+        if before != group.strip():
+            raise InputError(
+                f"{table} has {path} in two groups, {before!r:.80} and {group.strip()!r:.80}: keep one of them"
+            )
     for file in files:
-        if str(file.relative_to(folder)) not in groups:
-            raise InputError(f"{table} has no line for {file.relative_to(folder)}")
+        name = str(file.relative_to(folder))
+        if name not in groups:
+            raise InputError(f"{table} has no line for {name}")
+        if not groups[name]:
+            raise InputError(f"{table}: {name} has no group: name one, or a group of its own")
     return np.array([groups[str(file.relative_to(folder))] for file in files])

@@ -15,11 +15,14 @@ from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.labels_by_output import joined, named_output
-from hasten.inputs.data.missing import stacked
+from hasten.inputs.data.missing import filled, stacked, unlabelled
 from hasten.inputs.data.ragged import RaggedDataset, is_ragged
 from hasten.inputs.data.rereading import Rereading
-from hasten.inputs.data.samples import RESERVED, holds_numbers, tensors_hash
+from hasten.inputs.data.samples import RESERVED, complete, holds_numbers, tensors_hash, unmasked
 from hasten.inputs.data.spool import SpoolWriter
+
+_LISTS = (list, tuple, np.ma.MaskedArray)
+"""Types of labels of which some may be missing whatever their kind: as None, as NaN, or masked."""
 
 
 def call_function(
@@ -98,12 +101,17 @@ def from_python(
         raise InputError(
             f"{source}: a DataLoader gives batches; give its dataset, or batch_size=None"
         )
+    if hasattr(given, "columns") and hasattr(given, "to_numpy"):
+        raise InputError(
+            f"{source} gave a data frame, but nothing states in which order the model takes its columns: give a "
+            "pipeline that begins with the step row, or an array, as frame[columns].to_numpy()"
+        )
     if isinstance(given, (str, bytes)) or not _iterable(given):
         raise InputError(
             f"{source} gave a {type(given).__name__}; give a Dataset, arrays, or an iterable of samples"
         )
     if reread and hasattr(given, "__len__") and hasattr(given, "__getitem__"):
-        return Rereading(len(given), lambda i: _parts(given[i], i, names, source), source)
+        return Rereading(len(given), lambda i: _reread(given[i], i, names, source), source)
     return _spooled(_each(given), names, folder, source)
 
 
@@ -121,8 +129,12 @@ def _each(given: Any) -> Iterator[Any]:
 
 
 def _array(value: Any) -> Array:
-    """Turn numbers, lists and torch tensors into an array."""
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    """Turn numbers, lists and torch tensors into an array.
+
+    Raises:
+        InputError: a value is masked, or is NaN beside texts.
+    """
+    return complete(value.detach().cpu() if hasattr(value, "detach") else value)
 
 
 def _whole(inputs: Any, labels: Any, groups: Any, names: Sequence[str], source: str) -> Dataset:
@@ -141,8 +153,10 @@ def _whole(inputs: Any, labels: Any, groups: Any, names: Sequence[str], source: 
         if each:
             rows["labels"] = {named_output(str(name)): array for name, array in each.items()}
     if isinstance(rows["labels"], Mapping):
-        rows["labels"] = joined(rows["labels"])
+        rows["labels"] = joined({name: _array(one) for name, one in rows["labels"].items()})
     arrays = _named(inputs, names, source)
+    if isinstance(rows["labels"], _LISTS):
+        rows["labels"] = filled(rows["labels"])
     taken = {role: None if value is None else _array(value) for role, value in rows.items()}
     if any(isinstance(samples, list) for samples in arrays.values()):
         return RaggedDataset(arrays, taken["labels"], taken["groups"])
@@ -205,7 +219,7 @@ def _spooled(samples: Iterator[Any], names: Sequence[str], folder: Path, source:
             if width > 2:
                 groups.append(parts[2])
         return writer.finish(
-            stacked(labels) if width > 1 else None, np.array(groups) if width > 2 else None
+            stacked(labels) if width > 1 else None, complete(groups) if width > 2 else None
         )
 
 
@@ -223,7 +237,23 @@ def _parts(sample: Any, index: int, names: Sequence[str], source: str) -> tuple[
             raise InputError(
                 f"input {name!r}: sample {index} is an array of {array.dtype}; give numbers"
             )
+    if len(parts) == 3:
+        parts = (*parts[:2], _unmasked(parts[2], "group", index, source))
     return (tensors, *parts[1:])
+
+
+def _reread(sample: Any, index: int, names: Sequence[str], source: str) -> tuple[Any, ...]:
+    """Return the parts of a sample that is read again each time, whose label can't be missing."""
+    tensors, *rest = _parts(sample, index, names, source)
+    return (tensors, *(_unmasked(value, "label", index, source) for value in rest[:1]), *rest[1:])
+
+
+def _unmasked(value: Any, role: str, index: int, source: str) -> Any:
+    """Return a sample's label or group, checked to have nothing masked."""
+    try:
+        return unmasked(value)
+    except InputError as error:
+        raise InputError(f"{source}: the {role} of sample {index}: {error}") from error
 
 
 def _label(value: Any, first: Array | None, index: int, source: str) -> Array | None:
@@ -231,8 +261,12 @@ def _label(value: Any, first: Array | None, index: int, source: str) -> Array | 
     if value is None:
         return None
     if isinstance(value, Mapping):
-        value = joined({name: _array(one)[np.newaxis] for name, one in value.items()})[0]
-    label = _array(value)
+        each = {n: _unmasked(one, "label", index, source) for n, one in value.items()}
+        value = joined({name: _array(one)[np.newaxis] for name, one in each.items()})[0]
+    listed = isinstance(value, _LISTS)
+    label = filled(value) if listed else _array(value)
+    if listed and unlabelled(label[np.newaxis], classes=False).all():
+        return None
     if first is not None and label.shape != first.shape:
         raise InputError(
             f"{source}: the label of sample {index} has the shape {list(label.shape)}, but the "

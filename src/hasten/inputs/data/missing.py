@@ -1,4 +1,7 @@
-"""Labels that aren't there: -1 for a class, NaN for a number, None or an empty text for either."""
+"""Labels that aren't there: -1 for a class, NaN for a number, None or an empty text for either.
+
+Among whole numbers None is `NO_NUMBER`, since -1 may be a number of a regression.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,15 @@ from hasten.errors import InputError
 
 NO_CLASS = -1
 """Class of a sample without a label."""
+NO_NUMBER = int(np.iinfo(np.int64).min)
+"""Whole number of a sample without a label, where nothing says that labels are classes."""
 
 
 def unlabelled(labels: Array, *, classes: bool) -> Array:
     """Return which samples have no label, bool of shape `(n,)`.
 
-    A sample has none where all of its label is NaN, or an empty text, or -1 where labels are classes.
+    A sample has none where all of its label is NaN, an empty text or `NO_NUMBER`, or -1 where labels are
+    classes.
 
     Args:
         labels: Labels of the samples, `(n, ...)`.
@@ -28,10 +34,27 @@ def unlabelled(labels: Array, *, classes: bool) -> Array:
     kind = labels.dtype.kind
     if kind in "US":
         return np.asarray((rows == rows.dtype.type()).all(axis=1))
-    missing = np.isnan(rows) if kind in "fc" else np.zeros(rows.shape, bool)
+    missing = np.isnan(rows) if kind in "fc" else _no_numbers(rows)
     if classes and kind in "if":
         missing = missing | (rows == NO_CLASS)
     return np.asarray(missing.all(axis=1))
+
+
+def _no_numbers(labels: Array) -> Array:
+    """Return where labels that aren't floats are `NO_NUMBER`, bool of their shape."""
+    return labels == NO_NUMBER if labels.dtype == np.int64 else np.zeros(labels.shape, bool)
+
+
+def in_part(labels: Array) -> int | None:
+    """Return the position of the first label of whole numbers that lacks some of them; None where there is none."""
+    lacking = _no_numbers(labels.reshape(len(labels), -1))
+    found = np.flatnonzero(lacking.any(axis=1) & ~lacking.all(axis=1))
+    return int(found[0]) if len(found) else None
+
+
+def with_no_class(labels: Array) -> Array:
+    """Return labels that are classes with -1 for each that is missing among whole numbers."""
+    return np.where(_no_numbers(labels), NO_CLASS, labels) if labels.dtype == np.int64 else labels
 
 
 def none_for(labels: Array | None, count: int, *, classes: bool) -> Array:
@@ -49,15 +72,22 @@ def none_for(labels: Array | None, count: int, *, classes: bool) -> Array:
 
 
 def filled(labels: Any) -> Array:
-    """Return labels as an array of numbers or texts, where None and NA stand for no label.
+    """Return labels as an array of numbers or texts, where None, NA and numpy's mask stand for no label.
 
-    Whole numbers and truth values become int64 with -1 in these places, other numbers float64 with
-    NaN, and texts keep an empty one. What is none of these stays as it is, for the caller to refuse.
+    Whole numbers and truth values become int64 with `NO_NUMBER` in these places, other numbers float64
+    with NaN, and texts keep an empty one. What is none of these stays as it is, for the caller to refuse.
 
     Args:
         labels: Array of any type, or a list.
     """
     given = labels if isinstance(labels, np.ndarray) else np.asarray(labels)
+    if given is not labels and given.dtype.kind == "U":
+        given = np.array(labels, object)  # else NaN beside texts becomes the text "nan"
+    if isinstance(given, np.ma.MaskedArray):
+        mask, given = np.ma.getmaskarray(given), given.data
+        if mask.any():
+            given = given.astype(object)
+            given[mask] = None
     if given.dtype.kind != "O":
         return given
     values = [one.item() if isinstance(one, np.generic) else one for one in given.reshape(-1)]
@@ -68,7 +98,7 @@ def filled(labels: Any) -> Array:
         texts = ["" if _absent(one) else one for one in values]
         return np.array(texts).reshape(given.shape)
     if all(isinstance(one, (bool, int)) for one in known):
-        numbers = [NO_CLASS if _absent(one) else int(one) for one in values]
+        numbers = [NO_NUMBER if _absent(one) else int(one) for one in values]
         return np.array(numbers, np.int64).reshape(given.shape)
     if all(isinstance(one, (bool, int, float)) for one in known):
         floats = [np.nan if _absent(one) else float(one) for one in values]
@@ -83,6 +113,10 @@ def _absent(value: Any) -> bool:
     return isinstance(value, float) and value != value
 
 
+def _is_nan(label: Array | None) -> bool:
+    return label is not None and label.dtype.kind == "f" and bool(np.isnan(label).all())
+
+
 def stacked(labels: list[Array | None]) -> Array | None:
     """Return labels of single samples as one array, `(n, ...)`; None where no sample has one.
 
@@ -90,8 +124,16 @@ def stacked(labels: list[Array | None]) -> Array | None:
         labels: Label of each sample, all of one shape; None where it is missing.
 
     Raises:
-        InputError: a label of several outputs is missing.
+        InputError: a label of several outputs is missing, or some labels are texts and others numbers.
     """
+    texts = [one is not None and one.dtype.kind in "US" for one in labels]
+    if any(texts):  # beside texts NaN is a missing one, as pandas has it
+        labels = [
+            None if not text and _is_nan(one) else one
+            for one, text in zip(labels, texts, strict=True)
+        ]
+        if any(one is not None and not text for one, text in zip(labels, texts, strict=True)):
+            raise InputError("some labels are texts, and others are numbers: give one or the other")
     first = next((one for one in labels if one is not None), None)
     if first is None:
         return None
@@ -102,8 +144,8 @@ def stacked(labels: list[Array | None]) -> Array | None:
             "a sample has no label, but labels of several outputs can't be missing: give every "
             "sample the labels of all outputs"
         )
-    whole = first.dtype.kind in "biu"
-    nothing = np.full(first.shape, NO_CLASS if whole else np.nan)
+    whole = all(one is None or one.dtype.kind in "biu" for one in labels)
+    nothing = np.full(first.shape, NO_NUMBER) if whole else np.full(first.shape, np.nan)
     if first.dtype.kind in "US":
         nothing = np.full(first.shape, "")
     rows = np.stack([nothing if one is None else one for one in labels])

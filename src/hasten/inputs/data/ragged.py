@@ -13,15 +13,16 @@ import numpy.typing as npt
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset, ShapesOf
-from hasten.inputs.data.missing import filled
+from hasten.inputs.data.missing import NO_NUMBER, filled
 from hasten.inputs.data.raw import MOST_AXES, RawArray
 from hasten.inputs.data.samples import (
-    RESERVED,
     check_counts,
     check_rank,
+    complete,
     holds_numbers,
     stack,
     tensors_hash,
+    unmasked,
 )
 
 SHAPES = ".shapes"
@@ -176,8 +177,8 @@ class RaggedDataset(Dataset):
         groups: Groups of shape `(n,)`, integers or strings; None if there are none.
 
     Raises:
-        InputError: there are no samples, counts differ, an array holds no numbers, or samples differ
-            in type or number of axes.
+        InputError: there are no samples, counts differ, an array holds no numbers or has masked values,
+            or samples differ in type or number of axes.
     """
 
     ragged = True
@@ -188,10 +189,10 @@ class RaggedDataset(Dataset):
         labels: Array | None = None,
         groups: Array | None = None,
     ) -> None:
-        self._samples = {name: list(samples) for name, samples in inputs.items()}
+        self._samples = {n: list(map(unmasked, samples)) for n, samples in inputs.items()}
         self.names = tuple(inputs)
         self.labels = None if labels is None else filled(labels)
-        self.groups = None if groups is None else np.asarray(groups)
+        self.groups = None if groups is None else complete(groups)
         counts = {name: len(samples) for name, samples in self._samples.items()}
         self._count = check_counts(counts, self.labels, self.groups)
         for name, samples in self._samples.items():
@@ -239,29 +240,40 @@ def save_ragged(
         path: Path of the archive to write.
         inputs: By input name, a list of one array for each sample, or an array of shape `(n, ...)`. All
             samples of an input have one dtype.
-        labels: Labels of shape `(n, ...)`; None if there are none.
+        labels: Labels of shape `(n, ...)`; None if there are none. A single one that is None or masked is
+            written as NaN, or as an empty text.
         groups: Groups of shape `(n,)`, integers or strings; None if there are none.
 
     Raises:
-        InputError: counts differ, samples of an input differ in type or number of axes, or the file
-            can't be written.
+        InputError: counts differ, samples of an input differ in type or number of axes, an input or a group
+            is masked, a label of several whole numbers lacks some, or the file can't be written.
     """
     arrays: dict[str, Array] = {}
-    given = {name: [np.asarray(each) for each in samples] for name, samples in inputs.items()}
-    rows = {"labels": labels, "groups": groups}
-    known = {role: None if value is None else np.asarray(value) for role, value in rows.items()}
-    RaggedDataset(given, known["labels"], known["groups"])
+    given = {n: [np.asanyarray(each) for each in samples] for n, samples in inputs.items()}
+    checked = RaggedDataset(given, labels, groups)
     for name, samples in given.items():
         if len({sample.shape for sample in samples}) == 1:
             arrays[name] = np.stack(samples)
             continue
         arrays[name] = np.concatenate([sample.reshape(-1) for sample in samples])
         arrays[name + SHAPES] = np.array([sample.shape for sample in samples], np.int64)
-    for role in RESERVED:
-        told = known[role]
-        if told is not None:
-            arrays[role] = told
+    if checked.labels is not None:
+        arrays["labels"] = _written(checked.labels)
+    if checked.groups is not None:
+        arrays["groups"] = checked.groups
     try:
         np.savez(path, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         raise InputError(f"can't write {path}: {error.strerror or error}") from error
+
+
+def _written(labels: Array) -> Array:
+    """Return labels as an archive holds them: NaN instead of a whole number that is missing."""
+    if labels.dtype != np.int64 or not (missing := labels == NO_NUMBER).any():
+        return labels
+    if labels.size > len(labels):
+        raise InputError(
+            "some labels of several whole numbers lack some or all of them: give a number below 0 for each that "
+            "doesn't count, or leave out the samples"
+        )
+    return np.where(missing, np.nan, labels)

@@ -26,7 +26,8 @@ def check_counts(
 ) -> int:
     """Check that inputs, labels and groups have equally many rows, and that labels are finite.
 
-    A label that is NaN as a whole is missing, and may be.
+    A label that is NaN as a whole is missing, and may be. What is missing among whole numbers is below 0, as padding is:
+    whether it may be, a metric decides.
 
     Args:
         counts: Number of samples by input name.
@@ -112,6 +113,47 @@ def single_number(name: str, array: Array) -> str:
 def holds_numbers(dtype: np.dtype[Any]) -> bool:
     """Whether a dtype is one of numbers; bfloat16 and similar types, of kind V, count as such."""
     return dtype.kind in "biufcV" and dtype.type is not np.void
+
+
+def unmasked(array: Array) -> Array:
+    """Return an array without numpy's mask, under which there are numbers that mean nothing.
+
+    Raises:
+        InputError: a value is masked.
+    """
+    if not isinstance(array, np.ma.MaskedArray):
+        return array
+    if np.ma.is_masked(array):
+        raise InputError(
+            "an array of the data has masked values: fill them in, as by x.filled(0), or leave out the samples that "
+            "have some"
+        )
+    return array.data
+
+
+def complete(values: Any) -> Array:
+    """Return an array, or a list as one, in which nothing is missing: a list's NaN would become the text "nan".
+
+    Args:
+        values: One value for each sample: an array, or a list or a tuple.
+
+    Raises:
+        InputError: a value is masked, or is NaN beside texts.
+    """
+    found = np.asarray(unmasked(values))
+    if found.dtype.kind == "U" and isinstance(values, (list, tuple)):
+        for index, one in enumerate(values):
+            if isinstance(one, (float, np.floating)) and one != one:
+                raise InputError(
+                    f"a list of labels or groups has texts, but NaN for sample {index}: name what it is, or leave the "
+                    "sample out"
+                )
+    return found
+
+
+def native(array: Array) -> Array:
+    """Return an array in the machine's byte order; an array that is in it already is returned itself."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _first_not_finite(rows: Array) -> int | None:

@@ -18,9 +18,10 @@ from hasten.inputs.data.class_folders import has_files
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.function import call_function, called, from_python
 from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.data.missing import NO_NUMBER
 from hasten.inputs.data.npz import open_npz
 from hasten.inputs.data.sounds import SoundFolder, reads_sounds
-from hasten.inputs.data.table import is_csv, label_numbers, reads_rows, rows_of
+from hasten.inputs.data.table import have_numbers, is_csv, label_numbers, reads_rows, rows_of
 from hasten.inputs.data.text_files import holds_texts, names_texts, reads_texts, texts_of, tokenized
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
@@ -114,7 +115,8 @@ def open_data(
 def _numbered(dataset: Dataset, pipeline: Pipeline | None, source: Any) -> Dataset:
     """Return a data set whose labels are numbers of classes where they were the names that the pipeline gives these.
 
-    Labels of which none is such a name stay as they are.
+    Labels of which none is such a name stay as they are. For a model of rows, numbers are names where classes are called
+    by numbers, as they are in a table.
 
     Raises:
         InputError: some labels are names of classes, and others aren't.
@@ -123,11 +125,18 @@ def _numbered(dataset: Dataset, pipeline: Pipeline | None, source: Any) -> Datas
     step = pipeline.after[0] if pipeline is not None and pipeline.after else None
     if pipeline is None or not isinstance(step, (TopK, Threshold)) or labels is None:
         return dataset
-    single = labels.dtype.kind == "U" and labels.shape in ((len(labels),), (len(labels), 1))
+    single = labels.shape in ((len(labels),), (len(labels), 1))
     own = "labels" in vars(dataset)  # not a property of a data set of somebody else
-    if single and own and not {*step.class_names}.isdisjoint(labels.reshape(-1).tolist()):
+    named = labels.dtype.kind == "U" and not {*step.class_names}.isdisjoint(
+        labels.reshape(-1).tolist()
+    )
+    by_number = labels.dtype.kind in "biuf" and reads_rows(pipeline) is not None
+    by_number = by_number and have_numbers(step.class_names)
+    if single and own and (named or by_number):
         said = str(source) if isinstance(source, (str, Path)) else "the data"
-        dataset.labels = label_numbers(labels.reshape(-1), pipeline, said)
+        # A class may be called -1, so a missing label must not become it.
+        given = [None if one == NO_NUMBER else one for one in labels.reshape(-1).tolist()]
+        dataset.labels = label_numbers(given, pipeline, said)
     return dataset
 
 

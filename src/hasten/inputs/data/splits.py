@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.samples import check_counts
 
 Indices = npt.NDArray[np.int64]
+_AS_FLOAT = re.compile(r"-?(0|[1-9][0-9]*)\.0")
+"""Text of a whole number that is a float."""
 KNOWN_BYTES = 16
 """Bytes of a content hash by which samples of earlier runs are known."""
 
@@ -327,13 +330,20 @@ def _from_training(
             f"(training sample {shared[0]} is the first); remove them from one of the two"
         )
     if training.groups is not None and dataset.groups is not None:
-        both = np.intersect1d(training.groups, dataset.groups)
-        if len(both):
+        both_groups = (training.groups, dataset.groups)
+        own, others = ({*map(group_name, np.unique(groups))} for groups in both_groups)
+        if both := sorted(own & others):
             raise InputError(
                 f"{len(both)} groups are in the training data and in the data to judge on "
-                f"({both[0]!s} is the first); remove them from one of the two"
+                f"({both[0]} is the first); remove them from one of the two"
             )
     return Subset(training, np.array([index for _, index in chosen], np.int64))
+
+
+def group_name(group: object) -> str:
+    """Return a group's name as a text: 7, 7.0, "7" and b"7" are one group, since forms of data differ in type."""
+    text = group.decode("utf-8", "replace") if isinstance(group, bytes) else str(group)
+    return text.removesuffix(".0") if _AS_FLOAT.fullmatch(text) else text
 
 
 def _all_seen(samples: int) -> str:

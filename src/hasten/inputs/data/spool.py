@@ -16,7 +16,14 @@ from hasten.errors import InputError, IntegrityError
 from hasten.inputs.data.dataset import Dataset, like_shaped
 from hasten.inputs.data.ragged import RaggedArray
 from hasten.inputs.data.raw import RawArray
-from hasten.inputs.data.samples import RESERVED, check_counts, check_finite, check_rank, check_shape
+from hasten.inputs.data.samples import (
+    RESERVED,
+    check_counts,
+    check_finite,
+    check_rank,
+    check_shape,
+    native,
+)
 
 INDEX = "index.json"
 HASHES = "hashes.raw"
@@ -184,7 +191,7 @@ class SpoolWriter:
         for name in self._names:
             if name not in samples:
                 raise InputError(f"sample {indices[0]} has no input {name!r}, but the first has")
-            array = np.ascontiguousarray(samples[name])
+            array = np.ascontiguousarray(native(samples[name]))  # the index has no byte order
             dtype, shape = self._first.setdefault(name, (array.dtype, array.shape[1:]))
             self._check(name, array[0], shape, indices[0])
             self._shapes.setdefault(name, []).append((count, array.shape[1:]))

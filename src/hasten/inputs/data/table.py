@@ -38,6 +38,10 @@ _KEPT_ROWS, _KEPT_VALUES = 1_000, 1_000_000
 """Largest number of rows, and of their values, that are kept as a table has them."""
 
 
+GROUPS = "groups"
+"""Column of a table that says which rows belong together."""
+
+
 class TableRows(ArrayDataset):
     """Rows of a table as the model takes them, and some of them as the table has them.
 
@@ -74,6 +78,7 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
               has them, which they always are where a column is hashed;
             - `(rows, labels)` or `(rows, labels, groups)`, where rows are one of the last three, and
               the labels may be the name of a column.
+            A column "groups" that the model doesn't take says which rows belong together.
         pipeline: Pipeline that consists of the step `row` before the model.
         names: Names of the model's inputs.
 
@@ -97,10 +102,11 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
     else:
         labels = _labels_in(table, label, row, said)
         rows = _prepared(table, row, said)
+        if groups is None and GROUPS in table and GROUPS not in row.columns and label != GROUPS:
+            groups = table[GROUPS]
     numbers = None if labels is None else label_numbers(labels, pipeline, said)
-    found = TableRows(
-        {names[0]: rows}, numbers, None if groups is None else np.asarray(groups), missing=True
-    )
+    together = None if groups is None else np.array(checked_groups(_listed(groups), said))
+    found = TableRows({names[0]: rows}, numbers, together, missing=True)
     if not isinstance(table, np.ndarray):
         found.given = _kept(table, row, len(rows))
         found.notes = tuple(_spelled_bits(table, row, said))
@@ -167,8 +173,12 @@ def _csv_and_label(source: str | Path) -> tuple[Path, str | None] | None:
     return None
 
 
-def check_names(path: Path, names: Sequence[str]) -> None:
-    """Check that a file names each column once.
+def check_names(said: Path | str, names: Sequence[str]) -> None:
+    """Check that a table names each column once.
+
+    Args:
+        said: Name of the table in messages.
+        names: Names of its columns.
 
     Raises:
         InputError: a column comes twice.
@@ -176,14 +186,14 @@ def check_names(path: Path, names: Sequence[str]) -> None:
     counts = Counter(names)
     twice = next((name for name in names if counts[name] > 1), None)
     if twice is not None:
-        raise InputError(f"{path} has the column {twice!r} twice: name each column once")
+        raise InputError(f"{said} has the column {twice!r} twice: name each column once")
 
 
 def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
     """Return the columns of a CSV file: numbers, words as texts, and None for what isn't there."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file)
+            lines = csv.reader(file, strict=True)
             names = next(lines, [])
             check_names(path, names)
             columns: list[list[str]] = [[] for _ in names]
@@ -200,9 +210,10 @@ def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} can't be read as CSV in UTF-8: {error}") from error
     words, known = dict(row.words), set(row.columns)
+    # "NA" may be a hashed column's category, and "1.0" another group than "1".
     return {
-        name: [text or None for text in column]  # "NA" may be a category
-        if name in row.hashed
+        name: [text or None for text in column]
+        if name in row.hashed or (name == GROUPS and name not in known)
         else [_value(text, words.get(name), bits=name in known) for text in column]
         for name, column in zip(names, columns, strict=True)
     }
@@ -233,8 +244,10 @@ def _value(text: str, words: tuple[str | float, ...] | None, *, bits: bool) -> A
 def _columns_of(source: Any, row: Row, *, read: bool) -> dict[str, Sequence[Any]] | Array | None:
     """Return a table as columns by name, or an array of numbers; None where it is none."""
     if hasattr(source, "to_pydict"):  # pyarrow
+        check_names("the table", source.schema.names)
         return dict(source.to_pydict())
     if hasattr(source, "columns") and hasattr(source, "to_dict"):  # pandas and polars
+        check_names("the table", [str(name) for name in source.columns])
         return {str(name): source[name].to_list() for name in source.columns}
     if isinstance(source, Mapping) and (read or source.keys() & set(row.columns)):
         return {
@@ -245,6 +258,8 @@ def _columns_of(source: Any, row: Row, *, read: bool) -> dict[str, Sequence[Any]
         if not any(name in row.columns for name in source[0]):
             return None
         every = dict.fromkeys(name for one in source for name in one)
+        if row.whole:
+            _check_whole(source, [name for name in row.columns if name in every])
         return {str(name): [one.get(name) for one in source] for name in every}
     if isinstance(source, np.ndarray) and source.ndim == 2:
         if source.shape[1] != len(row.columns):
@@ -258,9 +273,23 @@ def _columns_of(source: Any, row: Row, *, read: bool) -> dict[str, Sequence[Any]
     return None
 
 
+def _check_whole(rows: Sequence[Mapping[Any, Any]], columns: Sequence[str]) -> None:
+    """Check that every row has some columns.
+
+    Raises:
+        InputError: a row lacks one, which may be misspelled.
+    """
+    for number, one in enumerate(rows, 1):
+        lacking = next((name for name in columns if name not in one), None)
+        if lacking is not None:
+            raise InputError(
+                f"the table: row {number} has no column {lacking!r}: give None where there is no value"
+            )
+
+
 def _checked(table: Array, row: Row) -> Array:
-    """Return an array of numbers as the model takes it, checked as the step `row` checks a row."""
-    numbers = table.astype(row.dtype)
+    """Return an array of numbers as the model takes it, checked as the step `row` checks a row; what is masked is NaN."""
+    numbers = np.ma.filled(table.astype(row.dtype), np.nan)
     if found := RowArrays(row).refused(numbers):
         raise InputError(f"the table: row {found[0] + 1}: {found[1]}")
     return numbers
@@ -341,6 +370,9 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
     """Return labels as numbers: those of classes are their places among the classes' names.
 
     Where a label is missing stands -1 for a class, and NaN for another number.
+
+    Raises:
+        InputError: a label is no class, or the name of several.
     """
     step = pipeline.after[0] if pipeline.after else None
     names = () if step is None else step.class_names
@@ -353,15 +385,20 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
         return as_classes(numbers) if getattr(step, "position", None) is not None else numbers
     absent = _ABSENT.isdisjoint(map(str, names))
     places: dict[Any, int] = {}
-    if all(_number(name) is None for name in names):  # then a number can only be a class's place
+    if not have_numbers(names):  # then a number can only be a class's place
         places.update((number, number) for number in range(len(names)))
     for place, name in enumerate(names):
         places[name] = place
         number = _number(name)
         if number is not None:
             places.setdefault(number, place)
+    counts = Counter(names)
     found = []
     for number, value in enumerate(values, 1):
+        if isinstance(value, str) and counts[value] > 1:
+            raise InputError(
+                f"{said}: row {number}: several classes are called {value!r:.80}: give labels as numbers of classes"
+            )
         place_ = places.get(value) if isinstance(value, Hashable) else None
         place_ = places.get(_number(value)) if place_ is None else place_
         if place_ is None and absent and (_missing(value) or _number(value) == NO_CLASS):
@@ -374,6 +411,24 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
             )
         found.append(place_)
     return np.array(found, np.int64)
+
+
+def checked_groups(groups: Sequence[Any], said: str) -> list[Any]:
+    """Return groups, checked to be a text or a number for each sample; spaces around a text don't count.
+
+    Raises:
+        InputError: a sample has no group, or one of another kind.
+    """
+    found = [one.strip() if isinstance(one, str) else one for one in groups]
+    for number, one in enumerate(found, 1):
+        unknown = isinstance(one, (float, np.floating)) and one != one
+        if unknown or is_absent(one) or (isinstance(one, str) and not one):
+            raise InputError(f"{said}: row {number} has no group: name one, or leave the row out")
+        if not isinstance(one, (str, int, float, np.generic)):
+            raise InputError(
+                f"{said}: row {number}: the group must be a text or a number: got {one!r:.80}"
+            )
+    return found
 
 
 def as_classes(numbers: Array) -> Array:
@@ -389,6 +444,11 @@ def _missing(value: Any) -> bool:
     if value is None or (isinstance(value, str) and value.strip() in _ABSENT):
         return True
     return isinstance(value, float) and math.isnan(value)
+
+
+def have_numbers(names: Sequence[str]) -> bool:
+    """Whether any of the classes is called by a number, so that a number is a name before it is a place."""
+    return any(_number(name) is not None for name in names)
 
 
 def _number(value: Any) -> float | None:

@@ -99,6 +99,10 @@ def _class_of(tag: Any, names: Sequence[str], where: str) -> int:
     if isinstance(tag, np.generic):
         tag = tag.item()
     if isinstance(tag, str) and tag in names:
+        if names.count(tag) > 1:
+            raise InputError(
+                f"{where}: several classes are called {tag!r:.80}: give tags as numbers of classes"
+            )
         return names.index(tag)
     if is_absent(tag) or tag != tag:  # NaN, as pandas has it
         return NOT_COUNTED

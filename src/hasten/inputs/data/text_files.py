@@ -18,8 +18,8 @@ from hasten.errors import InputError
 from hasten.inputs.data.class_folders import groups_of, has_files, listed, named_by, numbering
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.function import from_python
-from hasten.inputs.data.missing import filled
-from hasten.inputs.data.table import as_classes, check_names, label_numbers
+from hasten.inputs.data.missing import filled, with_no_class
+from hasten.inputs.data.table import as_classes, check_names, checked_groups, label_numbers
 from hasten.inputs.data.tagged_words import Tags, is_words, joined, token_labels, words_column
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
@@ -308,7 +308,7 @@ def _csv(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a CSV file whose first line names the columns; an empty cell is None."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, strict=True)
             names = next(reader, [])
             check_names(path, names)
             rows = []
@@ -378,15 +378,7 @@ def _columns(
 
 def _groups(groups: Sequence[Any] | None, said: str) -> Sequence[Any] | None:
     """Return groups, checked to be a text or a number for each sample."""
-    for number, one in enumerate(groups or (), 1):
-        unknown = isinstance(one, (float, np.floating)) and one != one
-        if unknown or is_absent(one) or (isinstance(one, str) and not one):
-            raise InputError(f"{said}: row {number} has no group: name one, or leave the row out")
-        if not isinstance(one, (str, int, float, np.generic)):
-            raise InputError(
-                f"{said}: row {number}: the group must be a text or a number: got {one!r:.80}"
-            )
-    return groups
+    return None if groups is None else checked_groups(groups, said)
 
 
 def _label_among(said: str, names: Sequence[str], group: str | None) -> str | None:
@@ -437,7 +429,9 @@ def _numbers(labels: Any, pipeline: Pipeline, said: str) -> Sequence[Any] | None
             f"{said}: row {huge}: the label {read[huge - 1]} has more than 64 bits: give smaller numbers"
         )
     found = filled(np.array(read, object))
-    return list(as_classes(found) if _picks_class(pipeline) and found.dtype.kind == "f" else found)
+    if not _picks_class(pipeline):
+        return list(found)
+    return list(as_classes(found) if found.dtype.kind == "f" else with_no_class(found))
 
 
 def _picks_class(pipeline: Pipeline) -> bool:

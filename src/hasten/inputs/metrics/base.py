@@ -179,6 +179,16 @@ class Metric(Value, ABC):
             )
         return found
 
+    def check_labels(self, labels: Array) -> None:
+        """Check what only all labels together can tell, before any answer is scored.
+
+        Args:
+            labels: Labels of the samples, `(n, ...)`.
+
+        Raises:
+            InputError: the metric would misread them.
+        """
+
     def draws(self, labels: Array | None, units: Array) -> Array:
         """Return the number of the independent draw that each sample belongs to, `(n,)`.
 

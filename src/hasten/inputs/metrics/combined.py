@@ -114,6 +114,11 @@ class AllOf(Combined):
         kinds = [metric.binary for metric in self.metrics]
         return False if False in kinds else None if None in kinds else True
 
+    def check_labels(self, labels: Array) -> None:
+        for metric, own in zip(self.metrics, labels_of(self.metrics, labels), strict=True):
+            if own is not None:
+                metric.check_labels(own)
+
     @property
     def decides(self) -> bool:
         """Whether all of the metrics score decisions."""

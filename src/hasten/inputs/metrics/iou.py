@@ -60,6 +60,15 @@ class Iou(Metric):
         truth = self._classes(exact) if labels is None else self._labelled(labels, found)
         return np.array([self._overlap(*pair) for pair in zip(found, truth, strict=True)])
 
+    def check_labels(self, labels: Array) -> None:
+        """Refuse masks of 0 and 255: their 255 would count for nothing, and the rest would be background alone."""
+        ignored = labels == self.ignored if labels.dtype.kind in "iu" else np.zeros(1, bool)
+        if ignored.any() and not (ignored | (labels < 0)).all() and (ignored | (labels <= 0)).all():
+            raise InputError(
+                f"iou: the labels are 0 and {self.ignored} alone, and {self.ignored} doesn't count: give class 1 as 1, "
+                "as labels // 255; or give -1 for places that don't count"
+            )
+
     def unchanged(self, outputs: Tensors, others: Tensors) -> Array:
         """Return where every place has the same class, on either axis where that is uncertain."""
         mine, theirs = self._classes(outputs), self._classes(others)

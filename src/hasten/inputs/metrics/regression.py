@@ -9,6 +9,7 @@ import numpy as np
 
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
+from hasten.inputs.data.missing import in_part
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.outputs import equal_numbers, number, of_samples, one_output
 
@@ -75,10 +76,15 @@ class Regression(Metric):
             raise InputError(
                 f"regression reads labels that are numbers; got {labels.dtype} {of_samples(labels)}"
             )
+        elif in_part(labels) is not None:
+            raise InputError(
+                "regression reads every number of a label, but one has None or a masked value among its numbers: repair "
+                "it, or leave the whole label out"
+            )
         else:
             truth = labels.astype(np.float64)
         count = len(mine)
-        if mine.size != truth.size or len(truth) != count:
+        if mine.size != truth.size or len(truth) != count or not _in_one_order(mine, truth):
             raise InputError(
                 f"regression compares number by number, but the output is {of_samples(mine)} and the truth "
                 f"{of_samples(truth, count)}: give labels of the output's shape; if they are classes, use top1"
@@ -93,3 +99,9 @@ class Regression(Metric):
         """Return where the numbers are equal; of two that differ, a label may fit one alone."""
         mine, theirs = (one_output(a, self.output, "regression") for a in (outputs, others))
         return equal_numbers(mine, theirs)
+
+
+def _in_one_order(one: Array, other: Array) -> bool:
+    """Whether the numbers of two arrays stand in one order: on the same axes, or those of one on a single axis."""
+    axes = [[size for size in array.shape[1:] if size != 1] for array in (one, other)]
+    return axes[0] == axes[1] or min(map(len, axes)) < 2

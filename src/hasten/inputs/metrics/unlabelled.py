@@ -24,11 +24,13 @@ def missing_labels(metric: Metric, labels: Array | None) -> Array | None:
 
 
 def check_labelled(metric: Metric, labels: Array | None, name: str) -> None:
-    """Check that no label is missing where a metric compares samples with each other.
+    """Check that a metric reads the labels, and that none is missing where it compares samples with each other.
 
     Raises:
-        InputError: one is.
+        InputError: it would misread them, or one is missing.
     """
+    if labels is not None:
+        metric.check_labels(labels)
     missing = missing_labels(metric, labels)
     if missing is not None and metric.over_set:
         raise InputError(

@@ -54,7 +54,7 @@ def read_lines(path: str, text: str, what: str) -> tuple[str, ...]:
     """
     file = Path(path)
     try:
-        written = file.read_text("utf-8")
+        written = file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else "it can't be read as text"
         raise InputError(f"metric {text!r}: the {what} {path}: {why}") from error

@@ -30,6 +30,16 @@ _FRAME_BYTES = 32
 """Bytes for each of them, as measured."""
 _SAMPLE_BYTES, _RESAMPLED_BYTES = 4, 5
 """Bytes for each sample as float32, and for each that soxr makes, as measured."""
+_HEAD = {b"RIFF": "little", b"FORM": "big"}
+"""First bytes of files that state their size behind them, less 8 bytes, and its byte order: WAV and AIFF."""
+_MOST_STATED = 0x7F00_0000
+"""Largest size that a file states in earnest: who writes one as it comes states more."""
+_WHOLE = 0.9
+"""Share of the stated bytes, or samples, that a whole file has: some state a few too many."""
+_STATING = (b"Xing", b"Info", b"VBRI")
+"""Marks by which an MP3 file says that it states its length; without one the decoder guesses it from the first frames."""
+_BEGINNING_BYTES = 4096
+"""Bytes of an MP3 file, after its tags, in which such a mark is."""
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF")
 
 
@@ -45,6 +55,35 @@ def _check_format(name: str, given: str) -> None:
 
 def _unreadable(name: str, error: Exception) -> InputError:
     return InputError(f"{name} can't be read as a sound: {' '.join(str(error).split())}")
+
+
+def _check_whole(name: str, value: bytes | Path, format_: str, read: int, stated: int) -> None:
+    """Check that a sound has the samples, and a file of WAV or AIFF the bytes, that its header states.
+
+    A decoder ends without an error where the file does.
+
+    Args:
+        name: Name of the sound in messages.
+        value: The file's bytes, or its path.
+        format_: Format of the file, one of `FORMATS`.
+        read: Number of samples that were read.
+        stated: Number of samples that the header states; a guess for some MP3 files, which isn't compared.
+
+    Raises:
+        InputError: it hasn't.
+    """
+    with io.BytesIO(value) if isinstance(value, bytes) else value.open("rb") as file:
+        head, size = file.read(10), file.seek(0, io.SEEK_END)
+        tags = sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=False))
+        file.seek(10 + tags if head[:3] == b"ID3" else 0)
+        beginning = file.read(_BEGINNING_BYTES)
+    order: Any = _HEAD.get(head[:4])
+    claimed = 0 if order is None else 8 + int.from_bytes(head[4:8], order)
+    cut = size < _WHOLE * claimed and claimed < _MOST_STATED
+    if format_ != "MP3" or any(mark in beginning for mark in _STATING):
+        cut = cut or read < _WHOLE * stated
+    if cut or not read:
+        raise InputError(f"{name} is cut short or empty: give the whole sound, or leave it out")
 
 
 def check_header(path: Path) -> None:
@@ -95,8 +134,8 @@ class DecodeAudio(Step):
         """Decode a sound.
 
         Raises:
-            InputError: the file can't be read, or it is too long, takes too much memory for its bytes,
-                or has samples that aren't finite.
+            InputError: the file can't be read, or it is cut short, too long, takes too much memory for its
+                bytes, or has samples that aren't finite.
         """
         try:
             import soundfile
@@ -119,6 +158,7 @@ class DecodeAudio(Step):
                 if isinstance(value, bytes):
                     self._check_bytes(file, result, len(value))
                 samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+                _check_whole(name, value, file.format, len(samples), file.frames)
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise _unreadable(name, error) from error
         mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)

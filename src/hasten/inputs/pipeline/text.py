@@ -256,6 +256,6 @@ def _text(value: Any) -> str:
     if not isinstance(value, bytes):
         raise InputError(f"tokenize needs a text, or two texts; got {type(value).__name__}")
     try:
-        return value.decode("utf-8")
+        return value.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"the text isn't UTF-8: {error}") from error

@@ -96,7 +96,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file in UTF-8.
+    """Read a text file in UTF-8; a byte order mark at its beginning is no part of the text.
 
     Raises:
         InputError: there is no such file, it is no regular one, it is too large, or it isn't text.
@@ -105,7 +105,7 @@ def read_text(path: Path) -> str:
         content = bounded_bytes(path, MAX_FILE_BYTES)
         if len(content) > MAX_FILE_BYTES:
             raise InputError(f"{path} has more than {MAX_FILE_BYTES} bytes")
-        return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as error:
         raise InputError(f"no such file: {visible(str(path))}") from error
     except (OSError, ValueError) as error:  # the latter: no text, or a path that can't be one

@@ -114,7 +114,7 @@ def read_labels(path: Path, ids: Sequence[str], form: Form) -> dict[str, str]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             head = file.readline()
             file.seek(0)
-            lines = csv.reader(file, delimiter=max(",;\t", key=head.count))
+            lines = csv.reader(file, delimiter=max(",;\t", key=head.count), strict=True)
             names = [name.strip().lower() for name in next(lines, [])]
             if "id" not in names or "label" not in names:
                 raise InputError(f"{path}: the first line must name the columns id and label")

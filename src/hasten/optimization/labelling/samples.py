@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -179,12 +180,22 @@ def form_of(metric: Metric, answers: Tensors, names: tuple[str, ...] = ()) -> Fo
     if not metric.reads_classes:
         return Form()
     if metric.answers == "classes" and decided_classes(answers, metric.output) is not None:
-        return Form(len(names), names)  # the model chooses the class, and nothing else counts them
+        return Form(
+            len(names), _distinct(names)
+        )  # the model chooses the class, and nothing else counts them
     try:
         count = class_scores(answers, metric.output, "the labels").shape[1]
     except InputError:
         count = 2  # one score of the class 1
-    return Form(count, names if len(names) == count else ())
+    return Form(count, _distinct(names) if len(names) == count else ())
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return names of classes, with its number behind each that several classes have."""
+    counts = Counter(names)
+    return tuple(
+        f"{name} ({number})" if counts[name] > 1 else name for number, name in enumerate(names)
+    )
 
 
 def shown(sample: Sample, count: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from hasten.core.records import type_name
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
-from hasten.inputs.data.missing import NO_CLASS, none_for, unlabelled
+from hasten.inputs.data.missing import NO_CLASS, none_for, unlabelled, with_no_class
 from hasten.inputs.metrics import parse_metric
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
@@ -144,14 +144,17 @@ def _classes(labels: Array) -> Array:
         InputError: labels are -1 and 1.
     """
     single = labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)
+    if single and labels.dtype.kind in "if":
+        known = labels[~unlabelled(labels, classes=False)]
+        if set(np.unique(known).tolist()) == {NO_CLASS, 1}:
+            raise InputError(
+                "the labels are -1 and 1, and -1 stands for a missing label: give the classes as 0 and 1"
+            )
+    labels = with_no_class(labels)
     if single and labels.dtype.kind == "f" and np.isnan(labels).any():
         known = labels[~np.isnan(labels)]
         if len(known) and (known == np.floor(known)).all():
             labels = np.where(np.isnan(labels), NO_CLASS, labels).astype(np.int64)
-    if single and labels.dtype.kind in "if" and set(np.unique(labels).tolist()) == {NO_CLASS, 1}:
-        raise InputError(
-            "the labels are -1 and 1, and -1 stands for a missing label: give the classes as 0 and 1"
-        )
     return labels
 
 
