@@ -6,12 +6,13 @@ Everything here except `_Thread.work` is called on the event loop's thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -69,6 +70,15 @@ class Timing:
             now_ns - self.computed_ns,
             self.rows,
         )
+
+
+@contextlib.contextmanager
+def handed_over() -> Iterator[None]:
+    """Log an answer that can't be handed over: other requests, and what waits for an empty queue, must go on."""
+    try:
+        yield
+    except Exception:
+        log.exception("an answer couldn't be handed over")
 
 
 class ServerTask(Pending):

@@ -24,7 +24,7 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import amount
 from hasten.errors import CandidateError, DeviceLost, InputError
 from hasten.inputs.pipeline.row_arrays import RowArrays
-from hasten.serving.models.batching import Batching, ServerTask, Timing
+from hasten.serving.models.batching import Batching, ServerTask, Timing, handed_over
 from hasten.serving.models.caching import AnswerCache, Cache, content_key
 from hasten.serving.models.clients import Clients
 from hasten.serving.models.comparison import broken_rows, is_broken
@@ -566,17 +566,18 @@ class ServedModel:
         if outputs is not None and self.cache is not None:
             self.cache.put(ticket.content, outputs)
         for place, other in enumerate(others):
-            if outputs is not None:
-                other.leave()
-                other.reply(outputs, None)
-                continue
             other.leave()
+            if outputs is not None:
+                with handed_over():
+                    other.reply(outputs, None)
+                continue
             other.follows = False
             self._flights[ticket.content] = others[place:]
             try:
                 self._enqueue(other)
             except ProtocolError as failure:
-                other.tell(failure)  # `_enqueue` has counted it already
+                with handed_over():
+                    other.tell(failure)  # `_enqueue` has counted it already
                 continue
             return
 
@@ -852,8 +853,10 @@ class Ticket(ServerTask):
         if isinstance(outputs, ProtocolError):
             if not query.own:
                 statistics.refused(outputs.kind.name, query.arrived_ns, now_ns)
-            self._done(outputs)
-            model._fly_on(self)
+            try:
+                self._done(outputs)
+            finally:
+                model._fly_on(self)
             return
         arrived_ns = query.arrived_ns
         record = (  # not `Served`, which takes longer to make
@@ -874,9 +877,11 @@ class Ticket(ServerTask):
         chosen = outputs
         if wanted and (len(wanted) > 1 or len(outputs) > 1):
             chosen = {each.name: outputs[each.name] for each in wanted}
-        self._done(Answer(model.name, model.version, query.id, chosen))
-        if self.content is not None:
-            model._fly_on(self, outputs)
+        try:
+            self._done(Answer(model.name, model.version, query.id, chosen))
+        finally:  # equal requests must go on
+            if self.content is not None:
+                model._fly_on(self, outputs)
         if model._shadow is not None and not query.own:
             model.shadowed(self.inputs, outputs, self.rows, query.id, query.raw, query.name)
 
