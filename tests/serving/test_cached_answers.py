@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import threading
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -189,3 +190,36 @@ def test_equal_requests_get_theirs_after_an_answer_that_nobody_can_take(
         answers = server.call(lambda: ask(model))
         assert [isinstance(each, Answer) for each in answers] == [said == "an answer"] * 3
         assert not model._flights
+
+
+def test_an_unload_refuses_equal_requests_behind_one_in_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "INLINE_NS", -1)
+    monkeypatch.setattr(batching, "_LONE_NS", -1)
+    go_on = threading.Event()
+
+    async def ask(model: Any) -> list[Any]:
+        (engine,) = model._batching._threads
+        runs = engine._model
+
+        def held(inputs: Any) -> Any:
+            assert go_on.wait(PATIENCE_S)
+            return runs(inputs)
+
+        monkeypatch.setattr(engine, "_model", held)
+        futures = [asyncio.get_running_loop().create_future() for _ in range(4)]
+        for value, future in zip((0.0, 1.0, 1.0, 1.0), futures, strict=True):
+            inputs = {"x": np.full_like(PIXELS, value)}
+            query = Query("fast", "", "", inputs, arrived_ns=model.clock_ns())
+            model.submit(query, future.set_result)
+        model._batching.close()
+        go_on.set()
+        answers: list[Any] = await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
+        return answers
+
+    place = place_of(chains.classifier(tmp_path), "fast", cache_bytes=1 << 20)
+    with ServerThread(place) as server:
+        answered, *refused = server.call(lambda: ask(served(server, "fast")))
+    assert isinstance(answered, Answer)
+    assert [str(each) for each in refused] == ["the model was unloaded"] * 3

@@ -768,11 +768,10 @@ class Ticket(ServerTask):
         query: Request as it was parsed.
         content: Hash of the request's content and of what answers; None if there is no cache.
         follows: Whether the request waits for an equal request's answer.
-        over: Whether the request is answered, refused or given up.
         timing: Times of the request's stages; None if it wasn't run.
     """
 
-    __slots__ = ("_done", "content", "follows", "model", "over", "query", "timing")
+    __slots__ = ("_done", "content", "follows", "model", "query", "timing")
 
     def __init__(
         self,
@@ -841,8 +840,15 @@ class Ticket(ServerTask):
         """Answer with outputs or an error, and count it; further calls have no effect."""
         if self.over:
             return
-        self.over = True
         model, query = self.model, self.query
+        wanted, chosen = query.outputs, outputs
+        if (
+            wanted
+            and not isinstance(outputs, ProtocolError)
+            and (len(wanted) > 1 or len(outputs) > 1)
+        ):
+            chosen = {each.name: outputs[each.name] for each in wanted}
+        self.over = True
         statistics = model.statistics
         now_ns = model._clock_ns()
         self.timing = timing
@@ -873,10 +879,6 @@ class Ticket(ServerTask):
             part += record, self
         if model.fell_back:
             statistics.replaced += 1
-        wanted = query.outputs
-        chosen = outputs
-        if wanted and (len(wanted) > 1 or len(outputs) > 1):
-            chosen = {each.name: outputs[each.name] for each in wanted}
         try:
             self._done(Answer(model.name, model.version, query.id, chosen))
         finally:  # equal requests must go on
