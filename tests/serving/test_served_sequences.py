@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 from collections import Counter
@@ -29,6 +30,8 @@ from hasten.engines.base import Engine
 from hasten.engines.compiled.engine import CompiledC
 from hasten.errors import CandidateError
 from hasten.serving.models import batching
+from hasten.serving.models.sequences import StepTicket
+from hasten.serving.models.served import Ticket
 from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.requests import Answer, Query, SequenceStep
 from hasten.serving.state import Limits
@@ -595,6 +598,30 @@ def test_a_step_with_nan_is_refused_and_the_sequence_goes_on(
     got = [answer.outputs["scores"][0] for answer in answers if isinstance(answer, Answer)]
     want = unrolled(np.delete(steps, 1, axis=0))[0]
     np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("value", [1.0, np.nan], ids=["answered", "refused"])
+@pytest.mark.parametrize("where", ["on the loop's thread", "on its own"])
+def test_steps_free_their_memory_at_once(
+    server: ServerThread, value: float, where: str, request: pytest.FixtureRequest
+) -> None:
+    """Nothing of a step is part of a cycle: memory isn't held until a collection."""
+    if where == "on its own":
+        request.getfixturevalue("waiting")
+    steps = np.full((50, recurrent.WIDE), value, np.float32)
+    steps[0] = 1.0
+
+    def tickets() -> int:
+        return sum(type(each) in (Ticket, StepTicket) for each in gc.get_objects())
+
+    queued(server, steps[:1], 76)
+    gc.collect()  # what earlier tests left in cycles
+    gc.disable()
+    try:
+        queued(server, steps, 76)
+        until(lambda: server.call(tickets) == 0)  # an engine's thread lets go of its last one
+    finally:
+        gc.enable()
 
 
 def test_a_client_that_goes_away_leaves_the_sequence_as_it_was(
