@@ -222,6 +222,23 @@ def test_the_time_of_a_request_holds_that_of_its_decision(
     assert found["whole_ns"] > found["decide_ns"] > 0
 
 
+def test_answers_of_the_exact_model_are_counted_once_and_only_clients(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("a fault in a step")
+
+    with ServerThread(place_of(bundle, "colour")) as server:
+        model = server.server.state.repository.find("colour")
+        model.fell_back = True
+        assert post(server, picture(0))[0] == 200
+        assert model.statistics.replaced == 1
+        server.call(lambda: model.ask({"pixels": np.zeros((1, 3, 8, 8), np.float32)}))
+        monkeypatch.setattr(model.deciding, "_decided", fails)
+        assert post(server, picture(0))[0] == 500
+        assert model.statistics.replaced == 1
+
+
 @pytest.mark.parametrize("kind", ["application/octet-stream", "text/plain; charset=utf-8"])
 def test_the_body_counts_and_not_what_it_is_called(server: ServerThread, kind: str) -> None:
     status, answer = post(server, picture(2, "PNG"), kind)

@@ -408,6 +408,8 @@ class ServedModel:
         record, ticket = part or (NOT_RUN, None)
         whole_ns, parse_ns = now_ns - query.arrived_ns, query.parsed_ns - query.arrived_ns
         self.statistics.answered((now_ns, whole_ns, parse_ns, rows, *record[-len(NOT_RUN) :]))
+        if part and self.fell_back:
+            self.statistics.replaced += 1
         if self.tracing is not None:
             self.tracing.finished(self, query, now_ns, None, ticket)
 
@@ -874,11 +876,11 @@ class Ticket(ServerTask):
         )
         if query.part is None:
             statistics.answered(record)
+            if model.fell_back:
+                statistics.replaced += 1
         else:
             part, query.part = query.part, None  # else the two would keep each other in memory
             part += record, self
-        if model.fell_back:
-            statistics.replaced += 1
         try:
             self._done(Answer(model.name, model.version, query.id, chosen))
         finally:  # equal requests must go on
