@@ -566,7 +566,8 @@ def test_short_rows_are_answered_alike_once_they_are_known_to_be_quick(tmp_path:
     rows = np.random.default_rng(0).standard_normal((60, 16), dtype=np.float32)
     bodies = [json.dumps(dict(zip(columns, map(float, row), strict=True))).encode() for row in rows]
     with ServerThread(place_of(bundle)) as running, hasten.load(bundle) as loaded:
-        deciding = running.server.state.repository.find("rows").deciding
+        model = running.server.state.repository.find("rows")
+        deciding = model.deciding
         assert deciding is not None
         threads = deciding._threads
         for turn in range(3):
@@ -578,6 +579,10 @@ def test_short_rows_are_answered_alike_once_they_are_known_to_be_quick(tmp_path:
             for body in bodies[: 6 if turn == 2 else None]:
                 status, answer = post(running, body, "text/plain", "rows")
                 assert (status, answer["decision"]) == (200, loaded.decide(body))
+            stages = running.call(lambda: model.statistics.stages)
+            asked = 60 * min(turn + 1, 2) + 6 * (turn == 2)
+            assert [stages[stage].count for stage in ("prepare", "decide")] == [asked + turn, asked]
+            assert len(deciding._recent_ns["decide"]) == 16
             if turn == 2:
                 deciding._recent_ns["prepare"].clear()
                 deciding._threads = threads

@@ -412,15 +412,17 @@ class Deciding:
             later: Whether the samples are prepared already, so that the work can't begin again.
         """
 
+        stage = "decide" if later else "prepare"
+
         def worked() -> None:
             if not ticket.over and (told := self._worked(ticket, work, later)) is not None:
-                self._loop.call_soon_threadsafe(self._go_on, ticket, *told, then)
+                self._loop.call_soon_threadsafe(self._go_on, ticket, stage, *told, then)
 
         ticket.place.go = partial(self._queue, ticket, worked)
-        if not self._quick("decide" if later else "prepare", ticket):
+        if not self._quick(stage, ticket):
             ticket.place.go()
         elif (told := self._worked(ticket, work, later)) is not None:
-            self._go_on(ticket, *told, then)
+            self._go_on(ticket, stage, *told, then)
 
     def _queue(self, ticket: RawTicket, work: Callable[[], None]) -> None:
         """Let a thread do work when its turn comes; the turns of large samples are those of the room."""
@@ -506,13 +508,13 @@ class Deciding:
     def _go_on(
         self,
         ticket: RawTicket,
+        stage: str,
         result: Any,
         span_ns: int,
         then: Callable[[RawTicket, Any], None],
     ) -> None:
         if ticket.over:
             return
-        stage = "prepare" if ticket.inner is None else "decide"
         for one in ticket.kept:
             self.model.statistics.prepared_hits += one.hits
             self.model.statistics.prepared_misses += one.misses
