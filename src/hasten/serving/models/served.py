@@ -411,6 +411,8 @@ class ServedModel:
         if part and self.fell_back:
             self.statistics.replaced += 1
         if self.tracing is not None:
+            if ticket is None:  # its rows are told, too
+                ticket = Ticket(self, query, _nobody, rows, None, math.inf, {})
             self.tracing.finished(self, query, now_ns, None, ticket)
 
     def unread(self, failure: ProtocolError, arrived_ns: int, trace: str) -> None:
