@@ -649,6 +649,45 @@ def test_a_client_that_goes_away_leaves_the_sequence_as_it_was(
     np.testing.assert_array_equal([a.outputs["scores"][0] for a in answers], want)
 
 
+@pytest.mark.usefixtures("waiting")
+def test_steps_that_an_unload_refuses_count_once_wherever_they_are(
+    folder: Path, model: Path
+) -> None:
+    """Of one sequence the first step runs, of another it waits in the queue; two wait in the line of each."""
+    computed, go_on, answers = threading.Event(), threading.Event(), list[Any]()
+    path = bundle_of(folder, model, "unloaded", sequences=CARRIED)
+    with ServerThread(place_of(path, "gru", most_rows=1, most_wait_ns=60 * 10**9)) as running:
+        repository, gru = running.server.state.repository, served(running)
+        (engine,) = gru._batching._threads
+        runs = engine._model
+
+        def held(inputs: Any) -> Any:
+            outputs = runs(inputs)
+            computed.set()
+            assert go_on.wait(60.0)
+            return outputs
+
+        def ask() -> None:
+            engine._model = held
+            for id_ in (1, 2):
+                for t in range(3):
+                    inputs = {"x": np.zeros((1, recurrent.WIDE), np.float32)}
+                    query = Query("gru", "", "", inputs, sequence=SequenceStep(id_, start=t == 0))
+                    query.arrived_ns = query.parsed_ns = gru._clock_ns()
+                    gru.accept(query, answers.append)
+
+        running.call(ask)
+        assert computed.wait(60.0)
+        running.call(repository.close)
+        until(lambda: len(answers) == 5)
+        go_on.set()
+        until(lambda: len(answers) == 6)
+        found = gru.statistics
+        counts = running.call(lambda: (found.refusals, found.totals["success"].count))
+    assert counts == ({"UNAVAILABLE": 3, "INVALID": 2}, 1)  # two are behind a start that failed
+    assert [isinstance(each, Answer) for each in answers] == [False] * 5 + [True]
+
+
 def test_a_model_that_is_replaced_frees_its_sequences(folder: Path, model: Path) -> None:
     path = bundle_of(folder, model, "swapped", sequences=CARRIED)
     with ServerThread(place_of(path), control=True) as server:

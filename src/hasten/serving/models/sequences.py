@@ -15,6 +15,7 @@ from hasten.bundle import Carrier, Loaded
 from hasten.core.sequences import Pairs, Sequences
 from hasten.errors import CandidateError
 from hasten.serving.fairness import Shares
+from hasten.serving.models.batching import handed_over
 from hasten.serving.models.deciding import Cancellable, Done
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Answer, Query, SequenceId
@@ -499,7 +500,10 @@ class KeptSequences:
             line, record.line = list(record.line), deque()
             for ticket in line:
                 self._pending -= 1
-                ticket.tell(ProtocolError(Kind.UNAVAILABLE, "the model was unloaded", 1.0))
+                failure = ProtocolError(Kind.UNAVAILABLE, "the model was unloaded", 1.0)
+                self.model.refused(ticket.query, failure)
+                with handed_over():
+                    ticket.tell(failure)
 
 
 def _with_states(query: Query, states: Mapping[str, np.ndarray], part: list[Any]) -> Query:

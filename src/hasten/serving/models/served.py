@@ -737,11 +737,11 @@ class ServedModel:
 
     def close(self) -> None:
         """Refuse the queued requests, and free the engines."""
+        self._batching.close()  # first: it counts what it refuses of raw samples and sequences
         if self.deciding is not None:
             self.deciding.close()
         if self.sequences is not None:
             self.sequences.close()
-        self._batching.close()
         if self._shadow is not None:
             self._shadow.close()
         if self.watch is not None:
