@@ -845,7 +845,8 @@ class Ticket(ServerTask):
         if self.over:
             return
         model, query = self.model, self.query
-        wanted, chosen = query.outputs, outputs
+        wanted = query.outputs
+        chosen: Any = outputs
         if (
             wanted
             and not isinstance(outputs, ProtocolError)
