@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.waiting import until
 
 from hasten.core.tensors import Array, Tensors
 from hasten.serving.models.batching import Batching, ServerTask, Timing
@@ -37,11 +38,12 @@ class Asked(ServerTask):
         self.deadline_ns, self.arrived_ns = now_ns + left_ns, now_ns
         self.state, self.queued_ns, self.order = "new", 0, (0, 0, 0)
         self.tried, self.source, self.client, self.timer = False, 0, "", None
-        self.named = self.accepted = False
+        self.named = self.accepted = self.over = False
         self.inputs = {"x": np.full((1, 2), number, np.float32)}
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def reply(self, outputs: Tensors | ProtocolError, timing: Timing | None) -> None:
+        self.over = True
         self.answer.set_result(
             outputs if isinstance(outputs, ProtocolError) else outputs["x"].tolist()
         )
@@ -125,7 +127,17 @@ class Unheard(Asked):
     """A request whose answer nobody can take."""
 
     def reply(self, outputs: Tensors | ProtocolError, timing: Timing | None) -> None:
+        self.over = True
         raise RuntimeError("nobody is there")
+
+
+class Unfit(Asked):
+    """A request that can't take its answer, but an error."""
+
+    def reply(self, outputs: Tensors | ProtocolError, timing: Timing | None) -> None:
+        if not isinstance(outputs, ProtocolError):
+            raise KeyError("y")
+        super().reply(outputs, timing)
 
 
 @pytest.mark.parametrize("span_ns", [MS / 100, MS], ids=["on the loop's thread", "on its own"])
@@ -141,6 +153,60 @@ def test_an_answer_that_nobody_can_take_keeps_no_other_request_waiting(
 
     assert asyncio.run(work()) == [[[n, n]] for n in (2, 3)]
     assert caplog.messages == ["an answer couldn't be handed over"]
+
+
+@pytest.mark.parametrize("span_ns", [MS / 100, MS], ids=["on the loop's thread", "on its own"])
+@pytest.mark.parametrize("number", [1, 2], ids=["alone", "in a batch"])
+def test_a_request_whose_answer_cannot_be_made_is_told_so(span_ns: float, number: int) -> None:
+    async def work() -> list[Any]:
+        queue = batching(same, span_ns)
+        items = [Unfit(1), Asked(2)][:number]
+        await submitted(queue, *items)
+        answers = [await asyncio.wait_for(item.answer, PATIENCE_S) for item in items]
+        queue.close()
+        return answers
+
+    failure, *others = asyncio.run(work())
+    assert others == [[[2, 2]]][: number - 1]
+    assert (failure.kind, str(failure)) == (
+        Kind.INTERNAL,
+        "the answer couldn't be made; the server's log has the reason",
+    )
+
+
+@pytest.mark.parametrize("when", ["it is unloaded", "its turn is too late", "its deadline passes"])
+def test_an_error_that_nobody_can_take_keeps_no_other_request_waiting(when: str) -> None:
+    async def work() -> tuple[Any, bool]:
+        held, begun, go_on = until_told(same)
+        queue = batching(held)
+        first, unheard, other = Asked(1), Unheard(2, 20e9), Asked(3)
+        await submitted(queue, first)
+        assert await asyncio.to_thread(begun.wait, PATIENCE_S)
+        await submitted(queue, unheard, other)
+        if when == "it is unloaded":
+            queue.close()
+        else:
+            unheard.deadline_ns = 0.0
+            if when == "its deadline passes":
+                queue._late(unheard)
+        go_on.set()
+        answers = [await asyncio.wait_for(one.answer, PATIENCE_S) for one in (first, other)]
+        if when != "it is unloaded":
+            await asyncio.wait_for(queue.drained(), PATIENCE_S)
+            queue.close()
+        await asyncio.to_thread(until, lambda: not any(map(working, threading.enumerate())))
+        return answers[1], unheard.inputs == {}
+
+    before = threading.enumerate()
+
+    def working(thread: threading.Thread) -> bool:
+        return thread.name == "hasten-engine" and thread not in before
+
+    answer, forgotten = asyncio.run(work())
+    if when == "it is unloaded":
+        assert answer.kind is Kind.UNAVAILABLE
+    else:
+        assert (answer, forgotten) == ([[3, 3]], True)
 
 
 def test_a_batch_that_fails_while_its_model_is_drained_is_tried_again_one_by_one() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import http.client
 import json
+import threading
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,7 +18,9 @@ from tests.support import chains
 from tests.support.chains import png, squares
 from tests.support.servers import ServerThread, place_of
 
+from hasten.serving.models import batching
 from hasten.serving.options import ModelOptions
+from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.run import settings_of
 
 PATIENCE_S = 120.0
@@ -146,3 +151,75 @@ def test_decisions_out_of_the_cache_are_counted_as_answers_and_each_look_once(
         assert counted(server, "plates") == expected
         own = {name: count + 1 for name, count in expected.items()}  # the chain asked it once
         assert counted(server, "plates.colour") == own | {"hits": 4}
+
+
+@pytest.mark.parametrize("said", ["an answer", "an error"])
+@pytest.mark.parametrize("where", ["on the loop's thread", "on its own"])
+def test_equal_requests_get_theirs_after_an_answer_that_nobody_can_take(
+    said: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of five equal requests nobody takes the first and the third one's answers."""
+    if where == "on its own":  # so the others come while the first one runs
+        monkeypatch.setattr(batching, "INLINE_NS", -1)
+        monkeypatch.setattr(batching, "_LONE_NS", -1)
+
+    def nobody(answer: Any) -> None:
+        raise RuntimeError("nobody is there")
+
+    async def ask(model: Any) -> list[Any]:
+        futures = [asyncio.get_running_loop().create_future() for _ in range(3)]
+        if said == "an error":
+            monkeypatch.setattr(model._batching._threads[0], "_model", fails)
+        dones = [nobody, futures[0].set_result, nobody, *(each.set_result for each in futures[1:])]
+        for done in dones:
+            now_ns = model.clock_ns()
+            query = Query("fast", "", "", {"x": PIXELS}, arrived_ns=now_ns, parsed_ns=now_ns)
+            with contextlib.suppress(
+                RuntimeError
+            ):  # who asks hears of it, if it is answered at once
+                model.submit(query, done)
+        answers: list[Any] = await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
+        return answers
+
+    def fails(inputs: Any) -> Any:
+        raise RuntimeError("a fault in the engine")
+
+    place = place_of(chains.classifier(tmp_path), "fast", cache_bytes=1 << 20)
+    with ServerThread(place) as server:
+        model = served(server, "fast")
+        answers = server.call(lambda: ask(model))
+        assert [isinstance(each, Answer) for each in answers] == [said == "an answer"] * 3
+        assert not model._flights
+
+
+def test_an_unload_refuses_equal_requests_behind_one_in_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "INLINE_NS", -1)
+    monkeypatch.setattr(batching, "_LONE_NS", -1)
+    go_on = threading.Event()
+
+    async def ask(model: Any) -> list[Any]:
+        (engine,) = model._batching._threads
+        runs = engine._model
+
+        def held(inputs: Any) -> Any:
+            assert go_on.wait(PATIENCE_S)
+            return runs(inputs)
+
+        monkeypatch.setattr(engine, "_model", held)
+        futures = [asyncio.get_running_loop().create_future() for _ in range(4)]
+        for value, future in zip((0.0, 1.0, 1.0, 1.0), futures, strict=True):
+            inputs = {"x": np.full_like(PIXELS, value)}
+            query = Query("fast", "", "", inputs, arrived_ns=model.clock_ns())
+            model.submit(query, future.set_result)
+        model._batching.close()
+        go_on.set()
+        answers: list[Any] = await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
+        return answers
+
+    place = place_of(chains.classifier(tmp_path), "fast", cache_bytes=1 << 20)
+    with ServerThread(place) as server:
+        answered, *refused = server.call(lambda: ask(served(server, "fast")))
+    assert isinstance(answered, Answer)
+    assert [str(each) for each in refused] == ["the model was unloaded"] * 3

@@ -35,7 +35,7 @@ from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
 from hasten.inputs.pipeline.rows import Row
 from hasten.serving.fairness import Shares
-from hasten.serving.models import deciding
+from hasten.serving.models import batching, deciding
 from hasten.serving.models.decisions import as_json
 from hasten.serving.models.statistics import Statistics
 from hasten.serving.protocol.errors import ProtocolError
@@ -220,6 +220,65 @@ def test_the_time_of_a_request_holds_that_of_its_decision(
     found = changes(server, before)
     assert (found["answered"], found["rows"]) == (1, 1)
     assert found["whole_ns"] > found["decide_ns"] > 0
+
+
+def test_samples_that_an_unload_refuses_count_once_wherever_they_are(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One runs, one waits in the queue, and one is being prepared."""
+    monkeypatch.setattr(batching, "INLINE_NS", -1)
+    monkeypatch.setattr(batching, "_LONE_NS", -1)
+    monkeypatch.setattr(deciding, "_QUICK_NS", -1)  # on threads, always
+    go_on, begun, preparing = threading.Event(), threading.Event(), threading.Event()
+    with (
+        ServerThread(place_of(bundle, "colour", most_rows=1, most_wait_ns=60 * 10**9)) as server,
+        concurrent.futures.ThreadPoolExecutor(3) as threads,
+    ):
+        repository = server.server.state.repository
+        model: Any = repository.find("colour")
+        (engine,) = model._batching._threads
+        runs, prepares = engine._model, model.deciding._prepared
+
+        def held(inputs: Any) -> Any:
+            begun.set()
+            assert go_on.wait(PATIENCE_S)
+            return runs(inputs)
+
+        def held_before(*given: Any) -> Any:
+            preparing.set()
+            assert go_on.wait(PATIENCE_S)
+            return prepares(*given)
+
+        engine._model = held
+        calls = [threads.submit(post, server, picture(0))]
+        assert begun.wait(PATIENCE_S)
+        calls.append(threads.submit(post, server, picture(1)))
+        until(lambda: server.call(lambda: model.queued_rows) == 1)
+        monkeypatch.setattr(model.deciding, "_prepared", held_before)
+        calls.append(threads.submit(post, server, picture(2)))
+        assert preparing.wait(PATIENCE_S)
+        server.call(repository.close)
+        go_on.set()
+        assert [call.result()[0] for call in calls] == [503] * 3
+        found = model.statistics
+        assert (found.refusals, found.totals["success"].count) == ({"UNAVAILABLE": 3}, 0)
+
+
+def test_answers_of_the_exact_model_are_counted_once_and_only_clients(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("a fault in a step")
+
+    with ServerThread(place_of(bundle, "colour")) as server:
+        model = server.server.state.repository.find("colour")
+        model.fell_back = True
+        assert post(server, picture(0))[0] == 200
+        assert model.statistics.replaced == 1
+        server.call(lambda: model.ask({"pixels": np.zeros((1, 3, 8, 8), np.float32)}))
+        monkeypatch.setattr(model.deciding, "_decided", fails)
+        assert post(server, picture(0))[0] == 500
+        assert model.statistics.replaced == 1
 
 
 @pytest.mark.parametrize("kind", ["application/octet-stream", "text/plain; charset=utf-8"])
@@ -549,7 +608,8 @@ def test_short_rows_are_answered_alike_once_they_are_known_to_be_quick(tmp_path:
     rows = np.random.default_rng(0).standard_normal((60, 16), dtype=np.float32)
     bodies = [json.dumps(dict(zip(columns, map(float, row), strict=True))).encode() for row in rows]
     with ServerThread(place_of(bundle)) as running, hasten.load(bundle) as loaded:
-        deciding = running.server.state.repository.find("rows").deciding
+        model = running.server.state.repository.find("rows")
+        deciding = model.deciding
         assert deciding is not None
         threads = deciding._threads
         for turn in range(3):
@@ -561,6 +621,10 @@ def test_short_rows_are_answered_alike_once_they_are_known_to_be_quick(tmp_path:
             for body in bodies[: 6 if turn == 2 else None]:
                 status, answer = post(running, body, "text/plain", "rows")
                 assert (status, answer["decision"]) == (200, loaded.decide(body))
+            stages = running.call(lambda: model.statistics.stages)
+            asked = 60 * min(turn + 1, 2) + 6 * (turn == 2)
+            assert [stages[stage].count for stage in ("prepare", "decide")] == [asked + turn, asked]
+            assert len(deciding._recent_ns["decide"]) == 16
             if turn == 2:
                 deciding._recent_ns["prepare"].clear()
                 deciding._threads = threads

@@ -6,6 +6,7 @@ import gzip
 import http.client
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -578,6 +579,33 @@ def test_a_model_of_the_chain_that_is_unloaded_is_named_and_its_return_is_notice
         server.call(lambda: repository.load(colour))
         server.call(repository.reload_changed)
         assert told(post(server, png(squares(PLACES)))[1]["decision"]) == PLACES
+
+
+def test_a_request_at_a_model_that_is_unloaded_meanwhile_is_answered(tmp_path: Path) -> None:
+    det = chains.detector(tmp_path)
+    colour = chains.classifier(tmp_path, evidence=with_curve({1: 500.0}))  # it runs on a thread
+    places = settings_of([f"plates={det}+crop+{colour}"], models=PATIENT).models
+    with ServerThread(*places) as server, ThreadPoolExecutor(2) as threads:
+        repository = server.server.state.repository
+        (member,) = repository.registered("plates.colour")
+        begun, go_on = threading.Event(), threading.Event()
+        (engine,) = repository.find("plates.colour")._batching._threads
+        runs = engine._model
+
+        def held(inputs: Any) -> Any:
+            begun.set()
+            assert go_on.wait(PATIENCE_S)
+            return runs(inputs)
+
+        engine._model = held
+        under_way = threads.submit(post, server, png(squares(PLACES)))
+        assert begun.wait(PATIENCE_S)
+        unloading = threads.submit(server.call, lambda: repository.unload(member))
+        until(lambda: member.state == "UNLOADING")
+        go_on.set()
+        status, answer = under_way.result()
+        assert (status, told(answer["decision"])) == (200, PLACES)
+        unloading.result()
 
 
 def replaced(path: Path, new: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 from collections import Counter
@@ -29,6 +30,8 @@ from hasten.engines.base import Engine
 from hasten.engines.compiled.engine import CompiledC
 from hasten.errors import CandidateError
 from hasten.serving.models import batching
+from hasten.serving.models.sequences import StepTicket
+from hasten.serving.models.served import Ticket
 from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.requests import Answer, Query, SequenceStep
 from hasten.serving.state import Limits
@@ -597,6 +600,30 @@ def test_a_step_with_nan_is_refused_and_the_sequence_goes_on(
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("value", [1.0, np.nan], ids=["answered", "refused"])
+@pytest.mark.parametrize("where", ["on the loop's thread", "on its own"])
+def test_steps_free_their_memory_at_once(
+    server: ServerThread, value: float, where: str, request: pytest.FixtureRequest
+) -> None:
+    """Nothing of a step is part of a cycle: memory isn't held until a collection."""
+    if where == "on its own":
+        request.getfixturevalue("waiting")
+    steps = np.full((50, recurrent.WIDE), value, np.float32)
+    steps[0] = 1.0
+
+    def tickets() -> int:
+        return sum(type(each) in (Ticket, StepTicket) for each in gc.get_objects())
+
+    queued(server, steps[:1], 76)
+    gc.collect()  # what earlier tests left in cycles
+    gc.disable()
+    try:
+        queued(server, steps, 76)
+        until(lambda: server.call(tickets) == 0)  # an engine's thread lets go of its last one
+    finally:
+        gc.enable()
+
+
 def test_a_client_that_goes_away_leaves_the_sequence_as_it_was(
     server: ServerThread, unrolled: Unrolled
 ) -> None:
@@ -620,6 +647,45 @@ def test_a_client_that_goes_away_leaves_the_sequence_as_it_was(
     answers = server.call(run)
     want = unrolled(steps[[0, 2]])[0]
     np.testing.assert_array_equal([a.outputs["scores"][0] for a in answers], want)
+
+
+@pytest.mark.usefixtures("waiting")
+def test_steps_that_an_unload_refuses_count_once_wherever_they_are(
+    folder: Path, model: Path
+) -> None:
+    """Of one sequence the first step runs, of another it waits in the queue; two wait in the line of each."""
+    computed, go_on, answers = threading.Event(), threading.Event(), list[Any]()
+    path = bundle_of(folder, model, "unloaded", sequences=CARRIED)
+    with ServerThread(place_of(path, "gru", most_rows=1, most_wait_ns=60 * 10**9)) as running:
+        repository, gru = running.server.state.repository, served(running)
+        (engine,) = gru._batching._threads
+        runs = engine._model
+
+        def held(inputs: Any) -> Any:
+            outputs = runs(inputs)
+            computed.set()
+            assert go_on.wait(60.0)
+            return outputs
+
+        def ask() -> None:
+            engine._model = held
+            for id_ in (1, 2):
+                for t in range(3):
+                    inputs = {"x": np.zeros((1, recurrent.WIDE), np.float32)}
+                    query = Query("gru", "", "", inputs, sequence=SequenceStep(id_, start=t == 0))
+                    query.arrived_ns = query.parsed_ns = gru._clock_ns()
+                    gru.accept(query, answers.append)
+
+        running.call(ask)
+        assert computed.wait(60.0)
+        running.call(repository.close)
+        until(lambda: len(answers) == 5)
+        go_on.set()
+        until(lambda: len(answers) == 6)
+        found = gru.statistics
+        counts = running.call(lambda: (found.refusals, found.totals["success"].count))
+    assert counts == ({"UNAVAILABLE": 3, "INVALID": 2}, 1)  # two are behind a start that failed
+    assert [isinstance(each, Answer) for each in answers] == [False] * 5 + [True]
 
 
 def test_a_model_that_is_replaced_frees_its_sequences(folder: Path, model: Path) -> None:

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.http as triton
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from tests.support import chains
+from tests.support.chains import png
 from tests.support.collector import CALLER, PARENT, TRACE, Collector, values
 from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import PATIENCE_S
@@ -189,3 +192,23 @@ def test_requests_to_a_real_server_become_spans(collector: Collector, bundle: Pa
         if span is not failed:
             assert whole.start_time_unix_nano <= span.start_time_unix_nano
             assert span.end_time_unix_nano <= whole.end_time_unix_nano
+
+
+def test_a_decision_out_of_the_cache_is_a_span_with_its_samples(
+    collector: Collector, tmp_path: Path
+) -> None:
+    red, green = (
+        png(np.full((16, 16, 3), colour, np.uint8)) for colour in ((200, 0, 0), (0, 200, 0))
+    )
+    place = place_of(chains.classifier(tmp_path), "colour", cache_bytes=1 << 20)
+    with ServerThread(place, trace=True) as server:
+        raw = triton.InferInput("raw", [2], "BYTES")
+        raw.set_data_from_numpy(np.array([red, green], object))
+        client = triton.InferenceServerClient(server.host)
+        for _ in range(2):
+            client.infer("colour", [raw])
+        client.close()
+        assert server.server.state.repository.find("colour").statistics.cache_hit.count == 1
+    spans = [span for span in collector.spans if span.name == "infer colour"]
+    assert [values(span)["hasten.rows"] for span in spans] == [2, 2]
+    assert sum("hasten.batch_rows" in values(span) for span in spans) == 1

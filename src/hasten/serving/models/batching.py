@@ -6,12 +6,13 @@ Everything here except `_Thread.work` is called on the event loop's thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -71,21 +72,32 @@ class Timing:
         )
 
 
+@contextlib.contextmanager
+def handed_over() -> Iterator[None]:
+    """Log an answer that can't be handed over: other requests, and what waits for an empty queue, must go on."""
+    try:
+        yield
+    except Exception:
+        log.exception("an answer couldn't be handed over")
+
+
 class ServerTask(Pending):
     """Request that can be run.
 
     Attributes:
         inputs: Checked arrays by input name.
+        over: Whether the request is answered, refused or given up.
         timer: Timer that fails the request at its deadline; None if there is no deadline.
     """
 
-    __slots__ = ("inputs", "timer")
+    __slots__ = ("inputs", "over", "timer")
 
     inputs: Tensors
+    over: bool
     timer: asyncio.TimerHandle | None
 
     def reply(self, outputs: Tensors | ProtocolError, timing: Timing | None) -> None:
-        """Receive the answer; called once, on the loop's thread.
+        """Receive the answer, on the loop's thread; again if that fails before the request is over.
 
         Args:
             outputs: Arrays by output name, or the error.
@@ -200,7 +212,8 @@ class Batching:
         self.scheduler.judge(item, late=True)
         queued = self.scheduler.drop(item)
         self._settle(item)
-        item.reply(_late("in the queue" if queued else "while it was computed"), None)
+        with handed_over():
+            item.reply(_late("in the queue" if queued else "while it was computed"), None)
         if queued:
             item.forget()
         self._look_soon()
@@ -225,7 +238,8 @@ class Batching:
                     if item.deadline_ns == math.inf
                     else "overloaded: the deadline can no longer be met; retry later"
                 )
-                item.reply(ProtocolError(Kind.OVERLOADED, why, retry_s=0.0), None)
+                with handed_over():
+                    item.reply(ProtocolError(Kind.OVERLOADED, why, retry_s=0.0), None)
                 item.forget()
             step = self.scheduler.next(now_ns)
             if step is None:
@@ -372,8 +386,12 @@ class Batching:
                     if padder is not None and (sizes := padder.sizes(_shapes(item))) is not None:
                         own = padder.cut(own, sizes)
                     item.reply(own, timing)
-            except Exception:  # the other requests, and what waits for an empty queue, must go on
+            except Exception:  # as `handed_over`, which would take longer
                 log.exception("an answer couldn't be handed over")
+                if not item.over:
+                    why = "the answer couldn't be made; the server's log has the reason"
+                    with handed_over():
+                        item.reply(ProtocolError(Kind.INTERNAL, why), None)
         if not isinstance(outputs, Exception):
             self._statistics.ran(
                 run.rows,
@@ -394,9 +412,11 @@ class Batching:
 
     def close(self) -> None:
         """Refuse the queued requests, and end each thread once its batch is done."""
-        for item in self.scheduler.drain():
-            self._settle(item)
-            item.reply(ProtocolError(Kind.UNAVAILABLE, "the model was unloaded", 1.0), None)
+        while items := self.scheduler.drain():  # whoever waited for one of them comes after it
+            for item in items:
+                self._settle(item)
+                with handed_over():
+                    item.reply(ProtocolError(Kind.UNAVAILABLE, "the model was unloaded", 1.0), None)
         for thread in self._threads:
             thread.jobs.put(None)
 

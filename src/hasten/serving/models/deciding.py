@@ -29,6 +29,7 @@ from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, Pipeline, as_request
 from hasten.inputs.pipeline.decoded_bytes import allowed_bytes
 from hasten.serving.fairness import Shares
+from hasten.serving.models.batching import handed_over
 from hasten.serving.models.caching import AnswerCache, PreparedSample, content_key, steps_key
 from hasten.serving.models.decisions import as_json
 from hasten.serving.models.prepared import row_bytes, together
@@ -60,6 +61,7 @@ log = logging.getLogger("hasten.serving")
 class Cancellable(Protocol):
     """Interface of an accepted request."""
 
+    query: Query
     over: bool
 
     def cancel(self) -> None:
@@ -325,7 +327,14 @@ class Deciding:
     def close(self) -> None:
         """Refuse the requests under way, and end the threads."""
         for ticket in list(self._under_way):
-            ticket.tell(ProtocolError(Kind.UNAVAILABLE, "the model was unloaded"))
+            failure = ProtocolError(Kind.UNAVAILABLE, "the model was unloaded")
+            self.model.refused(ticket.query, failure)
+            if ticket.inner is not None and not ticket.inner.over:
+                ticket.inner.query.own = (
+                    True  # an engine may still fail on it, which counts no more
+                )
+            with handed_over():
+                ticket.tell(failure)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _samples(self, query: Query) -> list[bytes]:
@@ -412,15 +421,17 @@ class Deciding:
             later: Whether the samples are prepared already, so that the work can't begin again.
         """
 
+        stage = "decide" if later else "prepare"
+
         def worked() -> None:
             if not ticket.over and (told := self._worked(ticket, work, later)) is not None:
-                self._loop.call_soon_threadsafe(self._go_on, ticket, *told, then)
+                self._loop.call_soon_threadsafe(self._go_on, ticket, stage, *told, then)
 
         ticket.place.go = partial(self._queue, ticket, worked)
-        if not self._quick("decide" if later else "prepare", ticket):
+        if not self._quick(stage, ticket):
             ticket.place.go()
         elif (told := self._worked(ticket, work, later)) is not None:
-            self._go_on(ticket, *told, then)
+            self._go_on(ticket, stage, *told, then)
 
     def _queue(self, ticket: RawTicket, work: Callable[[], None]) -> None:
         """Let a thread do work when its turn comes; the turns of large samples are those of the room."""
@@ -506,13 +517,13 @@ class Deciding:
     def _go_on(
         self,
         ticket: RawTicket,
+        stage: str,
         result: Any,
         span_ns: int,
         then: Callable[[RawTicket, Any], None],
     ) -> None:
         if ticket.over:
             return
-        stage = "prepare" if ticket.inner is None else "decide"
         for one in ticket.kept:
             self.model.statistics.prepared_hits += one.hits
             self.model.statistics.prepared_misses += one.misses

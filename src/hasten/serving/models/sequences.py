@@ -15,6 +15,7 @@ from hasten.bundle import Carrier, Loaded
 from hasten.core.sequences import Pairs, Sequences
 from hasten.errors import CandidateError
 from hasten.serving.fairness import Shares
+from hasten.serving.models.batching import handed_over
 from hasten.serving.models.deciding import Cancellable, Done
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Answer, Query, SequenceId
@@ -76,8 +77,9 @@ class StepTicket:
             return
         self.over = True
         self.rest()
-        if self.inner is not None:
-            self.inner.cancel()
+        inner, self.inner = self.inner, None
+        if inner is not None:
+            inner.cancel()
         else:
             self._kept.model.refused(self.query, ProtocolError(Kind.GONE, "the client went away"))
         self._kept.left(self._record, self)
@@ -90,7 +92,7 @@ class StepTicket:
     def tell(self, answer: Answer | ProtocolError) -> None:
         """Answer the request, unless it is over."""
         if not self.over:
-            self.over = True
+            self.over, self.inner = True, None  # else the two would keep each other in memory
             self.rest()
             self._done(answer)
 
@@ -395,10 +397,12 @@ class KeptSequences:
         self,
         record: _Record,
         ticket: StepTicket,
-        part: Sequence[Any],
+        part: list[Any],
         answer: Answer | ProtocolError,
     ) -> None:
         """Keep the states of a step's answer, and pass the rest on; a step that failed changes none."""
+        counted = tuple(part)
+        part.clear()  # else it and the step at the engine would keep each other in memory
         if ticket.over:
             return
         told, step = answer, ticket.query.sequence
@@ -413,8 +417,8 @@ class KeptSequences:
                 if step.end:
                     record.begun, record.over = 0, "it has ended"
                 told = self._chosen(answer, ticket.query)
-                _, step_ticket = part
-                self.model.answered(ticket.query, step_ticket.rows, part)
+                _, step_ticket = counted
+                self.model.answered(ticket.query, step_ticket.rows, counted)
             except CandidateError as error:
                 told = ProtocolError(Kind.INVALID, str(error))
                 self.model.refused(ticket.query, told)
@@ -496,7 +500,10 @@ class KeptSequences:
             line, record.line = list(record.line), deque()
             for ticket in line:
                 self._pending -= 1
-                ticket.tell(ProtocolError(Kind.UNAVAILABLE, "the model was unloaded", 1.0))
+                failure = ProtocolError(Kind.UNAVAILABLE, "the model was unloaded", 1.0)
+                self.model.refused(ticket.query, failure)
+                with handed_over():
+                    ticket.tell(failure)
 
 
 def _with_states(query: Query, states: Mapping[str, np.ndarray], part: list[Any]) -> Query:

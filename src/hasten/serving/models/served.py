@@ -24,7 +24,7 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import amount
 from hasten.errors import CandidateError, DeviceLost, InputError
 from hasten.inputs.pipeline.row_arrays import RowArrays
-from hasten.serving.models.batching import Batching, ServerTask, Timing
+from hasten.serving.models.batching import Batching, ServerTask, Timing, handed_over
 from hasten.serving.models.caching import AnswerCache, Cache, content_key
 from hasten.serving.models.clients import Clients
 from hasten.serving.models.comparison import broken_rows, is_broken
@@ -408,7 +408,11 @@ class ServedModel:
         record, ticket = part or (NOT_RUN, None)
         whole_ns, parse_ns = now_ns - query.arrived_ns, query.parsed_ns - query.arrived_ns
         self.statistics.answered((now_ns, whole_ns, parse_ns, rows, *record[-len(NOT_RUN) :]))
+        if part and self.fell_back:
+            self.statistics.replaced += 1
         if self.tracing is not None:
+            if ticket is None:  # its rows are told, too
+                ticket = Ticket(self, query, _nobody, rows, None, math.inf, {})
             self.tracing.finished(self, query, now_ns, None, ticket)
 
     def unread(self, failure: ProtocolError, arrived_ns: int, trace: str) -> None:
@@ -566,17 +570,18 @@ class ServedModel:
         if outputs is not None and self.cache is not None:
             self.cache.put(ticket.content, outputs)
         for place, other in enumerate(others):
-            if outputs is not None:
-                other.leave()
-                other.reply(outputs, None)
-                continue
             other.leave()
+            if outputs is not None:
+                with handed_over():
+                    other.reply(outputs, None)
+                continue
             other.follows = False
             self._flights[ticket.content] = others[place:]
             try:
                 self._enqueue(other)
             except ProtocolError as failure:
-                other.tell(failure)  # `_enqueue` has counted it already
+                with handed_over():
+                    other.tell(failure)  # `_enqueue` has counted it already
                 continue
             return
 
@@ -732,11 +737,11 @@ class ServedModel:
 
     def close(self) -> None:
         """Refuse the queued requests, and free the engines."""
+        self._batching.close()  # first: it counts what it refuses of raw samples and sequences
         if self.deciding is not None:
             self.deciding.close()
         if self.sequences is not None:
             self.sequences.close()
-        self._batching.close()
         if self._shadow is not None:
             self._shadow.close()
         if self.watch is not None:
@@ -767,11 +772,10 @@ class Ticket(ServerTask):
         query: Request as it was parsed.
         content: Hash of the request's content and of what answers; None if there is no cache.
         follows: Whether the request waits for an equal request's answer.
-        over: Whether the request is answered, refused or given up.
         timing: Times of the request's stages; None if it wasn't run.
     """
 
-    __slots__ = ("_done", "content", "follows", "model", "over", "query", "timing")
+    __slots__ = ("_done", "content", "follows", "model", "query", "timing")
 
     def __init__(
         self,
@@ -840,8 +844,16 @@ class Ticket(ServerTask):
         """Answer with outputs or an error, and count it; further calls have no effect."""
         if self.over:
             return
-        self.over = True
         model, query = self.model, self.query
+        wanted = query.outputs
+        chosen: Any = outputs
+        if (
+            wanted
+            and not isinstance(outputs, ProtocolError)
+            and (len(wanted) > 1 or len(outputs) > 1)
+        ):
+            chosen = {each.name: outputs[each.name] for each in wanted}
+        self.over = True
         statistics = model.statistics
         now_ns = model._clock_ns()
         self.timing = timing
@@ -852,8 +864,10 @@ class Ticket(ServerTask):
         if isinstance(outputs, ProtocolError):
             if not query.own:
                 statistics.refused(outputs.kind.name, query.arrived_ns, now_ns)
-            self._done(outputs)
-            model._fly_on(self)
+            try:
+                self._done(outputs)
+            finally:
+                model._fly_on(self)
             return
         arrived_ns = query.arrived_ns
         record = (  # not `Served`, which takes longer to make
@@ -865,18 +879,16 @@ class Ticket(ServerTask):
         )
         if query.part is None:
             statistics.answered(record)
+            if model.fell_back:
+                statistics.replaced += 1
         else:
             part, query.part = query.part, None  # else the two would keep each other in memory
             part += record, self
-        if model.fell_back:
-            statistics.replaced += 1
-        wanted = query.outputs
-        chosen = outputs
-        if wanted and (len(wanted) > 1 or len(outputs) > 1):
-            chosen = {each.name: outputs[each.name] for each in wanted}
-        self._done(Answer(model.name, model.version, query.id, chosen))
-        if self.content is not None:
-            model._fly_on(self, outputs)
+        try:
+            self._done(Answer(model.name, model.version, query.id, chosen))
+        finally:  # equal requests must go on
+            if self.content is not None:
+                model._fly_on(self, outputs)
         if model._shadow is not None and not query.own:
             model.shadowed(self.inputs, outputs, self.rows, query.id, query.raw, query.name)
 
