@@ -100,6 +100,50 @@ def test_a_column_of_groups_says_which_rows_belong_together(tmp_path: Path) -> N
     assert opened((table, TABLE["paid"], [7, 8, 8])).groups.tolist() == [7, 8, 8]
     for missing in (None, np.nan, " "):
         assert refused(table | {"groups": ["P1", missing, "P1"]}) == (
+            "the table: row 2 has no group: name one, leave the row out, or rename the column 'groups' if it isn't "
+            "about rows that belong together"
+        )
+        assert refused((TABLE, TABLE["paid"], ["P1", missing, "P1"])) == (
+            "the table: row 2 has no group: name one, or leave the row out"
+        )
+
+
+def test_groups_may_be_the_name_of_a_column() -> None:
+    pandas = pytest.importorskip("pandas")
+    table = TABLE | {"pat": ["P1", "P2", "P1"], "groups": [1, 2, 3]}
+    for source in (
+        (table, "paid", "pat"),
+        (pandas.DataFrame(table), None, "pat"),
+        (table, TABLE["paid"], "pat"),
+    ):
+        dataset = opened(source)
+        assert dataset.groups.tolist() == ["P1", "P2", "P1"]
+        assert dataset.labels.tolist() == [1, 0, 1]
+    assert refused((TABLE, "paid", "pat")) == (
+        "the table has no column 'pat' for the groups: it has 'age', 'housing', 'paid'"
+    )
+    assert refused((np.array(NUMBERS), [1, 0, 1], "pat")) == (
+        "'pat' can't be the groups: an array has no column names"
+    )
+
+
+def test_dates_and_bytes_are_groups() -> None:
+    pandas = pytest.importorskip("pandas")
+    days = np.array(["2024-01-01", "2024-01-02", "2024-01-01"], "M8[D]")
+    for groups in (days, days.tolist()):
+        assert opened((TABLE, "paid", groups)).groups.tolist() == days.astype(str).tolist()
+    times = days.astype("M8[ns]")
+    frame = pandas.DataFrame(TABLE | {"groups": times})
+    for source in (frame, (TABLE, "paid", times), (TABLE, "paid", pandas.Series(times))):
+        assert opened(source).groups.tolist() == [f"{day} 00:00:00" for day in days]
+    assert opened((TABLE, "paid", np.array([b"a", b"b", b"a"]))).groups.tolist() == [
+        b"a",
+        b"b",
+        b"a",
+    ]
+    times[1] = "NaT"
+    for missing in (times, pandas.Series(times), times.astype("M8[D]")):
+        assert refused((TABLE, "paid", missing)) == (
             "the table: row 2 has no group: name one, or leave the row out"
         )
 

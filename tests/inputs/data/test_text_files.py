@@ -190,6 +190,10 @@ def test_as_many_labels_and_groups_as_texts_are_needed() -> None:
     assert refused((TEXTS, [0, 1, 0], ["x"] * 4)) == (
         "the data: there are 3 texts, but 4 groups: give groups in the order of the texts, one for each"
     )
+    for noun, source in (("labels", (TEXTS, "pat")), ("groups", (TEXTS, [0, 1, 0], "pat"))):
+        assert refused(source) == (
+            f"the data: the {noun} are the text 'pat': give a list of one for each text"
+        )
 
 
 @pytest.mark.parametrize("position", [None, 0, 1])
@@ -316,7 +320,7 @@ def test_labels_and_groups_that_cant_be_used_are_said_with_their_row(tmp_path: P
     for group in ({"a": 1}, [1]):
         rows = [{"text": "good", "group": "x"}, {"text": "bad", "group": group}]
         assert refused(lines(path, rows)) == (
-            f"{path}: row 2: the group must be a text or a number: got {group!r}"
+            f"{path}: row 2: the group must be a text, a number or a date: got {group!r}"
         )
     assert refused(
         lines(path, [{"text": "good", "label": "5"}, {"text": "bad", "label": 1 << 70}])
@@ -329,7 +333,10 @@ def test_labels_and_groups_that_cant_be_used_are_said_with_their_row(tmp_path: P
 def test_a_sample_without_a_group_is_said_where_others_have_one(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("text,group\ngood,x\nbad bad,\n")
-    assert refused(table) == f"{table}: row 2 has no group: name one, or leave the row out"
+    assert refused(table) == (
+        f"{table}: row 2 has no group: name one, leave the row out, or rename the column 'group' if it isn't about "
+        "rows that belong together"
+    )
     for group in (None, float("nan"), ""):
         for source in ((TEXTS[:2], None, ["x", group]), [("good", 1, "x"), ("bad", 0, group)]):
             assert refused(source) == (

@@ -154,6 +154,11 @@ def texts_of(source: Any, pipeline: Pipeline) -> Texts:
     if is_table(source):
         return _columns(said, records(source), None, pipeline)
     if isinstance(source, tuple):
+        for noun, several in zip(("labels", "groups"), source[1:], strict=False):
+            if isinstance(several, str):
+                raise InputError(
+                    f"{said}: the {noun} are the text {several!r:.80}: give a list of one for each text"
+                )
         texts = _in_order(source[0])
         labels, groups = (
             None if one is None else _in_order(one) for one in (*source[1:], None)[:2]
@@ -360,7 +365,9 @@ def _columns(
     chosen = label or _label_among(said, [name for name in names if name != words], group)
     if chosen is not None and chosen not in names:
         raise InputError(f"{said} has no column {chosen!r} for the labels: it has {shown}")
-    groups = None if group is None else _groups([row.get(group) for row in rows], said)
+    groups = (
+        None if group is None else checked_groups([row.get(group) for row in rows], said, group)
+    )
     if words is not None:
         whole, tags = joined(rows, words, chosen, named_by(pipeline), said)
         return Texts(said, whole, None, groups, tags=tags)
