@@ -432,6 +432,22 @@ def test_a_name_of_several_classes_is_no_label_of_the_last_one() -> None:
         )
 
 
+@pytest.mark.parametrize("label", ["1", 1, "1.0", 1.0, True, " 1"])
+def test_a_number_that_names_several_classes_is_no_label_of_the_first(
+    tmp_path: Path, label: Any
+) -> None:
+    twice = Pipeline((ROW,), (TopK(labels=("1", "1", "2"), softmax=False),))
+    assert refused(TABLE | {"paid": ["2", label, 2]}, twice) == (
+        f"the table: row 2: several classes are called {int(label) if label is True else label!r}: "
+        "give each class a name of its own"
+    )
+    path = csv_of(tmp_path, f"age,housing,paid\n1,own,2\n2,own,{label}\n")
+    assert refused(path, twice).startswith(f"{path}: row 2: several classes are called ")
+    spelled = Pipeline((ROW,), (TopK(labels=("1", "1.0", "2"), softmax=False),))
+    assert opened(TABLE | {"paid": ["1.0", "1", 2]}, spelled).labels.tolist() == [1, 0, 2]
+    assert "several classes are called 1.0" in refused(TABLE | {"paid": [2, 1.0, 2]}, spelled)
+
+
 @pytest.mark.parametrize("label", [[1], {"a": 1}, 10**400, "9" * 400])
 def test_a_label_that_is_no_class_is_refused(label: Any) -> None:
     said = refused(TABLE | {"paid": ["good", label, "bad"]}, CLASSES)

@@ -406,23 +406,29 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
             raise InputError(f"{said}: this model needs numbers as labels: {error}") from error
         return as_classes(numbers) if getattr(step, "position", None) is not None else numbers
     absent = _ABSENT.isdisjoint(map(str, names))
-    places: dict[Any, int] = {}
-    if not have_numbers(names):  # then a number can only be a class's place
-        places.update((number, number) for number in range(len(names)))
+    by_number = have_numbers(names)
+    places: dict[Any, set[int]] = {}
+    if not by_number:  # then a number can only be a class's place
+        places.update((number, {number}) for number in range(len(names)))
     for place, name in enumerate(names):
-        places[name] = place
+        places.setdefault(name, set()).add(place)
         number = _number(name)
         if number is not None:
-            places.setdefault(number, place)
-    counts = Counter(names)
+            places.setdefault(number, set()).add(place)
     found = []
     for number, value in enumerate(values, 1):
-        if isinstance(value, str) and counts[value] > 1:
+        own = places.get(value, set()) if isinstance(value, Hashable) else set()
+        own = own or places.get(_number(value), set())
+        if len(own) > 1:
             raise InputError(
-                f"{said}: row {number}: several classes are called {value!r:.80}: give labels as numbers of classes"
+                f"{said}: row {number}: several classes are called {value!r:.80}: "
+                + (
+                    "give each class a name of its own"
+                    if by_number
+                    else "give labels as numbers of classes"
+                )
             )
-        place_ = places.get(value) if isinstance(value, Hashable) else None
-        place_ = places.get(_number(value)) if place_ is None else place_
+        place_ = next(iter(own), None)
         if place_ is None and absent and (_missing(value) or _number(value) == NO_CLASS):
             place_ = NO_CLASS
         if place_ is None:
