@@ -359,20 +359,29 @@ def test_a_table_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("rows", "why"),
+    ("rows", "where"),
     [
-        ('bad,1,own\ngood,2,"own\nbad,3,own\nbad,4,own\n', "unexpected end of data"),
-        ('bad,1,own\ngood,2,"own\nbad,3,"own"\n', "',' expected after '\"'"),
+        ('bad,1,own\ngood,2,"own\nbad,3,own\nbad,4,own\n', "lines 3 to 5"),
+        ('bad,1,own\ngood,2,"own\nbad,3,"own"\n', "lines 3 to 4"),
+        ('bad,1,own\ngood,2,"own" house\nbad,3,own\n', "line 3"),
     ],
 )
 def test_a_quotation_mark_without_its_end_takes_no_rows_with_it(
-    tmp_path: Path, rows: str, why: str
+    tmp_path: Path, rows: str, where: str
 ) -> None:
     path = csv_of(tmp_path, f"paid,age,town\n{rows}")
     pipeline = Pipeline(
         (Row(("age", "town"), "nan", dtype="float64", hashed=("town",)),), CLASSES.after
     )
-    assert refused(path, pipeline) == f"{path} can't be read as CSV in UTF-8: {why}"
+    assert refused(path, pipeline) == (
+        f"{path}: {where}: a quotation mark has no end, or something other than a comma follows one: write a mark "
+        "inside a cell twice"
+    )
+    path = csv_of(tmp_path, 'paid,age,town\nbad,1,"own\n' + "good,2,own\n" * 20_000)
+    assert refused(path, pipeline) == (
+        f"{path}: lines 2 to 11918: a value has more than 131,072 characters, or a quotation mark has no end: write a "
+        "mark inside a cell twice"
+    )
 
 
 def test_a_hashed_column_of_a_file_that_has_only_true_and_false_has_a_note(tmp_path: Path) -> None:

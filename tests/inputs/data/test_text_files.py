@@ -121,14 +121,13 @@ def test_the_columns_of_a_table_are_texts_labels_and_groups(tmp_path: Path) -> N
 def test_a_quotation_mark_without_its_end_takes_no_texts_with_it(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('label,text\n1,good\n0,"bad bad\n1,good bad film\n')
-    assert refused(path) == f"{path} can't be read as CSV in UTF-8: unexpected end of data"
+    said = "a quotation mark has no end, or something other than a comma follows one: write a mark inside a cell twice"
+    assert refused(path) == f"{path}: lines 3 to 4: {said}"
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "a.txt").write_text("good")
     table = tmp_path / "t" / "groups.csv"
     table.write_text('a.txt,"one\nb.txt,two\n')
-    assert refused(tmp_path / "t") == (
-        f"{table} must contain lines of `path,group` in UTF-8: unexpected end of data"
-    )
+    assert refused(tmp_path / "t") == f"{table}: lines 1 to 2: {said}"
 
 
 def test_lines_of_json_hold_texts_or_pairs_of_them(tmp_path: Path) -> None:
@@ -367,8 +366,8 @@ def test_a_table_with_a_column_twice_or_a_text_that_is_too_long_is_refused(tmp_p
     assert refused(path) == f"{path} has the column 'text' twice: name each column once"
     path.write_text(f"text,label\n{'good ' * 30_000},0\n")
     assert refused(path) == (
-        f"{path} can't be read as CSV in UTF-8: field larger than field limit (131072); give texts of this "
-        "length as .jsonl"
+        f"{path}: line 2: a value has more than 131,072 characters, or a quotation mark has no end: write a mark "
+        "inside a cell twice, and give texts of this length as .jsonl"
     )
 
 

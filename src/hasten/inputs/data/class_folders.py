@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hasten.core.csv_lines import csv_lines
 from hasten.core.tensors import Array
 from hasten.core.words import counted
 from hasten.errors import InputError
@@ -175,10 +175,10 @@ def groups_of(folder: Path, files: Sequence[Path]) -> Array | None:
         raise InputError(f"{table} must be a file with lines of `path,group`")
     try:
         with table.open(newline="", encoding="utf-8-sig") as lines:
-            rows = [row for row in csv.reader(lines, strict=True) if row]
+            rows = [row for _, row in csv_lines(table, lines) if row]
     except OSError as error:
         raise InputError(f"can't read {table}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{table} must contain lines of `path,group` in UTF-8: {error}") from error
     wrong = next((row for row in rows if len(row) != 2), None)
     if wrong is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import math
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hasten.core.csv_lines import csv_lines
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
@@ -196,11 +196,11 @@ def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
     """Return the columns of a CSV file: numbers, words as texts, and None for what isn't there."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, strict=True)
-            names = next(lines, [])
+            lines = csv_lines(path, file)
+            _, names = next(lines, (0, []))
             check_names(path, names)
             columns: list[list[str]] = [[] for _ in names]
-            for number, line in enumerate(lines, 1):
+            for number, (_, line) in enumerate(lines, 1):
                 if not line:
                     continue
                 if len(line) != len(names):
@@ -210,7 +210,7 @@ def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
                     )
                 for column, value in zip(columns, line, strict=True):
                     column.append(value)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read as CSV in UTF-8: {error}") from error
     words, known = dict(row.words), set(row.columns)
     # "NA" may be a hashed column's category, and "01" another group than "1".

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hasten.core.csv_lines import csv_lines
 from hasten.core.tensors import Array
 from hasten.core.words import amount
 from hasten.errors import InputError
@@ -313,20 +313,21 @@ def _csv(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a CSV file whose first line names the columns; an empty cell is None."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            names = next(reader, [])
+            lines = csv_lines(path, file, longer="give texts of this length as .jsonl")
+            _, names = next(lines, (0, []))
             check_names(path, names)
             rows = []
-            for line in filter(None, reader):
+            for number, line in lines:
+                if not line:
+                    continue
                 if len(line) != len(names):
                     raise InputError(
-                        f"{path}: line {reader.line_num} has {len(line)} values, but the first line names "
+                        f"{path}: line {number} has {len(line)} values, but the first line names "
                         f"{len(names)} columns"
                     )
                 rows.append({name: cell or None for name, cell in zip(names, line, strict=True)})
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        more = "; give texts of this length as .jsonl" if "field limit" in str(error) else ""
-        raise InputError(f"{path} can't be read as CSV in UTF-8: {error}{more}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read as CSV in UTF-8: {error}") from error
     return rows
 
 
