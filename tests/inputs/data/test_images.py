@@ -189,7 +189,7 @@ def test_groups_that_do_not_fit_are_named(classes: Path) -> None:
     )
     table.write_text(whole.replace("v2", " "))
     assert refused(classes) == (f"{table}: dog/2.png has no group: name one, or a group of its own")
-    table.write_text(f"{whole}ant/4.png,v1\n")
+    table.write_text(f"{whole}ant/4.png,v1\ngone.png,v1\ngone.png,v2\n".replace("png,", "png ,"))
     data = ImageFolder(classes, PIPELINE, "x")
     assert data.groups is not None
     assert data.groups.tolist() == ["v1", "v1", "v1", "v2"]
