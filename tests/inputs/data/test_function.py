@@ -189,12 +189,25 @@ def test_masked_values_are_refused_and_a_mask_of_nothing_is_dropped(tmp_path: Pa
 
 
 def test_a_frame_isnt_taken_for_samples_column_by_column(tmp_path: Path) -> None:
-    pandas = pytest.importorskip("pandas")
+    pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
     frame = pandas.DataFrame(np.arange(4.0).reshape(2, 2))  # its columns are 0 and 1
-    assert refused(frame, tmp_path) == (
-        "the data gave a data frame, but nothing states in which order the model takes its columns: give a "
-        "pipeline that begins with the step row, or an array, as frame[columns].to_numpy()"
-    )
+    table = pyarrow.table({"b": [1.0, 2.0], "a": [3.0, 4.0]})
+    for one in (frame, table, *table.to_batches()):
+        first = one[[0]] if one is frame else one.select(["a"])
+        for source in (
+            one,
+            (one, [0, 1]),
+            {"x": one},
+            ({"x": one}, [0, 1]),
+            first,
+            (first, [0, 1]),
+        ):
+            assert refused(source, tmp_path) == (
+                "the data gave a data frame, but nothing states in which order the model takes its columns: give a "
+                "pipeline that begins with the step row, or an array, as frame[columns].to_numpy()"
+            )
+    single = from_python({"x": frame[[0]]}, ["x"], tmp_path / "single", "the data")
+    assert single.inputs([1])["x"].tolist() == [[2]]
 
 
 def test_one_array_for_two_inputs_is_refused(tmp_path: Path) -> None:

@@ -210,6 +210,9 @@ def test_a_group_is_the_same_in_every_type_in_which_data_name_it() -> None:
         for older in ("8.0", "b'8'"):
             seen = {hashlib.sha256(older.encode()).hexdigest()}
             assert groups_seen(groups, seen) == [False, True, False]
+    for name, older in (("x", "x.0"), ("07", "07.0"), ("7.5", "7.5.0")):
+        seen = {hashlib.sha256(older.encode()).hexdigest()}
+        assert groups_seen(np.array([name, older]), seen) == [False, True]
     assert len({*hashed_groups(np.array(["7", "07", "7.5", "7.00", "x.0", ".0"]))}) == 6
 
 

@@ -100,6 +100,50 @@ def test_a_column_of_groups_says_which_rows_belong_together(tmp_path: Path) -> N
     assert opened((table, TABLE["paid"], [7, 8, 8])).groups.tolist() == [7, 8, 8]
     for missing in (None, np.nan, " "):
         assert refused(table | {"groups": ["P1", missing, "P1"]}) == (
+            "the table: row 2 has no group: name one, leave the row out, or rename the column 'groups' if it isn't "
+            "about rows that belong together"
+        )
+        assert refused((TABLE, TABLE["paid"], ["P1", missing, "P1"])) == (
+            "the table: row 2 has no group: name one, or leave the row out"
+        )
+
+
+def test_groups_may_be_the_name_of_a_column() -> None:
+    pandas = pytest.importorskip("pandas")
+    table = TABLE | {"pat": ["P1", "P2", "P1"], "groups": [1, 2, 3]}
+    for source in (
+        (table, "paid", "pat"),
+        (pandas.DataFrame(table), None, "pat"),
+        (table, TABLE["paid"], "pat"),
+    ):
+        dataset = opened(source)
+        assert dataset.groups.tolist() == ["P1", "P2", "P1"]
+        assert dataset.labels.tolist() == [1, 0, 1]
+    assert refused((TABLE, "paid", "pat")) == (
+        "the table has no column 'pat' for the groups: it has 'age', 'housing', 'paid'"
+    )
+    assert refused((np.array(NUMBERS), [1, 0, 1], "pat")) == (
+        "'pat' can't be the groups: an array has no column names"
+    )
+
+
+def test_dates_and_bytes_are_groups() -> None:
+    pandas = pytest.importorskip("pandas")
+    days = np.array(["2024-01-01", "2024-01-02", "2024-01-01"], "M8[D]")
+    for groups in (days, days.tolist()):
+        assert opened((TABLE, "paid", groups)).groups.tolist() == days.astype(str).tolist()
+    times = days.astype("M8[ns]")
+    frame = pandas.DataFrame(TABLE | {"groups": times})
+    for source in (frame, (TABLE, "paid", times), (TABLE, "paid", pandas.Series(times))):
+        assert opened(source).groups.tolist() == [f"{day} 00:00:00" for day in days]
+    assert opened((TABLE, "paid", np.array([b"a", b"b", b"a"]))).groups.tolist() == [
+        b"a",
+        b"b",
+        b"a",
+    ]
+    times[1] = "NaT"
+    for missing in (times, pandas.Series(times), times.astype("M8[D]")):
+        assert refused((TABLE, "paid", missing)) == (
             "the table: row 2 has no group: name one, or leave the row out"
         )
 
@@ -320,20 +364,29 @@ def test_a_table_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("rows", "why"),
+    ("rows", "where"),
     [
-        ('bad,1,own\ngood,2,"own\nbad,3,own\nbad,4,own\n', "unexpected end of data"),
-        ('bad,1,own\ngood,2,"own\nbad,3,"own"\n', "',' expected after '\"'"),
+        ('bad,1,own\ngood,2,"own\nbad,3,own\nbad,4,own\n', "lines 3 to 5"),
+        ('bad,1,own\ngood,2,"own\nbad,3,"own"\n', "lines 3 to 4"),
+        ('bad,1,own\ngood,2,"own" house\nbad,3,own\n', "line 3"),
     ],
 )
 def test_a_quotation_mark_without_its_end_takes_no_rows_with_it(
-    tmp_path: Path, rows: str, why: str
+    tmp_path: Path, rows: str, where: str
 ) -> None:
     path = csv_of(tmp_path, f"paid,age,town\n{rows}")
     pipeline = Pipeline(
         (Row(("age", "town"), "nan", dtype="float64", hashed=("town",)),), CLASSES.after
     )
-    assert refused(path, pipeline) == f"{path} can't be read as CSV in UTF-8: {why}"
+    assert refused(path, pipeline) == (
+        f"{path}: {where}: a quotation mark has no end, or something other than a comma follows one: write a mark "
+        "inside a cell twice"
+    )
+    path = csv_of(tmp_path, 'paid,age,town\nbad,1,"own\n' + "good,2,own\n" * 20_000)
+    assert refused(path, pipeline) == (
+        f"{path}: lines 2 to 11918: a value has more than 131,072 characters, or a quotation mark has no end: write a "
+        "mark inside a cell twice"
+    )
 
 
 def test_a_hashed_column_of_a_file_that_has_only_true_and_false_has_a_note(tmp_path: Path) -> None:
@@ -391,6 +444,22 @@ def test_a_name_of_several_classes_is_no_label_of_the_last_one() -> None:
         open_data(
             (np.zeros((2, 3)), np.array(["crane", "hen"])), SPECS[:1], Pipeline((), birds.after)
         )
+
+
+@pytest.mark.parametrize("label", ["1", 1, "1.0", 1.0, True, " 1"])
+def test_a_number_that_names_several_classes_is_no_label_of_the_first(
+    tmp_path: Path, label: Any
+) -> None:
+    twice = Pipeline((ROW,), (TopK(labels=("1", "1", "2"), softmax=False),))
+    assert refused(TABLE | {"paid": ["2", label, 2]}, twice) == (
+        f"the table: row 2: several classes are called {int(label) if label is True else label!r}: "
+        "give each class a name of its own"
+    )
+    path = csv_of(tmp_path, f"age,housing,paid\n1,own,2\n2,own,{label}\n")
+    assert refused(path, twice).startswith(f"{path}: row 2: several classes are called ")
+    spelled = Pipeline((ROW,), (TopK(labels=("1", "1.0", "2"), softmax=False),))
+    assert opened(TABLE | {"paid": ["1.0", "1", 2]}, spelled).labels.tolist() == [1, 0, 2]
+    assert "several classes are called 1.0" in refused(TABLE | {"paid": [2, 1.0, 2]}, spelled)
 
 
 @pytest.mark.parametrize("label", [[1], {"a": 1}, 10**400, "9" * 400])

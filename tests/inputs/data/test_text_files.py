@@ -121,14 +121,13 @@ def test_the_columns_of_a_table_are_texts_labels_and_groups(tmp_path: Path) -> N
 def test_a_quotation_mark_without_its_end_takes_no_texts_with_it(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('label,text\n1,good\n0,"bad bad\n1,good bad film\n')
-    assert refused(path) == f"{path} can't be read as CSV in UTF-8: unexpected end of data"
+    said = "a quotation mark has no end, or something other than a comma follows one: write a mark inside a cell twice"
+    assert refused(path) == f"{path}: lines 3 to 4: {said}"
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "a.txt").write_text("good")
     table = tmp_path / "t" / "groups.csv"
     table.write_text('a.txt,"one\nb.txt,two\n')
-    assert refused(tmp_path / "t") == (
-        f"{table} must contain lines of `path,group` in UTF-8: unexpected end of data"
-    )
+    assert refused(tmp_path / "t") == f"{table}: lines 1 to 2: {said}"
 
 
 def test_lines_of_json_hold_texts_or_pairs_of_them(tmp_path: Path) -> None:
@@ -190,6 +189,10 @@ def test_as_many_labels_and_groups_as_texts_are_needed() -> None:
     assert refused((TEXTS, [0, 1, 0], ["x"] * 4)) == (
         "the data: there are 3 texts, but 4 groups: give groups in the order of the texts, one for each"
     )
+    for noun, source in (("labels", (TEXTS, "pat")), ("groups", (TEXTS, [0, 1, 0], "pat"))):
+        assert refused(source) == (
+            f"the data: the {noun} are the text 'pat': give a list of one for each text"
+        )
 
 
 @pytest.mark.parametrize("position", [None, 0, 1])
@@ -316,7 +319,7 @@ def test_labels_and_groups_that_cant_be_used_are_said_with_their_row(tmp_path: P
     for group in ({"a": 1}, [1]):
         rows = [{"text": "good", "group": "x"}, {"text": "bad", "group": group}]
         assert refused(lines(path, rows)) == (
-            f"{path}: row 2: the group must be a text or a number: got {group!r}"
+            f"{path}: row 2: the group must be a text, a number or a date: got {group!r}"
         )
     assert refused(
         lines(path, [{"text": "good", "label": "5"}, {"text": "bad", "label": 1 << 70}])
@@ -329,7 +332,10 @@ def test_labels_and_groups_that_cant_be_used_are_said_with_their_row(tmp_path: P
 def test_a_sample_without_a_group_is_said_where_others_have_one(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("text,group\ngood,x\nbad bad,\n")
-    assert refused(table) == f"{table}: row 2 has no group: name one, or leave the row out"
+    assert refused(table) == (
+        f"{table}: row 2 has no group: name one, leave the row out, or rename the column 'group' if it isn't about "
+        "rows that belong together"
+    )
     for group in (None, float("nan"), ""):
         for source in ((TEXTS[:2], None, ["x", group]), [("good", 1, "x"), ("bad", 0, group)]):
             assert refused(source) == (
@@ -360,8 +366,8 @@ def test_a_table_with_a_column_twice_or_a_text_that_is_too_long_is_refused(tmp_p
     assert refused(path) == f"{path} has the column 'text' twice: name each column once"
     path.write_text(f"text,label\n{'good ' * 30_000},0\n")
     assert refused(path) == (
-        f"{path} can't be read as CSV in UTF-8: field larger than field limit (131072); give texts of this "
-        "length as .jsonl"
+        f"{path}: line 2: a value has more than 131,072 characters, or a quotation mark has no end: write a mark "
+        "inside a cell twice, and give texts of this length as .jsonl"
     )
 
 

@@ -104,11 +104,22 @@ def test_a_regression_pairs_no_numbers_of_unlike_axes() -> None:
         Regression(0.1).score(channels_first, channels_first, last)
     assert str(error.value) == (
         "regression compares number by number, but the output is (n, 3, 2, 4) and the truth (n, 2, 4, 3): give "
-        "labels of the output's shape; if they are classes, use top1"
+        "labels in the output's order of axes"
     )
-    for shape in ((1, 3, 2, 4), (1, 1, 3, 2, 4), (1, 24), (1, 3, 2, 1, 4)):
+    for shape in (
+        (1, 3, 2, 4),
+        (1, 1, 3, 2, 4),
+        (1, 24),
+        (1, 3, 2, 1, 4),
+        (1, 3, 8),
+        (1, 6, 4),
+        (1, 3, 2, 2, 2),
+    ):
         labels = channels_first["y"].reshape(shape)
         assert Regression(0.1).score(channels_first, {}, labels).tolist() == [1]
+    for shape in ((1, 2, 3, 4), (1, 4, 6), (1, 8, 3), (1, 2, 12)):
+        with pytest.raises(InputError, match=r"give labels in the output's order of axes$"):
+            Regression(0.1).score(channels_first, {}, channels_first["y"].reshape(shape))
 
 
 def test_of_several_outputs_one_is_named() -> None:

@@ -56,7 +56,9 @@ def test_a_file_that_is_not_there_yet_holds_no_labels(tmp_path: Path) -> None:
         "of them"),
         (b"id,label\ns1\n", ", line 2: it has 1 values, but the first line names 2 columns"),
         (b"id,label\ns1,\xff\n", " can't be read as CSV in UTF-8: 'utf-8' codec can't decode byte 0xff in position 12: invalid start byte"),
-        (b"id,label\ns1," + b"9" * 200_000, " can't be read as CSV in UTF-8: field larger than field limit (131072)"),
+        (b"id,label\ns1," + b"9" * 200_000, ": line 2: a value has more than 131,072 characters, or a quotation mark has no end: write a mark inside a cell twice"),
+        (b'id;label\ns1;0\ns2;"1\ns3;1\n', ": lines 3 to 4: a quotation mark has no end, or something other than a semicolon "
+        "follows one: write a mark inside a cell twice"),
     ],
 )  # fmt: skip
 def test_what_is_no_label_is_said_in_one_line(tmp_path: Path, data: bytes, said: str) -> None:

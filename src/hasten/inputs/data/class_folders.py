@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hasten.core.csv_lines import csv_lines
 from hasten.core.tensors import Array
 from hasten.core.words import counted
 from hasten.errors import InputError
@@ -167,7 +167,7 @@ def listed(
 
 
 def groups_of(folder: Path, files: Sequence[Path]) -> Array | None:
-    """Read `groups.csv`, if it exists; spaces around a group's name don't count."""
+    """Read `groups.csv`, if it exists; spaces around a path and a group's name don't count."""
     table = folder / GROUPS
     if not table.exists():
         return None
@@ -175,25 +175,29 @@ def groups_of(folder: Path, files: Sequence[Path]) -> Array | None:
         raise InputError(f"{table} must be a file with lines of `path,group`")
     try:
         with table.open(newline="", encoding="utf-8-sig") as lines:
-            rows = [row for row in csv.reader(lines, strict=True) if row]
+            rows = [row for _, row in csv_lines(table, lines) if row]
     except OSError as error:
         raise InputError(f"can't read {table}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{table} must contain lines of `path,group` in UTF-8: {error}") from error
     wrong = next((row for row in rows if len(row) != 2), None)
     if wrong is not None:
         raise InputError(f"{table}: the line {','.join(wrong)!r} isn't `path,group`")
-    groups: dict[str, str] = {}
+    names = [str(file.relative_to(folder)) for file in files]
+    groups: dict[str, str | None] = dict.fromkeys(names)
     for path, group in rows:
-        before = groups.setdefault(path, group.strip())
-        if before != group.strip():
-            raise InputError(
-                f"{table} has {path} in two groups, {before!r:.80} and {group.strip()!r:.80}: keep one of them"
-            )
-    for file in files:
-        name = str(file.relative_to(folder))
+        name, own = path if path in groups else path.strip(), group.strip()
         if name not in groups:
+            continue
+        before = groups[name]
+        if before is not None and before != own:
+            raise InputError(
+                f"{table} has {name} in two groups, {before!r:.80} and {own!r:.80}: keep one of them"
+            )
+        groups[name] = own
+    for name, found in groups.items():
+        if found is None:
             raise InputError(f"{table} has no line for {name}")
-        if not groups[name]:
+        if not found:
             raise InputError(f"{table}: {name} has no group: name one, or a group of its own")
-    return np.array([groups[str(file.relative_to(folder))] for file in files])
+    return np.array([groups[name] for name in names])

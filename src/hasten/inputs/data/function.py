@@ -88,6 +88,13 @@ def from_python(
     """
     if isinstance(given, Dataset):
         return given
+    inputs = given[0] if isinstance(given, tuple) and given else given
+    whole = not isinstance(inputs, Mapping)
+    if any(_is_frame(one, whole=whole) for one in ((inputs,) if whole else inputs.values())):
+        raise InputError(
+            f"{source} gave a data frame, but nothing states in which order the model takes its columns: give a "
+            "pipeline that begins with the step row, or an array, as frame[columns].to_numpy()"
+        )
     if isinstance(given, (Mapping, np.ndarray)):
         return _whole(given, None, None, names, source)
     if isinstance(given, tuple):
@@ -101,11 +108,6 @@ def from_python(
         raise InputError(
             f"{source}: a DataLoader gives batches; give its dataset, or batch_size=None"
         )
-    if hasattr(given, "columns") and hasattr(given, "to_numpy"):
-        raise InputError(
-            f"{source} gave a data frame, but nothing states in which order the model takes its columns: give a "
-            "pipeline that begins with the step row, or an array, as frame[columns].to_numpy()"
-        )
     if isinstance(given, (str, bytes)) or not _iterable(given):
         raise InputError(
             f"{source} gave a {type(given).__name__}; give a Dataset, arrays, or an iterable of samples"
@@ -113,6 +115,12 @@ def from_python(
     if reread and hasattr(given, "__len__") and hasattr(given, "__getitem__"):
         return Rereading(len(given), lambda i: _reread(given[i], i, names, source), source)
     return _spooled(_each(given), names, folder, source)
+
+
+def _is_frame(given: Any, *, whole: bool) -> bool:
+    """Whether data is a data frame or a table of Arrow; as one of several inputs, of at least two columns."""
+    reads = hasattr(given, "to_numpy") or hasattr(given, "to_pydict")
+    return reads and hasattr(given, "columns") and (whole or len(given.columns) > 1)
 
 
 def _iterable(given: Any) -> bool:

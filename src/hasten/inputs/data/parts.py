@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Container
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from hasten.core.records import digest
 from hasten.core.tensors import Array
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.near_copies import Remembered, check_near_copies
-from hasten.inputs.data.splits import Earlier, Splits, group_name, split
+from hasten.inputs.data.splits import Earlier, Splits, group_name, spellings, split
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.base import Metric
 
@@ -154,23 +154,23 @@ def _rows_digest(rows: Array | None) -> tuple[str, tuple[int, ...], str] | None:
 
 def hashed_groups(groups: Array) -> tuple[str, ...]:
     """Return each sample's group as a SHA-256 in hex, since a bundle names no group."""
-    return tuple(hashlib.sha256(group_name(group).encode()).hexdigest() for group in groups)
+    return tuple(_hashed(group_name(group)) for group in groups)
 
 
-def groups_seen(groups: Array, seen: Container[str]) -> list[bool]:
+def groups_seen(groups: Array, seen: Set[str]) -> list[bool]:
     """Return which samples' groups a bundle knows, by their hashes.
-
-    Older bundles have a whole number that was a float as "7.0", and bytes as "b'7'".
 
     Args:
         groups: Group of each sample, `(n,)`.
         seen: Hashes of the groups that a bundle was made with, in hex.
     """
-    known: dict[str, bool] = {}
-    for name in dict.fromkeys(map(group_name, groups)):
-        spelled = (name, f"{name}.0", str(name.encode()))
-        known[name] = any(hashlib.sha256(one.encode()).hexdigest() in seen for one in spelled)
-    return [known[group_name(group)] for group in groups]
+    names = list(map(group_name, groups))
+    known = {name: not seen.isdisjoint(map(_hashed, spellings(name))) for name in {*names}}
+    return [known[name] for name in names]
+
+
+def _hashed(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def _hashes(dataset: Dataset) -> list[bytes]:

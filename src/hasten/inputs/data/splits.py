@@ -16,8 +16,8 @@ from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.samples import check_counts
 
 Indices = npt.NDArray[np.int64]
-_AS_FLOAT = re.compile(r"-?(0|[1-9][0-9]*)\.0")
-"""Text of a whole number that is a float."""
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)")
+"""Text of a whole number."""
 KNOWN_BYTES = 16
 """Bytes of a content hash by which samples of earlier runs are known."""
 
@@ -343,7 +343,13 @@ def _from_training(
 def group_name(group: object) -> str:
     """Return a group's name as a text: 7, 7.0, "7" and b"7" are one group, since forms of data differ in type."""
     text = group.decode("utf-8", "replace") if isinstance(group, bytes) else str(group)
-    return text.removesuffix(".0") if _AS_FLOAT.fullmatch(text) else text
+    return text[:-2] if text.endswith(".0") and _WHOLE.fullmatch(text[:-2]) else text
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """Return a group's name, and those of older bundles: 7 was "7.0" as a float, and "b'7'" as bytes."""
+    as_bytes = str(name.encode())
+    return (name, f"{name}.0", as_bytes) if _WHOLE.fullmatch(name) else (name, as_bytes)
 
 
 def _all_seen(samples: int) -> str:

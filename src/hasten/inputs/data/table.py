@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import datetime
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hasten.core.csv_lines import csv_lines
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
@@ -77,7 +78,7 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
             - an array of shape `(n, columns)`: numbers as the model takes them, or values as a row
               has them, which they always are where a column is hashed;
             - `(rows, labels)` or `(rows, labels, groups)`, where rows are one of the last three, and
-              the labels may be the name of a column.
+              the labels and the groups may each be the name of a column.
             A column "groups" that the model doesn't take says which rows belong together.
         pipeline: Pipeline that consists of the step `row` before the model.
         names: Names of the model's inputs.
@@ -97,16 +98,18 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
     if isinstance(table, np.ndarray):
         rows = _checked(table, row)
         labels = label
-        if isinstance(label, str):
-            raise InputError(f"{label!r} can't be the label: an array has no column names")
+        for noun, name in (("label", label), ("groups", groups)):
+            if isinstance(name, str):
+                raise InputError(f"{name!r} can't be the {noun}: an array has no column names")
+        together = None if groups is None else checked_groups(_listed(groups), said)
     else:
-        labels = _labels_in(table, label, row, said)
+        labels = _labels_in(table, label, row, said, groups)
         rows = _prepared(table, row, said)
-        if groups is None and GROUPS in table and GROUPS not in row.columns and label != GROUPS:
-            groups = table[GROUPS]
+        together = _groups_in(table, label, row, said, groups)
     numbers = None if labels is None else label_numbers(labels, pipeline, said)
-    together = None if groups is None else np.array(checked_groups(_listed(groups), said))
-    found = TableRows({names[0]: rows}, numbers, together, missing=True)
+    found = TableRows(
+        {names[0]: rows}, numbers, None if together is None else np.array(together), missing=True
+    )
     if not isinstance(table, np.ndarray):
         found.given = _kept(table, row, len(rows))
         found.notes = tuple(_spelled_bits(table, row, said))
@@ -140,12 +143,12 @@ def given_rows(source: Any, row: Row) -> list[Any] | None:
     Raises:
         InputError: the file can't be read, or a column is missing.
     """
-    table, label, _, said = _opened(source, row)
+    table, label, groups, said = _opened(source, row)
     if table is None:
         return None
     if isinstance(table, np.ndarray):
         return list(table)
-    _labels_in(table, label, row, said)
+    _labels_in(table, label, row, said, groups)
     return [dict(zip(row.columns, values, strict=True)) for values in _each(table, row)]
 
 
@@ -193,11 +196,11 @@ def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
     """Return the columns of a CSV file: numbers, words as texts, and None for what isn't there."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, strict=True)
-            names = next(lines, [])
+            lines = csv_lines(path, file)
+            _, names = next(lines, (0, []))
             check_names(path, names)
             columns: list[list[str]] = [[] for _ in names]
-            for number, line in enumerate(lines, 1):
+            for number, (_, line) in enumerate(lines, 1):
                 if not line:
                     continue
                 if len(line) != len(names):
@@ -207,10 +210,10 @@ def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
                     )
                 for column, value in zip(columns, line, strict=True):
                     column.append(value)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read as CSV in UTF-8: {error}") from error
     words, known = dict(row.words), set(row.columns)
-    # "NA" may be a hashed column's category, and "1.0" another group than "1".
+    # "NA" may be a hashed column's category, and "01" another group than "1".
     return {
         name: [text or None for text in column]
         if name in row.hashed or (name == GROUPS and name not in known)
@@ -296,10 +299,10 @@ def _checked(table: Array, row: Row) -> Array:
 
 
 def _labels_in(
-    table: dict[str, Sequence[Any]], label: Any, row: Row, said: str
+    table: dict[str, Sequence[Any]], label: Any, row: Row, said: str, groups: Any
 ) -> Sequence[Any] | None:
     """Return the labels, and check that the table has every column."""
-    taken = frozenset(row.columns)
+    taken = frozenset((*row.columns, groups) if isinstance(groups, str) else row.columns)
     lacking = [name for name in row.columns if name not in table]
     others = [name for name in table if name not in taken and name not in RESERVED]
     if lacking:
@@ -329,12 +332,31 @@ def _labels_in(
     return table[others[0]] if others else None
 
 
+def _groups_in(
+    table: dict[str, Sequence[Any]], label: Any, row: Row, said: str, groups: Any
+) -> list[Any] | None:
+    """Return the groups of a table's rows, as they are given or in a column; None if there are none."""
+    if groups is None:
+        if GROUPS not in table or GROUPS in row.columns or label == GROUPS:
+            return None
+        return checked_groups(table[GROUPS], said, GROUPS)
+    if isinstance(groups, str):
+        if groups not in table:
+            raise InputError(
+                f"{said} has no column {groups!r} for the groups: it has {_named(table)}"
+            )
+        groups = table[groups]
+    return checked_groups(_listed(groups), said)
+
+
 def _named(names: Iterable[str]) -> str:
     text = ", ".join(map(repr, names))
     return text if len(text) <= 300 else text[:300].rpartition(", ")[0] + ", ..."
 
 
 def _listed(labels: Any) -> Sequence[Any]:
+    if getattr(getattr(labels, "dtype", None), "kind", "") == "M":
+        return list(labels)  # of nanoseconds, tolist makes whole numbers
     return labels.tolist() if hasattr(labels, "tolist") else list(labels)
 
 
@@ -384,23 +406,29 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
             raise InputError(f"{said}: this model needs numbers as labels: {error}") from error
         return as_classes(numbers) if getattr(step, "position", None) is not None else numbers
     absent = _ABSENT.isdisjoint(map(str, names))
-    places: dict[Any, int] = {}
-    if not have_numbers(names):  # then a number can only be a class's place
-        places.update((number, number) for number in range(len(names)))
+    by_number = have_numbers(names)
+    places: dict[Any, set[int]] = {}
+    if not by_number:  # then a number can only be a class's place
+        places.update((number, {number}) for number in range(len(names)))
     for place, name in enumerate(names):
-        places[name] = place
+        places.setdefault(name, set()).add(place)
         number = _number(name)
         if number is not None:
-            places.setdefault(number, place)
-    counts = Counter(names)
+            places.setdefault(number, set()).add(place)
     found = []
     for number, value in enumerate(values, 1):
-        if isinstance(value, str) and counts[value] > 1:
+        own = places.get(value, set()) if isinstance(value, Hashable) else set()
+        own = own or places.get(_number(value), set())
+        if len(own) > 1:
             raise InputError(
-                f"{said}: row {number}: several classes are called {value!r:.80}: give labels as numbers of classes"
+                f"{said}: row {number}: several classes are called {value!r:.80}: "
+                + (
+                    "give each class a name of its own"
+                    if by_number
+                    else "give labels as numbers of classes"
+                )
             )
-        place_ = places.get(value) if isinstance(value, Hashable) else None
-        place_ = places.get(_number(value)) if place_ is None else place_
+        place_ = next(iter(own), None)
         if place_ is None and absent and (_missing(value) or _number(value) == NO_CLASS):
             place_ = NO_CLASS
         if place_ is None:
@@ -413,22 +441,46 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
     return np.array(found, np.int64)
 
 
-def checked_groups(groups: Sequence[Any], said: str) -> list[Any]:
-    """Return groups, checked to be a text or a number for each sample; spaces around a text don't count.
+def checked_groups(groups: Sequence[Any], said: str, column: str = "") -> list[Any]:
+    """Return groups, checked to be a text, a number or a date for each sample; spaces around a text don't count.
+
+    Args:
+        groups: Group of each sample; dates and timestamps become texts.
+        said: Name of the data in messages.
+        column: Name of the groups' column, where only its name says that it has them.
 
     Raises:
         InputError: a sample has no group, or one of another kind.
     """
-    found = [one.strip() if isinstance(one, str) else one for one in groups]
-    for number, one in enumerate(found, 1):
-        unknown = isinstance(one, (float, np.floating)) and one != one
-        if unknown or is_absent(one) or (isinstance(one, str) and not one):
-            raise InputError(f"{said}: row {number} has no group: name one, or leave the row out")
-        if not isinstance(one, (str, int, float, np.generic)):
-            raise InputError(
-                f"{said}: row {number}: the group must be a text or a number: got {one!r:.80}"
+    found = []
+    for number, one in enumerate(groups, 1):
+        text = isinstance(one, (str, bytes))
+        named = one.strip() if text else one
+        unknown = isinstance(one, (float, np.generic)) and one != one  # NaN and NaT
+        if unknown or is_absent(one) or (text and not named):
+            instead = (
+                f"name one, leave the row out, or rename the column {column!r} if it isn't about rows that belong "
+                "together"
+                if column
+                else "name one, or leave the row out"
             )
+            raise InputError(f"{said}: row {number} has no group: {instead}")
+        if isinstance(one, (datetime.date, np.datetime64)):
+            named = _dated(one)
+        elif not isinstance(one, (str, bytes, int, float, np.generic)):
+            raise InputError(
+                f"{said}: row {number}: the group must be a text, a number or a date: got {one!r:.80}"
+            )
+        found.append(named)
     return found
+
+
+def _dated(one: datetime.date | np.datetime64) -> str:
+    """Return a date or a timestamp as a text, which is the same in an array and in a column."""
+    if isinstance(one, np.datetime64) and isinstance(one.item(), int):  # nanoseconds
+        whole = one.astype("datetime64[us]")
+        return str(whole.item() if whole == one else one)
+    return str(one.item() if isinstance(one, np.datetime64) else one)
 
 
 def as_classes(numbers: Array) -> Array:

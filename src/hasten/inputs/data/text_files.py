@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hasten.core.csv_lines import csv_lines
 from hasten.core.tensors import Array
 from hasten.core.words import amount
 from hasten.errors import InputError
@@ -154,6 +154,11 @@ def texts_of(source: Any, pipeline: Pipeline) -> Texts:
     if is_table(source):
         return _columns(said, records(source), None, pipeline)
     if isinstance(source, tuple):
+        for noun, several in zip(("labels", "groups"), source[1:], strict=False):
+            if isinstance(several, str):
+                raise InputError(
+                    f"{said}: the {noun} are the text {several!r:.80}: give a list of one for each text"
+                )
         texts = _in_order(source[0])
         labels, groups = (
             None if one is None else _in_order(one) for one in (*source[1:], None)[:2]
@@ -308,20 +313,21 @@ def _csv(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a CSV file whose first line names the columns; an empty cell is None."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            names = next(reader, [])
+            lines = csv_lines(path, file, longer="give texts of this length as .jsonl")
+            _, names = next(lines, (0, []))
             check_names(path, names)
             rows = []
-            for line in filter(None, reader):
+            for number, line in lines:
+                if not line:
+                    continue
                 if len(line) != len(names):
                     raise InputError(
-                        f"{path}: line {reader.line_num} has {len(line)} values, but the first line names "
+                        f"{path}: line {number} has {len(line)} values, but the first line names "
                         f"{len(names)} columns"
                     )
                 rows.append({name: cell or None for name, cell in zip(names, line, strict=True)})
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        more = "; give texts of this length as .jsonl" if "field limit" in str(error) else ""
-        raise InputError(f"{path} can't be read as CSV in UTF-8: {error}{more}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read as CSV in UTF-8: {error}") from error
     return rows
 
 
@@ -360,7 +366,9 @@ def _columns(
     chosen = label or _label_among(said, [name for name in names if name != words], group)
     if chosen is not None and chosen not in names:
         raise InputError(f"{said} has no column {chosen!r} for the labels: it has {shown}")
-    groups = None if group is None else _groups([row.get(group) for row in rows], said)
+    groups = (
+        None if group is None else checked_groups([row.get(group) for row in rows], said, group)
+    )
     if words is not None:
         whole, tags = joined(rows, words, chosen, named_by(pipeline), said)
         return Texts(said, whole, None, groups, tags=tags)

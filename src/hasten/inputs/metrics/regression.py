@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -84,10 +86,16 @@ class Regression(Metric):
         else:
             truth = labels.astype(np.float64)
         count = len(mine)
-        if mine.size != truth.size or len(truth) != count or not _in_one_order(mine, truth):
+        whole = mine.size == truth.size and len(truth) == count
+        if not whole or not _in_one_order(mine, truth):
             raise InputError(
                 f"regression compares number by number, but the output is {of_samples(mine)} and the truth "
-                f"{of_samples(truth, count)}: give labels of the output's shape; if they are classes, use top1"
+                f"{of_samples(truth, count)}: give labels "
+                + (
+                    "in the output's order of axes"
+                    if whole
+                    else "of the output's shape; if they are classes, use top1"
+                )
             )
         mine, truth = mine.reshape(count, -1), truth.reshape(count, -1)
         with np.errstate(invalid="ignore"):
@@ -102,6 +110,6 @@ class Regression(Metric):
 
 
 def _in_one_order(one: Array, other: Array) -> bool:
-    """Whether the numbers of two arrays stand in one order: on the same axes, or those of one on a single axis."""
-    axes = [[size for size in array.shape[1:] if size != 1] for array in (one, other)]
-    return axes[0] == axes[1] or min(map(len, axes)) < 2
+    """Whether the numbers of two arrays stand in one order: on the same axes, or adjacent ones are one axis."""
+    ends = [set(accumulate(array.shape[1:], mul, initial=1)) for array in (one, other)]
+    return ends[0] <= ends[1] or ends[1] <= ends[0]

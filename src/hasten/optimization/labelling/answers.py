@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hasten.core.csv_lines import csv_lines
 from hasten.core.records import write_whole
 from hasten.errors import InputError
 
@@ -114,23 +115,23 @@ def read_labels(path: Path, ids: Sequence[str], form: Form) -> dict[str, str]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             head = file.readline()
             file.seek(0)
-            lines = csv.reader(file, delimiter=max(",;\t", key=head.count), strict=True)
-            names = [name.strip().lower() for name in next(lines, [])]
+            lines = csv_lines(path, file, delimiter=max(",;\t", key=head.count))
+            names = [name.strip().lower() for name in next(lines, (0, []))[1]]
             if "id" not in names or "label" not in names:
                 raise InputError(f"{path}: the first line must name the columns id and label")
             at, told = names.index("id"), names.index("label")
-            for row in lines:
+            for line, row in lines:
                 if not any(cell.strip() for cell in row):
                     continue
-                where = f"{path}, line {lines.line_num}"
+                where = f"{path}, line {line}"
                 if len(row) <= max(at, told):
                     raise InputError(
                         f"{where}: it has {len(row)} values, but the first line "
                         f"names {len(names)} columns"
                     )
                 key, label = row[at].strip(), row[told].strip()
-                _take(key, label, known, form, found, places, where, lines.line_num)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+                _take(key, label, known, form, found, places, where, line)
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read as CSV in UTF-8: {error}") from error
     return found
 

@@ -92,7 +92,7 @@ def _rows(table: Path) -> list[dict[str, str]]:
     """Return the rows of a table that hasten wrote, with their other columns; none of another's."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
             rows = [dict(row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error):
         return []
