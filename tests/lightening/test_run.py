@@ -14,7 +14,9 @@ import pytest
 import torch
 from tests.lightening.conftest import by_counts, clothes, corners, float_alone, taught, wide
 from tests.support.exports import exported_once
+from tests.support.models import solid
 from tests.support.quick import quick_runs
+from tests.support.servers import bundle_of
 
 import hasten
 from hasten.bundle import read
@@ -203,7 +205,8 @@ def test_training_data_among_what_judges_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_data_that_can_not_certify_anything_is_told_of_before_a_training(tmp_path: Path) -> None:
+def told_before(data: tuple[Array, Array], out: Path) -> list[str]:
+    """Return what is told before a training, which is left out."""
     told = []
 
     def listen(progress: Progress) -> None:
@@ -211,23 +214,44 @@ def test_data_that_can_not_certify_anything_is_told_of_before_a_training(tmp_pat
         if progress.outline is not None:
             raise StopError
 
-    for data, news in (
-        ((JUDGED[0][:300], JUDGED[1][:300]), [TOO_LITTLE]),
-        (JUDGED, []),
-    ):
-        told.clear()
-        with pytest.raises(StopError):
-            hasten.lighten(
-                wide(8),
-                KNOWN,
-                data,
-                budget_s=1e-3,
-                max_drop=0.01,
-                out=tmp_path / f"{len(data[0])}.hasten",
-                engines=("onnxruntime",),
-                listen=listen,
-            )
-        assert [line for line in told if line is not None] == news
+    with pytest.raises(StopError):
+        hasten.lighten(
+            wide(8),
+            KNOWN,
+            data,
+            budget_s=1e-3,
+            max_drop=0.01,
+            out=out,
+            engines=("onnxruntime",),
+            listen=listen,
+        )
+    return [line for line in told if line is not None]
+
+
+def test_data_that_can_not_certify_anything_is_told_of_before_a_training(tmp_path: Path) -> None:
+    few = (JUDGED[0][:300], JUDGED[1][:300])
+    assert told_before(few, tmp_path / "few.hasten") == [TOO_LITTLE]
+    assert told_before(JUDGED, tmp_path / "all.hasten") == []
+
+
+@pytest.mark.parametrize("kept_by", ["ledger", "older bundle"])
+def test_what_earlier_looks_spent_is_told_of_before_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_by: str
+) -> None:
+    monkeypatch.setenv("HASTEN_LEDGER", str(tmp_path / "ledger"))
+    x, labels = JUDGED[0][:1000], JUDGED[1][:1000]
+    data = ArrayDataset({"input": x}, labels)
+    hashes = [data.content_hash(n) for n in range(len(data))]
+    out = tmp_path / "solid.hasten"
+    if kept_by == "ledger":
+        user_ledger().look(hashes, "answers", asked=0.05)  # which never came to an end
+    else:
+        judged = [["a form", {"verdict": "not certified"}]]
+        record = {"hashes": [one.hex() for one in hashes], "seen": [], "judged": judged}
+        bundle_of(tmp_path, solid(tmp_path), extra={"sealed.json": record})
+    (told,) = told_before((x, labels), out)
+    assert told.startswith("700 sealed samples can't show a fall of at most 1 point")
+    assert "after what earlier looks spent, or 299 samples that no run has read" in told
 
 
 TOO_LITTLE = (

@@ -48,10 +48,10 @@ def test_labels_that_only_judge_leave_training_to_agree_with_the_model(
     assert task(tmp_path / "b", without).metric == Agreement()
 
 
-def scored_by(folder: Path, metric: str, labels: np.ndarray | None) -> Task:
-    """Return the task of a model with one score, whose training data has these labels."""
+def scored_by(folder: Path, metric: str, labels: np.ndarray | None, classes: int = 1) -> Task:
+    """Return the task of a model, by default with one score, whose training data has these labels."""
     folder.mkdir()
-    module = wide(8, classes=1)
+    module = wide(8, classes=classes)
     x, _ = corners(100, 1)
     judged = corners(60, 2)
     training = ArrayDataset({"input": x}, labels)
@@ -74,8 +74,37 @@ def test_a_metric_over_a_set_scores_the_samples_held_out_together(tmp_path: Path
         scored_by(tmp_path / "b", "auroc", few)
     assert str(error.value) == (
         "of the training data, 20 samples are held out to show how a training does, and they can't be scored: auroc "
-        "needs samples of both classes; there are 0 of class 1 and 20 of class 0; give more training data"
+        "needs samples of both classes; there are 0 of class 1 and 20 of class 0"
     )
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ("auroc", "auroc needs samples of both classes; there are 0 of class 1 and 20 of class 0"),
+        (
+            "group_ndcg",
+            "group_ndcg ranks the samples of a group, but no two samples share a group: give groups, one for each "
+            "query, as an array next to the inputs",
+        ),
+    ],
+)
+def test_where_a_metric_over_a_set_can_not_score_what_is_held_out_agreement_with_the_model_does(
+    tmp_path: Path, metric: str, said: str
+) -> None:
+    few = np.zeros(100, np.int64)
+    few[2] = 1  # which is not held out
+    why = (
+        "of the training data, 20 samples are held out to show how a training does, and they can't be scored: "
+        + said
+    )
+    made = scored_by(tmp_path / "a", metric, few, classes=2)
+    assert made.metric == Agreement()
+    assert made.score(made.exact) == 1
+    assert made.notes == [f"{why}; agreement with the model's own classes shows it instead"]
+    with pytest.raises(InputError) as error:
+        scored_by(tmp_path / "b", metric, few)
+    assert str(error.value) == why
 
 
 @pytest.mark.parametrize("metric", ["auroc", "brier:sigmoid"])

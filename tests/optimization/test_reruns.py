@@ -280,7 +280,7 @@ def test_an_older_bundle_in_its_place_is_remembered_where_the_ledger_was_lost(
 ) -> None:
     record = json.loads((certified_bundle / "evidence" / "sealed.json").read_text())
     job = job_in(tmp_path)
-    past = past_of(certified_bundle, job)
+    past = past_of(certified_bundle, job.ledger)
     assert past.seen == {bytes.fromhex(one)[:16] for one in record["seen"]}
     (look,) = past.looks
     assert look.hashes == {bytes.fromhex(one)[:16] for one in record["hashes"]}
@@ -288,11 +288,11 @@ def test_an_older_bundle_in_its_place_is_remembered_where_the_ledger_was_lost(
         not isinstance(entry, str) and entry["verdict"] != "certified"
         for _, entry in record["judged"]
     )
-    assert past_of(tmp_path / "none", job) == past_of(tmp_path, job)
+    assert past_of(tmp_path / "none", job.ledger) == past_of(tmp_path, job.ledger)
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"hashes": ["x"], "seen": []}', "[" * 100_000])
 def test_a_bundle_that_says_nonsense_says_nothing(tmp_path: Path, state: Path, text: str) -> None:
     (tmp_path / "b" / "evidence").mkdir(parents=True)
     (tmp_path / "b" / "evidence" / "sealed.json").write_text(text)
-    assert past_of(tmp_path / "b", job_in(tmp_path)).looks == ()
+    assert past_of(tmp_path / "b", job_in(tmp_path).ledger).looks == ()

@@ -709,8 +709,7 @@ def test_a_crash_of_the_exact_model_leaves_the_fast_one_answering_and_says_who_i
     ) as server:
         assert ask(server.http_port, "shadowed", HELD)[0] == 200
         until(lambda: pauses.begun(HELD[0]))  # by the exact model
-        os.kill(server.serving_pid(), signal.SIGSEGV)
-        until(lambda: ready(server))
+        died(server, signal.SIGSEGV)
         status, answer = ask(server.http_port, "shadowed")
         assert (status, answer["outputs"][0]["data"]) == (200, ROW[::-1])
         known = json.loads(get(server.http_port, "/v2/models/shadowed/monitor")[1])
@@ -724,34 +723,45 @@ def test_a_crash_of_the_exact_model_leaves_the_fast_one_answering_and_says_who_i
         )
 
 
-def test_a_bundle_in_place_of_one_whose_exact_model_crashed_has_its_own_beside_it_again(
-    tmp_path: Path, pauses: Pauses
+def died(server: ServerProcess, number: int) -> None:
+    """End the serving process by a signal; await the next one."""
+    pid = server.serving_pid()
+    os.kill(pid, number)
+    until(
+        lambda: not Path(f"/proc/{pid}").exists()
+    )  # else the dying one might say that it is ready
+    until(lambda: ready(server))
+
+
+@pytest.mark.parametrize("has_exact", [True, False], ids=["with one", "without one"])
+def test_a_bundle_in_place_of_one_whose_exact_model_crashed_is_watched_as_if_none_had(
+    tmp_path: Path, pauses: Pauses, has_exact: bool
 ) -> None:
-    def written(engine: Pausing | None) -> Path:
-        """Write a bundle whose exact model runs on an engine; by default on one that doesn't pause."""
-        solid, mirrored = models.solid(tmp_path), models.mirrored(tmp_path)
-        path = bundle_of(tmp_path, mirrored, "shadowed", exact=solid)
-        if engine is not None:
-            forge(path, lambda record: record["exact"].update(engine=to_record(engine)))
-        return path
+    solid, mirrored = models.solid(tmp_path), models.mirrored(tmp_path)
+    path, state = bundle_of(tmp_path, mirrored, "shadowed", exact=solid), tmp_path / "state"
+    forge(path, lambda record: record["exact"].update(engine=to_record(Pausing())))
 
     def known() -> Any:
         return json.loads(get(server.http_port, "/v2/models/shadowed/monitor")[1])
 
-    path, state = written(Pausing()), tmp_path / "state"
+    def watched() -> bool:
+        """Whether the exact model looks at answers; without one, whether there is no monitor."""
+        return (
+            known().get("blind") == "" if has_exact else "isn't watched" in known().get("error", "")
+        )
+
     with ServerProcess(
         path, "--shadow", "100%", "--monitor-state", state, env=pauses.env
     ) as server:
         assert ask(server.http_port, "shadowed", HELD)[0] == 200
         until(lambda: pauses.begun(HELD[0]))  # by the exact model
-        os.kill(server.serving_pid(), signal.SIGSEGV)
-        until(lambda: ready(server))
+        died(server, signal.SIGSEGV)
         assert known()["blind"]
-        written(None)
+        bundle_of(tmp_path, mirrored, "shadowed", exact=solid, keep_exact=has_exact)
         server.process.send_signal(signal.SIGHUP)
-        until(lambda: not known()["blind"])
+        until(watched)
         assert ask(server.http_port, "shadowed")[0] == 200
-        until(lambda: known()["audited"] > 0)
-        os.kill(server.serving_pid(), signal.SIGKILL)  # the next process has it beside it, too
-        until(lambda: ready(server))
-        assert not known()["blind"]
+        until(lambda: not has_exact or known()["audited"] > 0)
+        died(server, signal.SIGKILL)  # the next process watches it likewise
+        assert watched()
+        assert server.errors.count("the monitor is blind") == 1

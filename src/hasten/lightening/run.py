@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 from hasten.bundle import MANIFEST, replaceable
 from hasten.certificate.certification import guarded
-from hasten.certificate.ledger import user_ledger
+from hasten.certificate.ledger import Past, user_ledger
 from hasten.certificate.promise import Promise
 from hasten.core.extras import missing_extra
 from hasten.core.invocation import asking, invocation
@@ -23,7 +23,7 @@ from hasten.core.target import Target
 from hasten.engines.installed import engine_kinds, tried_on
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.near_copies import check_near_copies
-from hasten.inputs.data.splits import Earlier, split
+from hasten.inputs.data.splits import split
 from hasten.inputs.metrics.unlabelled import check_labelled
 from hasten.inputs.models.source import find_model
 from hasten.inputs.pipeline.base import Pipeline
@@ -34,6 +34,7 @@ from hasten.lightening.shortlisting.options import check_names
 from hasten.measure.environment import versions
 from hasten.measure.journal import Journal
 from hasten.optimization.data_needed import warnings
+from hasten.optimization.memory import known_past, look_after
 from hasten.optimization.optimize import optimize
 from hasten.optimization.order import Options, Order, order_of
 from hasten.optimization.preparation import check_passes
@@ -333,13 +334,14 @@ def check_judged(given: Given, order: Order, listen: Listener, *, resumed: bool)
     Raises:
         InputError: the data, or a part of the order, can't be used, or earlier runs searched on all of the data.
     """
-    earlier = Earlier() if resumed else user_ledger().past().earlier(1 - order.confidence)
+    asked = 1 - order.confidence
+    past = Past() if resumed else known_past(order.out, user_ledger())
     splits = split(
         given.judged,
         calibration=order.calibration,
         seed=order.seed,
         training=given.training,
-        earlier=earlier,
+        earlier=past.earlier(asked),
     )
     check_near_copies(given.training, given.judged, order.allow_near_copies)
     chosen(order.report, given.judged.labels, given.source.outputs, given.preparation)
@@ -347,7 +349,8 @@ def check_judged(given: Given, order: Order, listen: Listener, *, resumed: bool)
     for part in (splits.search, splits.sealed):
         check_labelled(metric, part.labels, type_name(metric))
     promise = Promise(metric, order.guard, order.max_drop, order.confidence, order.mean_over)
-    for warning in warnings(splits, promise, 0):
+    tested = look_after(past, splits, asked=asked).promise(promise)
+    for warning in warnings(splits, promise, 0, tested):
         listen(Progress("prepare", "splitting the data", 0, 1, news=warning))
 
 

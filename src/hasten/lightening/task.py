@@ -212,6 +212,7 @@ def task_of(
         InputError: there are too few samples, or the training data lacks labels that it needs.
     """
     rest, held = held_out(given.training, HELD_OUT, recipe.seed)
+    notes: list[str] = []
     kind = _kind(given)
     names = tuple(spec.name for spec in given.source.inputs)
     if features is None:
@@ -231,7 +232,7 @@ def task_of(
         data=rest,
         held_out=spooled(held, folder / "held-out"),
         calibration=spooled(rest, folder / "calibration", calibration, recipe.seed),
-        metric=_steering(given, held),
+        metric=_steering(given, held, notes),
         objective=Objective(kind, feature_weight=features, loss=loss),
         recipe=recipe,
         budget_ns=budget_ns,
@@ -242,6 +243,7 @@ def task_of(
         repeats=given.repeats,
         seed=recipe.seed,
         listen=listen,
+        notes=notes,
     )
 
 
@@ -294,15 +296,22 @@ def _kind(given: Given) -> Kind:
     return "classes"
 
 
-def _steering(given: Given, held: Dataset) -> Metric:
-    """Return the metric that judges a training; without labels, agreement with the model.
+def _steering(given: Given, held: Dataset, notes: list[str]) -> Metric:
+    """Return the metric that judges a training; where it can't score what is held out, agreement with the model.
+
+    Args:
+        given: Model, data and metric.
+        held: Samples that are held out.
+        notes: Notes of the trainings, which get one where labels or groups don't suit the metric.
 
     Raises:
-        InputError: the samples held out can't be scored by it, or lack labels and give no classes.
+        InputError: the samples held out can't be scored by the metric, and the model gives no classes.
     """
     metric = given.metric if held.labels is not None else without_labels(given.metric)
+    scores = class_output(given.source.outputs)
+    classes = scores is not None and metric.output in (None, scores.name)
     if metric.needs_labels and held.labels is None:
-        if class_output(given.source.outputs) is None:
+        if not classes:
             raise InputError(
                 f"{type_name(metric)} needs labels to show how a training does, but the training data has none, "
                 "and the model gives no class scores to compare with its own: give labels"
@@ -312,10 +321,14 @@ def _steering(given: Given, held: Dataset) -> Metric:
         try:
             metric.draws(held.labels, units_of(held))
         except InputError as error:
-            raise InputError(
+            said = (
                 f"of the training data, {amount(len(held), 'sample')} are held out to show how a training does, and "
-                f"they can't be scored: {error}; give more training data"
-            ) from error
+                f"they can't be scored: {error}"
+            )
+            if not classes:
+                raise InputError(said) from error
+            notes.append(f"{said}; agreement with the model's own classes shows it instead")
+            return Agreement(metric.output)
     return metric
 
 

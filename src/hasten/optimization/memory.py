@@ -9,12 +9,12 @@ from pathlib import Path
 
 import msgspec
 
-from hasten.certificate.ledger import Past, short
+from hasten.certificate.ledger import Ledger, Past, short
 from hasten.certificate.looks import Look, PastLook, look_at
 from hasten.core.records import from_record, read_json, write_json
 from hasten.errors import InputError
 from hasten.inputs.data.parts import Parts
-from hasten.inputs.data.splits import Earlier
+from hasten.inputs.data.splits import Earlier, Splits
 from hasten.optimization.job import Job
 
 EARLIER = "earlier.json"
@@ -33,12 +33,24 @@ class _Record(msgspec.Struct):
     held: bool = True
 
 
+def known_past(bundle: Path, ledger: Ledger) -> Past:
+    """Return what earlier runs did with samples, by the ledger and by an older bundle in a run's place.
+
+    Args:
+        bundle: Folder of the bundle to make.
+        ledger: Memory between runs.
+
+    Raises:
+        InputError: the ledger can't be read.
+    """
+    return past_of(bundle, ledger) + ledger.past()
+
+
 def earlier_of(job: Job) -> Earlier:
     """Return what earlier runs did with samples; a resumed run returns what it began with."""
     if job.journal.last("begin") is not None:
         return _stored(job.folder / EARLIER)
-    asked = 1 - job.order.confidence
-    return (past_of(job.order.out, job) + job.ledger.past()).earlier(asked)
+    return known_past(job.order.out, job.ledger).earlier(1 - job.order.confidence)
 
 
 def keep_earlier(job: Job, parts: Parts) -> None:
@@ -66,15 +78,23 @@ def leave_seen(job: Job, parts: Parts) -> None:
 
 def expected_look(job: Job, parts: Parts) -> Look:
     """Return the look that the sealed data will probably get, without writing it down."""
-    past = past_of(job.order.out, job) + job.ledger.past()
     begun = job.journal.last("look") or {}
-    return look_at(
-        short(parts.earlier.with_former(bytes.fromhex(one) for one in parts.sealed_hashes)),
-        past.looks,
-        own=begun.get("look", {}).get("id", ""),
-        asked=1 - job.order.confidence,
-        kept="",
-    )
+    own = begun.get("look", {}).get("id", "")
+    past = known_past(job.order.out, job.ledger)
+    return look_after(past, parts, asked=1 - job.order.confidence, own=own)
+
+
+def look_after(past: Past, parts: Parts | Splits, *, asked: float, own: str = "") -> Look:
+    """Return the look that sealed data will probably get.
+
+    Args:
+        past: Record of what earlier runs did.
+        parts: Parts of the data.
+        asked: Alpha that is asked for.
+        own: Number of the run's own look in hex; "" where it has none yet.
+    """
+    sealed = parts.earlier.with_former(bytes.fromhex(one) for one in parts.sealed_hashes)
+    return look_at(short(sealed), past.looks, own=own, asked=asked, kept="")
 
 
 def take_look(job: Job, hashes: Sequence[bytes], answers: str) -> Look:
@@ -93,7 +113,7 @@ def take_look(job: Job, hashes: Sequence[bytes], answers: str) -> Look:
         return from_record(Look, begun["look"])
     try:
         look = job.ledger.look(
-            hashes, answers, asked=1 - job.order.confidence, also=past_of(job.order.out, job)
+            hashes, answers, asked=1 - job.order.confidence, also=past_of(job.order.out, job.ledger)
         )
     except InputError as error:
         raise InputError(f"{error}; then continue with resume=True, and nothing is lost") from error
@@ -118,14 +138,14 @@ def begin_look(job: Job, hashes: Sequence[bytes]) -> None:
     take_look(job, hashes, test)
 
 
-def past_of(bundle: Path, job: Job) -> Past:
+def past_of(bundle: Path, ledger: Ledger) -> Past:
     """Return what an older bundle in this run's place was made with, should the ledger have been lost.
 
     What isn't there, or can't be read, says nothing. Nor does it where no ledger is wanted.
     """
     path = bundle / _SEALED
     try:
-        if job.ledger.file is None or path.stat().st_size > _SEALED_BYTES:
+        if ledger.file is None or path.stat().st_size > _SEALED_BYTES:
             return Past()
         record = msgspec.json.decode(path.read_bytes(), type=_Record)
         seen = short(bytes.fromhex(one) for one in record.seen)

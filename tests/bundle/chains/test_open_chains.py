@@ -36,9 +36,16 @@ from hasten.bundle.manifest import untimed_yet
 from hasten.cli.demos import package_folder
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.chains import Crop, Model, When, chain_of
+from hasten.inputs.chains.graph import Chain
+from hasten.inputs.pipeline.base import Pipeline, PostStep
 from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.ctc import Ctc
+from hasten.inputs.pipeline.entities import Entities
 from hasten.inputs.pipeline.image import Decode
+from hasten.inputs.pipeline.mask import Mask
+from hasten.inputs.pipeline.multi_label import MultiLabel
 from hasten.inputs.pipeline.threshold import Threshold
+from hasten.inputs.pipeline.vectors import L2Normalize, Quantity
 
 PLACES = {(0, 0): "red", (2, 5): "green", (7, 7): "blue"}
 
@@ -500,6 +507,44 @@ def test_bundles_that_do_not_meet_are_refused_before_an_engine_is_opened(
         "model"
     )
     assert refused(f"{det}+crop+{tmp_path / 'gone.hasten'}").startswith("gone: ")
+    amounts = classifier(tmp_path, "amounts", after=[Quantity(names=COLOURS)])
+    nodes = [
+        Model("amounts", str(amounts)),
+        When("unsure", "amounts", below=0.8),
+        Model("colour", str(colour), "unsure"),
+    ]
+    assert refused(nodes) == (
+        "unsure asks for a score, but amounts ends in quantity, whose decisions have none: ask for none, or "
+        "end the pipeline in a step that gives one"
+    )
+
+
+@pytest.mark.parametrize("settings", [{"least_score": 0.5}, {"below": 0.8}, {"labels": ("a",)}])
+@pytest.mark.parametrize(
+    ("step", "scored"),
+    [
+        (TopK(), True),
+        (TopK(least=0.5), True),
+        (Threshold(), True),
+        (MultiLabel(), True),
+        (BOXES, True),
+        (Entities(labels=("O", "B-PER")), True),
+        (Ctc(alphabet=("a",)), False),
+        (Mask(), False),
+        (L2Normalize(), False),
+        (Quantity(), False),
+    ],
+)
+def test_a_condition_on_a_score_suits_a_step_that_gives_one(
+    step: PostStep, settings: Any, scored: bool
+) -> None:
+    chain = Chain((Model("one", "one.hasten"), When("when", "one", **settings)))
+    members = {"one": Member(Pipeline((), (step,)), ())}
+    if scored or "labels" in settings:
+        ChainPlan(chain, members)
+        return
+    with pytest.raises(InputError, match=r"^when asks for a score, but one ends in "):
+        ChainPlan(chain, members)
 
 
 def test_one_bundle_may_be_two_models_of_a_chain_and_is_opened_once(

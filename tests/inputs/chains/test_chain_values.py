@@ -240,3 +240,28 @@ def test_a_condition_on_a_score_refuses_a_decision_without_one(
         with pytest.raises(InputError) as error:
             when.holds(decision)
         assert str(error.value) == ("when asks for a score; the decision has only text, confidence")
+
+
+@pytest.mark.parametrize("settings", [{"least_score": 0.5}, {"below": 0.8}, {"least_score": -1.0}])
+@pytest.mark.parametrize("box", [{}, {"box": [0, 0, 1, 1]}], ids=["class", "box"])
+def test_a_score_is_asked_of_each_class_and_box(
+    settings: dict[str, float], box: dict[str, Any]
+) -> None:
+    scored, bare = {"class": 1, "score": 0.7, **box}, {"class": 1, **box}
+    when = When("when", "model", **settings)  # type: ignore[arg-type]
+    assert when.holds([scored])
+    refused = [[bare], [{**bare, "score": None}], {"abstained": False, "classes": [bare]}]
+    for decision in (*refused, *([[scored, bare]] if box else [])):
+        with pytest.raises(
+            InputError, match=r"^when asks for a score; the decision has only class"
+        ):
+            when.holds(decision)
+    assert When("when", "model", ("1",)).holds([bare])
+
+
+def test_a_crop_by_score_refuses_boxes_without_one() -> None:
+    bare = {"class": 1, "box": [0, 0, 1, 1]}
+    assert Crop("crop", "det").wants(bare)
+    with pytest.raises(InputError) as error:
+        Crop("crop", "det", least_score=0.5).wants(bare)
+    assert str(error.value) == "crop asks for a score; the decision has only class, box"

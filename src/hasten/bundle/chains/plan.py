@@ -23,7 +23,7 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.varying import of_sample
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.chains.graph import Chain
-from hasten.inputs.chains.nodes import SOURCE, Crop, Model, Node, When, entries
+from hasten.inputs.chains.nodes import SOURCE, Crop, Model, Node, When, asks_for_score, entries
 from hasten.inputs.pipeline.base import Origin, Pipeline, Step, as_request
 from hasten.inputs.pipeline.image import Decode, Recolor
 
@@ -164,8 +164,8 @@ class ChainPlan:
         members: Its models, by their nodes' names.
 
     Raises:
-        InputError: a model doesn't give what a node needs, as boxes for a crop, or two that see the
-            picture decode it differently.
+        InputError: a model doesn't give what a node needs, as boxes for a crop or scores for a
+            condition on one, or two that see the picture decode it differently.
     """
 
     def __init__(self, chain: Chain, members: Mapping[str, Member]) -> None:
@@ -201,6 +201,11 @@ class ChainPlan:
             raise InputError(
                 f"{node.name} needs {needed}, but {name} returns its raw outputs: make its "
                 "bundle with steps after the model"
+            )
+        if asks_for_score(node) and not after[-1].scored:
+            raise InputError(
+                f"{node.name} asks for a score, but {name} ends in {type_name(after[-1])}, whose "
+                "decisions have none: ask for none, or end the pipeline in a step that gives one"
             )
         if isinstance(node, Crop):
             if after[-1].decides not in ("", "boxes"):

@@ -117,8 +117,11 @@ class Crop(Node):
 
         Args:
             box: Box of a detector's decision.
+
+        Raises:
+            InputError: the box has no score though one is asked for.
         """
-        return _fulfils(box, self.labels, self.least_score, None)
+        return _fulfils(self, box, None)
 
     def area(
         self, box: Sequence[float], height: int, width: int
@@ -183,10 +186,6 @@ class When(Node):
                     f"{self.name}: no score is at least {self.least_score:g} and below {self.below:g}"
                 )
 
-    @property
-    def _asks_for_a_score(self) -> bool:
-        return self.below is not None or self.least_score > 0
-
     def holds(self, decision: Any) -> bool:
         """Whether a decision meets the condition.
 
@@ -198,15 +197,14 @@ class When(Node):
         """
         if isinstance(decision, Mapping) and "abstained" in decision:  # as of `top_k` with `least`
             decision = decision.get("likeliest", decision.get("classes", decision))
-        if isinstance(decision, Mapping) and "score" not in decision and self._asks_for_a_score:
-            raise InputError(
-                f"{self.name} asks for a score; the decision has only {', '.join(map(str, decision)):.200}"
-            )
         given = [decision] if isinstance(decision, Mapping) else decision
         found = entries(given, "classes or boxes", self.name)
         if found and "box" not in found[0]:
             found = found[:1]
-        return any(_fulfils(one, self.labels, self.least_score, self.below) for one in found)
+        each = [
+            _fulfils(self, one, self.below) for one in found
+        ]  # so that none without a score is missed
+        return any(each)
 
 
 def entries(decision: Any, needed: str, name: str) -> list[Mapping[str, Any]]:
@@ -227,6 +225,11 @@ def entries(decision: Any, needed: str, name: str) -> list[Mapping[str, Any]]:
     return decision
 
 
+def asks_for_score(node: Crop | When) -> bool:
+    """Whether a node goes by the scores of a decision."""
+    return node.least_score != 0 or (isinstance(node, When) and node.below is not None)
+
+
 def kind_of(node: Node) -> str:
     """Return the kind of a node, as a chain's file names it: "model", "crop", "when"."""
     return type_name(node)
@@ -237,13 +240,15 @@ def _check_score(name: str, setting: str, score: float) -> None:
         raise InputError(f"{name}.{setting}={score!r}: give a finite number")
 
 
-def _fulfils(
-    one: Mapping[str, Any], labels: Sequence[str], least: float, below: float | None
-) -> bool:
-    if labels and not {str(one.get("label")), str(one.get("class"))} & set(labels):
+def _fulfils(node: Crop | When, one: Mapping[str, Any], below: float | None) -> bool:
+    score = one.get("score")
+    if score is None and asks_for_score(node):
+        raise InputError(
+            f"{node.name} asks for a score; the decision has only {', '.join(map(str, one)):.200}"
+        )
+    if node.labels and not {str(one.get("label")), str(one.get("class"))} & set(node.labels):
         return False
-    score = one.get("score", 1.0)
-    return bool(score >= least and (below is None or score < below))
+    return score is None or bool(score >= node.least_score and (below is None or score < below))
 
 
 def _within(low: float, high: float, size: int) -> tuple[int, int]:

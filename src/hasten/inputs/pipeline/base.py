@@ -171,6 +171,7 @@ class PostStep(Value, ABC):
         extra: hasten's extra that brings them; "" where there are none.
         decides: Form of its decision, for a chain of models that goes on from it: "classes" or "boxes";
             "" for any other.
+        scored: Whether a chain's condition may ask for the score of its decision, or of each class or box in it.
         reads_text: Whether the step reads `Origin.text`, which is only kept for such steps.
     """
 
@@ -198,6 +199,7 @@ class PostStep(Value, ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
     decides: ClassVar[str] = ""
+    scored: ClassVar[bool] = True
     reads_text: ClassVar[bool] = False
     labels: tuple[str, ...] = ()
     """Name of each class, in order, for the people who label samples; empty where classes have none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -49,6 +49,7 @@ class Ctc(PostStep):
     activation: Literal["softmax", "exp", "none"] = "softmax"
     least: float = 0.0
     output: str = ""
+    scored: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check that there is an alphabet, and that the blank is one of its classes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -50,6 +50,7 @@ class Mask(PostStep):
     size: tuple[int, int] | None = None
     decided: bool = False
     output: str = ""
+    scored: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the size."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class L2Normalize(PostStep):
     """
 
     output: str = ""
+    scored: ClassVar[bool] = False
 
     def check(self, outputs: Sequence[TensorSpec]) -> None:
         """Check that there is an output with one vector for a sample.
@@ -81,6 +82,7 @@ class Quantity(PostStep):
     unit: str = ""
     names: tuple[str, ...] = ()
     output: str = ""
+    scored: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check that scale and offset are finite."""

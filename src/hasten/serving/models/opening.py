@@ -131,6 +131,7 @@ class OpenBundle:
         signed: Words on its signature: whether it has one, and whether that was checked.
         agreed: Sentence that says that it answers as the bundle that it replaces; "" if it doesn't, or
             replaces none.
+        in_place_of_crashed: Whether it replaces a bundle that crashed, so that it is served as was first asked.
     """
 
     path: Path
@@ -151,6 +152,7 @@ class OpenBundle:
     watch: Watch | None = None
     signed: str = "unsigned"
     agreed: str = ""
+    in_place_of_crashed: bool = False
 
     @property
     def everything(self) -> Sequence[Loaded]:

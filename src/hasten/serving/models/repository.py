@@ -389,8 +389,7 @@ class Repository:
         Raises:
             HastenError: it can't be made.
         """
-        back = one.settings.which == "exact" and opened.which == "winner"
-        if back or (one.settings.alone and opened.standby is not None):
+        if opened.in_place_of_crashed:
             one.settings = replace(one.settings, which="winner", alone=False)
             self.forgiven(one)
         return ServedModel(
@@ -489,8 +488,8 @@ class Repository:
         asked = settings = one.settings
         before = one.manifest  # also of a bundle that was unloaded
         crashed = before is not None and (asked.which == "exact" or asked.alone)
-        if crashed and differs(one.path, asked.trusted, before):
-            # The old bundle crashed, not this one.
+        renewed = crashed and differs(one.path, asked.trusted, before)
+        if renewed:  # the old bundle crashed, not this one
             asked = settings = replace(asked, which="winner", alone=False)
         folder = unpacked(one.path, settings.trusted)
         bundle = digest_at(folder)
@@ -501,6 +500,7 @@ class Repository:
         pace = BackgroundPace(self._idle if others else None)
         with lowered_priority() if others else contextlib.nullcontext():
             opened = open_bundle(one.path, settings, running=self._marker(one), pace=pace)
+            opened.in_place_of_crashed = renewed
             try:
                 with self._marker(one)():
                     check_interface(opened, old)
