@@ -25,9 +25,9 @@ class SecuredByRecords(ssl.SSLObject):
     """Secured connection over memory that reads one record at a time. Contexts make it."""
 
     _incoming: ssl.MemoryBIO
-    """What came from the client, and OpenSSL didn't get yet."""
+    """Bytes from the client that OpenSSL didn't get yet."""
     _given: ssl.MemoryBIO
-    """What OpenSSL got; it is read whenever it is written."""
+    """Bytes that OpenSSL got; it reads them whenever there are any."""
     _head = b""
     """Head of the record whose content isn't there yet."""
     _data_bytes = _without_data = 0
