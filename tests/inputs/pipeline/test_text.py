@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hasten.core.records import from_record, to_record
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.pipeline import text as steps
+from hasten.inputs.pipeline import token_limit
 from hasten.inputs.pipeline.base import Pipeline, Step, as_request
 from hasten.inputs.pipeline.config import from_yaml
 from hasten.inputs.pipeline.memory import making_room
@@ -299,3 +302,107 @@ def test_room_is_made_for_what_a_text_is_normalized_to() -> None:
     finally:
         making_room.reset(token)
     assert sizes == [512 * 33 * 4000]
+
+
+X, B1 = {"SpecialToken": {"id": "X", "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}
+TWICE = template(
+    single=[A, X, A],
+    pair=[B1, X, A, B1],
+    special_tokens={"X": {"id": "X", "ids": [1], "tokens": ["a"]}},
+)
+
+
+def other_tokenizers() -> dict[str, str]:
+    """Return tokenizers of each kind, by name."""
+    letters = {letter: i for i, letter in enumerate(tokenizers.pre_tokenizers.ByteLevel.alphabet())}
+    numbers = {**letters, "at": 256, "th": 257, "the": 258, "\u0120c": 259}
+    merges = [("a", "t"), ("t", "h"), ("th", "e"), ("\u0120", "c")]
+    built = tokenizers.Tokenizer(tokenizers.models.BPE(numbers, merges))
+    built.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
+    built.add_special_tokens(["<pad>", "<s>", "</s>"])
+    texts = {"bytes": built.to_str()}
+    built.post_processor = tokenizers.processors.ByteLevel()
+    texts["bytes, trimmed"] = built.to_str()
+    ends = ("</s>", built.token_to_id("</s>")), ("<s>", built.token_to_id("<s>"))
+    built.post_processor = tokenizers.processors.RobertaProcessing(*ends)
+    texts["bytes, as RoBERTa"] = built.to_str()
+    scored = [("<pad>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), ("\u2581the", -1.0), ("at", -1.5)]
+    scored += [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    built = tokenizers.Tokenizer(tokenizers.models.Unigram(scored, 1))
+    built.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.NFKC(), tokenizers.normalizers.Replace(tokenizers.Regex("^"), "a")]
+    )
+    built.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
+    return {
+        **texts,
+        "Unigram": built.to_str(),
+        "WordPiece": CONTENT,
+        "WordPiece, repeated": small_tokenizer(**TWICE),
+    }
+
+
+CONTENTS = other_tokenizers()
+some_words = st.lists(
+    st.sampled_from(("the", "cat", "sats", "mat", "!", "\u00e9\ufb03 ", "<s>", "q"))
+)
+long_texts = st.builds(lambda some, times: " ".join(some * times), some_words, st.integers(0, 12))
+
+
+@given(
+    content=st.sampled_from(sorted(CONTENTS)),
+    texts=st.lists(long_texts, min_size=1, max_size=2),
+    length=st.one_of(st.integers(6, 12), st.integers(6, 200)),
+    direction=st.sampled_from(("Left", "Right")),
+    filled=st.sampled_from(("Left", "Right")),
+    piece=st.sampled_from((1, 20, 4096)),
+)
+def test_texts_are_cut_as_the_library_cuts_them(
+    content: str, texts: list[str], length: int, direction: str, filled: str, piece: int
+) -> None:
+    truncation = {
+        "max_length": length,
+        "stride": 0,
+        "strategy": "LongestFirst",
+        "direction": direction,
+    }
+    padding = {"strategy": {"Fixed": length}, "direction": filled, "pad_to_multiple_of": None}
+    padding |= {"pad_id": 0, "pad_type_id": 1, "pad_token": "<pad>"}
+    whole = {**json.loads(CONTENTS[content]), "truncation": truncation, "padding": padding}
+    if "WordPiece" in content:
+        whole["padding"]["pad_token"] = "[PAD]"
+    else:
+        whole["padding"]["pad_id"] = tokenizers.Tokenizer.from_str(CONTENTS[content]).token_to_id(
+            "<pad>"
+        )
+    library = tokenizers.Tokenizer.from_str(json.dumps(whole))
+    step = Tokenize(json.dumps(whole), length)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_limit, "_PIECE", piece)
+        found = step._encoded(texts)
+    wanted = library.encode(*texts)
+    assert (found.ids, found.type_ids) == (wanted.ids, wanted.type_ids)
+    assert found.attention_mask == wanted.attention_mask
+    if len(texts) == 1:
+        assert (found.offsets, found.word_ids) == (wanted.offsets, wanted.word_ids)
+
+
+def test_nothing_is_made_of_what_is_cut_off_two_long_texts_or_a_repeated_one() -> None:
+    text = "the cat sat " * 250
+    assert Tokenize(CONTENT, 8)._encoded([text, text]).overflowing == []
+    assert Tokenize(small_tokenizer(**TWICE), 8)._encoded([text]).overflowing == []
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ((9000, 9001), [2, 4, 4, 3, 5, 5, 5, 3]),
+        ((9001, 9000), [2, 4, 4, 4, 3, 5, 5, 3]),
+        ((9000, 9000), [2, 4, 4, 3, 5, 5, 5, 3]),
+        ((1, 9000), [2, 4, 3, 5, 5, 5, 5, 3]),
+    ],
+)
+def test_the_longer_of_two_very_long_texts_keeps_more(
+    words: tuple[int, int], wanted: list[int]
+) -> None:
+    sample = Tokenize(CONTENT, 8)(["the " * words[0], "cat " * words[1]])
+    assert sample["input_ids"].tolist() == wanted

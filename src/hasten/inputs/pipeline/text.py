@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,6 +17,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, Step, Tokenized
 from hasten.inputs.pipeline.memory import make_room
+from hasten.inputs.pipeline.token_limit import TokenLimit
 from hasten.inputs.pipeline.tokenizer_growth import Growth, checked, shielded
 from hasten.inputs.pipeline.written import FILE, read_text
 
@@ -97,8 +98,8 @@ class Tokenize(Step):
             raise missing_extra("the step tokenize", self.extra) from error
 
     @cached_property
-    def _opened(self) -> Any:
-        """The tokenizer, with this step's own length and padding.
+    def _limited(self) -> tuple[Any, TokenLimit | None]:
+        """The tokenizer, and what cuts and fills up its tokens if there is a length.
 
         The file's padding isn't kept, since it may ask for any amount of memory.
         """
@@ -116,27 +117,32 @@ class Tokenize(Step):
         found.no_padding()
         found.no_truncation()
         length = self.length or min(truncation.get("max_length", 0), MAX_LENGTH)
-        if length:
-            special = found.num_special_tokens_to_add(is_pair=True)
-            if length <= special:
-                raise InputError(
-                    f"tokenize.length={length}: the tokenizer adds up to {special} special tokens; "
-                    "give more"
-                )
-            found.enable_truncation(length, direction=truncation.get("direction", "right"))
+        if not length:
+            return found, None
+        if length <= special:
+            raise InputError(
+                f"tokenize.length={length}: the tokenizer adds up to {special} special tokens; "
+                "give more"
+            )
+        limit = TokenLimit.of(found, length, truncation.get("direction", "right"))
         if self.length and self.pad:
             token = self.pad_token or padding.get("pad_token") or _padding_of(found)
             number = found.token_to_id(token)
             if number is None:
                 raise InputError(f"tokenize.pad_token: the tokenizer has no token {token!r}")
-            found.enable_padding(
+            limit.rest.enable_padding(
                 length=self.length,
                 pad_token=token,
                 pad_id=number,
                 pad_type_id=padding.get("pad_type_id", 0),
                 direction=padding.get("direction", "right"),
             )
-        return found
+        return found, limit
+
+    @property
+    def _opened(self) -> Any:
+        """The tokenizer, which adds special tokens only if there is no length."""
+        return self._limited[0]
 
     @property
     def gives_inputs(self) -> tuple[str, ...]:
@@ -180,16 +186,24 @@ class Tokenize(Step):
 
     def _encoded(self, texts: list[str]) -> Any:
         """Return the tokenizer library's encoding of a text or of two texts."""
-        opened, growth = self._opened, self._checked[1]
+        (opened, limit), growth = self._limited, self._checked[1]
         normalized = sum(map(growth.size_of, texts))
         long = sum(map(len, texts)) > _LONG
         if long or normalized:
             size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
             make_room(_MEMORY_PER_BYTE * max(size, normalized))
+        asked: list[tuple[Any, ...]] = [tuple(texts)]
+        apart = limit is not None and len(texts) == 2
+        if apart:
+            # Each text alone, as the first or the second of a pair, which decides on its tokens' types.
+            asked = [([texts[0]], []), ([], [texts[1]])]
         if long:
-            together = tuple(texts) if len(texts) > 1 else texts[0]
-            return shielded("the text", opened.encode_batch, [together])[0]
-        return shielded("the text", opened.encode, *texts)
+            batch = [one if len(one) == 2 else one[0] for one in asked]
+            found = shielded("the text", partial(opened.encode_batch, is_pretokenized=apart), batch)
+        else:
+            encode = partial(opened.encode, is_pretokenized=apart)
+            found = [shielded("the text", encode, *one) for one in asked]
+        return found[0] if limit is None else shielded("the text", limit.finished, found)
 
     def _given(self, encoded: Any) -> dict[str, Array]:
         """Return an encoding's numbers by input name."""
