@@ -53,7 +53,7 @@ class TokenLimit:
         Args:
             encodings: those of each text alone; they are changed.
         """
-        kept = self.most[:1] if len(encodings) == 1 else _kept(*encodings, self.most[1])
+        kept = self.most[:1] if len(encodings) == 1 else _kept(encodings, self.most[1])
         cut = [self._cut(one, size) for one, size in zip(encodings, kept, strict=True)]
         return self.rest.post_process(*cut)
 
@@ -72,11 +72,12 @@ class TokenLimit:
         return encoding.overflowing[0]
 
 
-def _kept(first: Any, second: Any, most: int) -> tuple[int, int]:
+def _kept(encodings: list[Any], most: int) -> tuple[int, int]:
     """Return the numbers of tokens that are kept of two texts, as by the library's strategy "longest_first".
 
     An encoding may have lost tokens to pieces, but more than `most` are left then.
     """
+    first, second = encodings
     sizes = len(first), len(second)
     if sum(sizes) <= most:
         return sizes
