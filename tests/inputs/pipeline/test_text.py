@@ -365,7 +365,11 @@ def test_texts_are_cut_as_the_library_cuts_them(
         "strategy": "LongestFirst",
         "direction": direction,
     }
-    padding: dict[str, Any] = {"strategy": {"Fixed": length}, "direction": filled, "pad_to_multiple_of": None}
+    padding: dict[str, Any] = {
+        "strategy": {"Fixed": length},
+        "direction": filled,
+        "pad_to_multiple_of": None,
+    }
     padding |= {"pad_id": 0, "pad_type_id": 1, "pad_token": "<pad>"}
     whole = {**json.loads(CONTENTS[content]), "truncation": truncation, "padding": padding}
     if "WordPiece" in content:
