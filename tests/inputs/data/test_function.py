@@ -253,3 +253,13 @@ def test_a_function_in_a_file_is_called(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         call_function(f"{tmp_path}/no.py:data", ["x"], tmp_path / "c")
     assert str(error.value) == f"no such file: {tmp_path}/no.py"
+
+
+def test_labels_may_be_a_frame(tmp_path: Path) -> None:
+    """Only the order of an input's columns isn't known."""
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(np.eye(3))
+    dataset = from_python({"x": np.eye(3), "labels": frame}, ["x"], tmp_path / "a")
+    assert np.array_equal(np.asarray(dataset.labels), np.eye(3))
+    dataset = from_python({"x": np.eye(3), "labels@y": frame}, ["x"], tmp_path / "b")
+    assert dataset.labels is not None

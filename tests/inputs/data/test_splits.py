@@ -222,3 +222,20 @@ def test_groups_of_training_data_are_known_whatever_their_type() -> None:
         training = ArrayDataset({"x": np.array([100, 101])}, groups=np.array(groups))
         with pytest.raises(InputError, match=r"data to judge on \(3 is the first\)"):
             split(judged, training=training)
+
+
+@pytest.mark.parametrize("unit", ["s", "us", "ns"])
+def test_dates_of_older_bundles_are_known_in_every_form_of_data(unit: str) -> None:
+    days = np.array(["2020-01-01", "2021-02-03"], f"M8[{unit}]")
+    older = {hashlib.sha256(str(days[0]).encode()).hexdigest()}
+    texts = np.array(["2020-01-01", "2021-02-03 00:00:00"])
+    for groups in (days, days.astype("M8[D]"), texts, np.array(days.astype("M8[us]").tolist())):
+        assert groups_seen(groups, older) == [True, False]
+        assert hashed_groups(groups) == hashed_groups(days)
+    assert groups_seen(days + np.timedelta64(1, "s"), older) == [False, False]
+
+
+def test_a_group_that_is_written_in_two_ways_is_not_divided() -> None:
+    """In a CSV file, 7 and 7.0 of one column are texts if another group is one."""
+    groups = ["7", "a", "7.0", "2020-01-01", "2020-01-01 00:00:00"]
+    assert units_of(data_of(list(range(5)), groups)).tolist() == [0, 1, 0, 2, 2]

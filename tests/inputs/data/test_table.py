@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import decimal
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +137,16 @@ def test_dates_and_bytes_are_groups() -> None:
     times = days.astype("M8[ns]")
     frame = pandas.DataFrame(TABLE | {"groups": times})
     for source in (frame, (TABLE, "paid", times), (TABLE, "paid", pandas.Series(times))):
-        assert opened(source).groups.tolist() == [f"{day} 00:00:00" for day in days]
+        assert opened(source).groups.tolist() == days.astype(str).tolist()
     assert opened((TABLE, "paid", np.array([b"a", b"b", b"a"]))).groups.tolist() == [
         b"a",
         b"b",
         b"a",
     ]
+    ids = [uuid.UUID(int=1), uuid.UUID(int=2), uuid.UUID(int=1)]
+    assert opened((TABLE, "paid", ids)).groups.tolist() == list(map(str, ids))
+    amounts = [decimal.Decimal("7"), decimal.Decimal("8"), decimal.Decimal("7")]
+    assert opened((TABLE, "paid", amounts)).groups.tolist() == ["7", "8", "7"]
     times[1] = "NaT"
     for missing in (times, pandas.Series(times), times.astype("M8[D]")):
         assert refused((TABLE, "paid", missing)) == (

@@ -90,7 +90,8 @@ def from_python(
         return given
     inputs = given[0] if isinstance(given, tuple) and given else given
     whole = not isinstance(inputs, Mapping)
-    if any(_is_frame(one, whole=whole) for one in ((inputs,) if whole else inputs.values())):
+    given_inputs = (inputs,) if whole else _inputs_of(inputs, names)
+    if any(_is_frame(one, whole=whole) for one in given_inputs):
         raise InputError(
             f"{source} gave a data frame, but nothing states in which order the model takes its columns: give a "
             "pipeline that begins with the step row, or an array, as frame[columns].to_numpy()"
@@ -115,6 +116,15 @@ def from_python(
     if reread and hasattr(given, "__len__") and hasattr(given, "__getitem__"):
         return Rereading(len(given), lambda i: _reread(given[i], i, names, source), source)
     return _spooled(_each(given), names, folder, source)
+
+
+def _inputs_of(given: Mapping[Any, Any], names: Sequence[str]) -> list[Any]:
+    """Return the values of a mapping that aren't labels or groups."""
+    return [
+        value
+        for name, value in given.items()
+        if name in names or not (name in RESERVED or named_output(str(name)))
+    ]
 
 
 def _is_frame(given: Any, *, whole: bool) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import decimal
 import math
+import uuid
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +21,7 @@ from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.missing import NO_CLASS
 from hasten.inputs.data.samples import RESERVED
+from hasten.inputs.data.splits import dated
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.row_arrays import RowArrays
 from hasten.inputs.pipeline.rows import Row
@@ -466,21 +469,15 @@ def checked_groups(groups: Sequence[Any], said: str, column: str = "") -> list[A
             )
             raise InputError(f"{said}: row {number} has no group: {instead}")
         if isinstance(one, (datetime.date, np.datetime64)):
-            named = _dated(one)
+            named = dated(one)
+        elif isinstance(one, (decimal.Decimal, uuid.UUID)):  # ids of a database
+            named = str(one)
         elif not isinstance(one, (str, bytes, int, float, np.generic)):
             raise InputError(
                 f"{said}: row {number}: the group must be a text, a number or a date: got {one!r:.80}"
             )
         found.append(named)
     return found
-
-
-def _dated(one: datetime.date | np.datetime64) -> str:
-    """Return a date or a timestamp as a text, which is the same in an array and in a column."""
-    if isinstance(one, np.datetime64) and isinstance(one.item(), int):  # nanoseconds
-        whole = one.astype("datetime64[us]")
-        return str(whole.item() if whole == one else one)
-    return str(one.item() if isinstance(one, np.datetime64) else one)
 
 
 def as_classes(numbers: Array) -> Array:
