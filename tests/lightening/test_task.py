@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +13,17 @@ import torch
 from PIL import Image
 from tests.lightening.conftest import corners, task_for, wide
 
+from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.metrics.choice import named_metric
 from hasten.inputs.metrics.top_k import Top1
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import Decode, ToLayout
 from hasten.lightening.given import Given, check_names
-from hasten.lightening.task import Task, check_loss
+from hasten.lightening.task import Task, _steering, check_loss
 from hasten.lightening.training.examples import Examples
 from hasten.lightening.training.loop import Recipe
 
@@ -219,3 +223,15 @@ def test_numbers_that_need_a_tolerance_need_a_metric(tmp_path: Path) -> None:
     made = task(tmp_path / "b", given(tmp_path / "b", corners(90, 1), corners(60, 2), "embedding"))
     assert made.objective.kind == "values"
     assert made.classes is None
+
+
+def test_agreement_of_one_of_two_outputs_shows_how_a_training_does() -> None:
+    outputs = tuple(TensorSpec(name, "float32", ("batch", 3)) for name in "ab")
+    unlabelled: Any = SimpleNamespace(labels=None)
+    auroc: Any = SimpleNamespace(
+        metric=named_metric("auroc:a"), source=SimpleNamespace(outputs=outputs)
+    )
+    assert _steering(auroc, unlabelled, []) == Agreement("a")
+    auroc.source.outputs = outputs[1:]
+    with pytest.raises(InputError, match="the model gives no class scores"):
+        _steering(auroc, unlabelled, [])

@@ -28,7 +28,7 @@ from hasten.inputs.metrics.agreeing import without_labels
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.choice import default_metric
-from hasten.inputs.metrics.outputs import class_output
+from hasten.inputs.metrics.outputs import class_specs
 from hasten.inputs.models import torch as frontend
 from hasten.inputs.models.torch_inputs import input_names
 from hasten.lightening.given import Given
@@ -308,8 +308,8 @@ def _steering(given: Given, held: Dataset, notes: list[str]) -> Metric:
         InputError: the samples held out can't be scored by the metric, and the model gives no classes.
     """
     metric = given.metric if held.labels is not None else without_labels(given.metric)
-    scores = class_output(given.source.outputs)
-    classes = scores is not None and metric.output in (None, scores.name)
+    scores = [spec.name for spec in class_specs(given.source.outputs)]
+    classes = metric.output in scores if metric.output is not None else len(scores) == 1
     if metric.needs_labels and held.labels is None:
         if not classes:
             raise InputError(

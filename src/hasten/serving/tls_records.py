@@ -77,6 +77,20 @@ class SecuredByRecords(ssl.SSLObject):
                     self._count()
         return self._take(len, buffer)
 
+    def unwrap(self) -> Any:
+        """Begin or end the goodbye; see `ssl.SSLObject.unwrap`.
+
+        Raises:
+            ssl.SSLWantReadError: the client's goodbye isn't there yet.
+            ssl.SSLError: the connection failed, or it had too many records without data.
+        """
+        while self._give():
+            try:
+                return super().unwrap()
+            except ssl.SSLWantReadError:
+                self._count()
+        return super().unwrap()
+
     def _take(self, most: int, buffer: Any) -> Any:
         if buffer is None:
             data = super().read(most)

@@ -76,6 +76,7 @@ class Exchange:
         "_head_only",
         "_headers",
         "_keep_alive",
+        "_sent",
         "model",
         "query",
         "reserved",
@@ -94,51 +95,57 @@ class Exchange:
         self.model: ServedModel | None = None
         self.query: Query | None = None
         self._encoding: asyncio.Task[None] | None = None
+        self._sent = False
 
     def deliver(self, answer: Answer | ProtocolError) -> None:
         """Send the model's answer."""
-        connection, model, query = self._connection, self.model, self.query
-        assert model is not None
-        assert query is not None
-        if isinstance(answer, ProtocolError):
-            self.respond(failure_response(answer))
-            return
-        began_ns = connection.clock_ns()
-        plan: RequestPlan | None = query.plan
-        same = plan is not None and self._keep_alive and not connection.state.draining
-        if same and self._headers.get(b"accept-encoding", b"identity") == b"identity":
-            assert plan is not None
-            known = plan.head(answer.outputs, query.id)
-            if known is not None:
-                pieces = pieces_of(answer.outputs)
-                size = sum(map(len, pieces))
-                if size > _LITTLE_BYTES and not self._is_room(size):
-                    return
-                connection.send(known, pieces, size, self.reserved, True)
-                model.statistics.encoded(connection.clock_ns() - began_ns)
-                return
-        size = answer.size_bytes
-        accepted = self._headers.get(b"accept-encoding")
-        encoding = None
-        if accepted is not None and accepted != b"identity":
-            encoding = chosen_encoding(accepted.decode("latin-1"))
-        if size > _LITTLE_BYTES:
-            slow = slow_bytes(answer, query, model.most_rows > 0, encoding is not None)
-            if not self._is_room(size + slow):
-                return
-            if slow:
-                self._begin_encoding(answer, encoding, slow)
-                return
         try:
+            connection, model, query = self._connection, self.model, self.query
+            assert model is not None
+            assert query is not None
+            if isinstance(answer, ProtocolError):
+                self.respond(failure_response(answer))
+                return
+            began_ns = connection.clock_ns()
+            plan: RequestPlan | None = query.plan
+            same = plan is not None and self._keep_alive and not connection.state.draining
+            if same and self._headers.get(b"accept-encoding", b"identity") == b"identity":
+                assert plan is not None
+                known = plan.head(answer.outputs, query.id)
+                if known is not None:
+                    pieces = pieces_of(answer.outputs)
+                    size = sum(map(len, pieces))
+                    if size > _LITTLE_BYTES and not self._is_room(size):
+                        return
+                    self._sent = True
+                    connection.send(known, pieces, size, self.reserved, True)
+                    model.statistics.encoded(connection.clock_ns() - began_ns)
+                    return
+            size = answer.size_bytes
+            accepted = self._headers.get(b"accept-encoding")
+            encoding = None
+            if accepted is not None and accepted != b"identity":
+                encoding = chosen_encoding(accepted.decode("latin-1"))
+            if size > _LITTLE_BYTES:
+                slow = slow_bytes(answer, query, model.most_rows > 0, encoding is not None)
+                if not self._is_room(size + slow):
+                    return
+                if slow:
+                    self._begin_encoding(answer, encoding, slow)
+                    return
             pieces, header_bytes = self._encoded(answer, encoding)
-        except ProtocolError as failure:
-            self.respond(failure_response(failure))
-        except Exception as error:  # otherwise the client would get no answer at all
-            log.exception("the server's own code failed on a request")
-            self.respond(failure_response(own_fault(error)))
-        else:
             self._send(answer, pieces, header_bytes, encoding)
             model.statistics.encoded(connection.clock_ns() - began_ns)
+        except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """Tell the client why its answer can't be sent, unless a part of it was; else it would wait for ever."""
+        if not isinstance(error, ProtocolError):
+            log.exception("the server's own code failed on a request")
+            error = own_fault(error)
+        if not self._sent and self._encoding is None:
+            self.respond(failure_response(error))
 
     def _begin_encoding(self, answer: Answer, encoding: str | None, size: int) -> None:
         """Encode a long answer on a thread; its bytes count from now on until that has ended."""
@@ -177,15 +184,13 @@ class Exchange:
             pieces, header_bytes, taken_ns = await self._connection.state.coding.work(
                 self._connection.client, encode
             )
-        except ProtocolError as failure:
-            self.respond(failure_response(failure))
-        except Exception as error:
-            log.exception("the server's own code failed on a request")
-            self.respond(failure_response(own_fault(error)))
-        else:
+            self._encoding = None
             self._send(answer, pieces, header_bytes, encoding)
             if self.model is not None:
                 self.model.statistics.encoded(taken_ns)
+        except Exception as error:
+            self._encoding = None
+            self._failed(error)
         finally:
             self._encoding = None
 
@@ -217,6 +222,7 @@ class Exchange:
         in_bytes = header_bytes is not None and len(pieces) == 1 + len(answer.outputs)
         if plan is not None and keep_alive and encoding is None and in_bytes:
             plan.note(answer.outputs, query.id, head + bytes(pieces[0]))
+        self._sent = True
         connection.send(head, pieces, size, self.reserved, keep_alive)
 
     def _is_room(self, size: int) -> bool:
@@ -235,4 +241,5 @@ class Exchange:
         head, pieces = head_of(response, keep_alive)
         if self._head_only:
             pieces = []
+        self._sent = True
         self._connection.send(head, pieces, len(response.body), self.reserved, keep_alive)

@@ -39,6 +39,7 @@ cost of handing it over hardly shows."""
 _STALL_NS = 2 * _LONE_NS
 """Time of a batch on the loop's own thread that shows that batches may take far longer than was measured."""
 _COARSE_NS = 1_000_000
+_UNLOADED = "the model was unloaded"
 _TRY_AGAIN = 256
 """Number of batches that were too long for the loop's thread before one is tried there again."""
 
@@ -113,6 +114,13 @@ class ServerTask(Pending):
         self.inputs = {}
 
 
+def tell_unmade(item: ServerTask) -> None:
+    """Tell a request that its own part of an answer couldn't be made."""
+    why = "the answer couldn't be made; the server's log has the reason"
+    with handed_over():
+        item.reply(ProtocolError(Kind.INTERNAL, why), None)
+
+
 class Batching:
     """Queue of one model version, with the threads that run its batches.
 
@@ -155,6 +163,7 @@ class Batching:
         self._looking = False
         self._waiting: asyncio.Handle | None = None
         self._emptied: asyncio.Future[None] | None = None
+        self._closed = False
 
     def submit(self, item: ServerTask) -> None:
         """Queue a request, or run it at once.
@@ -162,6 +171,8 @@ class Batching:
         Raises:
             ProtocolError: the request is refused.
         """
+        if self._closed:
+            raise ProtocolError(Kind.UNAVAILABLE, _UNLOADED, 1.0)
         now_ns = self._clock_ns()
         if (run := self.scheduler.take_alone(item, now_ns)) is not None:
             if self._belongs_here(run, now_ns):
@@ -355,7 +366,7 @@ class Batching:
     ) -> None:
         """Reply to each request of a batch with its own rows."""
         began_ns = self._clock_ns()
-        if isinstance(outputs, Exception) and len(run.items) > 1:
+        if isinstance(outputs, Exception) and len(run.items) > 1 and not self._closed:
             if isinstance(outputs, _UnlikeRowsError):
                 # The next batch may happen to have as many rows as requests, and not one for each.
                 known = self.scheduler.latencies
@@ -389,9 +400,7 @@ class Batching:
             except Exception:  # as `handed_over`, which would take longer
                 log.exception("an answer couldn't be handed over")
                 if not item.over:
-                    why = "the answer couldn't be made; the server's log has the reason"
-                    with handed_over():
-                        item.reply(ProtocolError(Kind.INTERNAL, why), None)
+                    tell_unmade(item)
         if not isinstance(outputs, Exception):
             self._statistics.ran(
                 run.rows,
@@ -412,11 +421,12 @@ class Batching:
 
     def close(self) -> None:
         """Refuse the queued requests, and end each thread once its batch is done."""
+        self._closed = True
         while items := self.scheduler.drain():  # whoever waited for one of them comes after it
             for item in items:
                 self._settle(item)
                 with handed_over():
-                    item.reply(ProtocolError(Kind.UNAVAILABLE, "the model was unloaded", 1.0), None)
+                    item.reply(ProtocolError(Kind.UNAVAILABLE, _UNLOADED, 1.0), None)
         for thread in self._threads:
             thread.jobs.put(None)
 

@@ -28,6 +28,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.inputs.chains import Chain
 from hasten.inputs.chains.nodes import SOURCE, Crop, Model
 from hasten.inputs.pipeline.base import Origin
+from hasten.serving.models.batching import handed_over
 from hasten.serving.models.caching import AnswerCache, Cache, PreparedSample, steps_key
 from hasten.serving.models.deciding import Cancellable, Deciding, Done, RawTicket, longest_of
 from hasten.serving.models.decisions import as_json
@@ -580,7 +581,8 @@ class _ChainDeciding(Deciding):
                 ticket.timer.cancel()
                 ticket.timer = None
             self._count_begun(ticket)
-            self._run(ticket, prepare, self._ask)
+            with handed_over():  # it may fail at once, and another request may have let it in
+                self._run(ticket, prepare, self._ask)
 
     def _count_begun(self, ticket: _ChainTicket) -> None:
         """Count a sample among those that have begun."""
@@ -663,6 +665,7 @@ class _ChainDeciding(Deciding):
             ticket.prepare = None
             self._door.left(ticket.level, ticket.query.client)
         super().leave(ticket)
+        ticket.drop()
         self._let_in_soon()
 
     def close(self) -> None:

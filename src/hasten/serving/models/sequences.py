@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from hasten.serving.models.deciding import Cancellable, Done
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Answer, Query, SequenceId
 
+log = logging.getLogger("hasten.serving")
 _MOST_WAITING = 256
 """Largest number of requests of one sequence that wait for their turn."""
 _MOST_GONE = 4096
@@ -263,7 +265,8 @@ class KeptSequences:
             why = "the deadline passed while earlier requests of the sequence ran"
             failure = ProtocolError(Kind.LATE, why)
         self.model.refused(query, failure)
-        ticket.tell(failure)
+        with handed_over():
+            ticket.tell(failure)
         self.left(record, ticket)
 
     def _record(self, query: Query) -> _Record:
@@ -379,7 +382,8 @@ class KeptSequences:
                 )
             failure = ProtocolError(Kind.INVALID, why)
             self.model.refused(ticket.query, failure)
-            ticket.tell(failure)
+            with handed_over():
+                ticket.tell(failure)
             self.left(record, ticket)
             return
         states = self._start if step.start else record.carrier.states
@@ -413,16 +417,22 @@ class KeptSequences:
                 if step.start:  # the older states are kept until this succeeded
                     carrier = Carrier(self._loaded, self._sequences)
                 carrier.take(_owned(answer.outputs, self._sequences))
+                told = self._chosen(answer, ticket.query)
                 record.carrier, record.begun = carrier, ticket.begins
                 if step.end:
                     record.begun, record.over = 0, "it has ended"
-                told = self._chosen(answer, ticket.query)
                 _, step_ticket = counted
                 self.model.answered(ticket.query, step_ticket.rows, counted)
             except CandidateError as error:
                 told = ProtocolError(Kind.INVALID, str(error))
                 self.model.refused(ticket.query, told)
-        ticket.tell(told)
+            except Exception:  # otherwise the sequence's later steps would wait for ever, too
+                log.exception("the answer to a step of %s couldn't be made", self.model.name)
+                why = "the answer couldn't be made; the server's log has the reason"
+                told = ProtocolError(Kind.INTERNAL, why)
+                self.model.refused(ticket.query, told)
+        with handed_over():
+            ticket.tell(told)
         self.left(record, ticket)
 
     def _chosen(self, answer: Answer, query: Query) -> Answer:

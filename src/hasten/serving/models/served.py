@@ -24,7 +24,13 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import amount
 from hasten.errors import CandidateError, DeviceLost, InputError
 from hasten.inputs.pipeline.row_arrays import RowArrays
-from hasten.serving.models.batching import Batching, ServerTask, Timing, handed_over
+from hasten.serving.models.batching import (
+    Batching,
+    ServerTask,
+    Timing,
+    handed_over,
+    tell_unmade,
+)
 from hasten.serving.models.caching import AnswerCache, Cache, content_key
 from hasten.serving.models.clients import Clients
 from hasten.serving.models.comparison import broken_rows, is_broken
@@ -574,6 +580,8 @@ class ServedModel:
             if outputs is not None:
                 with handed_over():
                     other.reply(outputs, None)
+                if not other.over:
+                    tell_unmade(other)
                 continue
             other.follows = False
             self._flights[ticket.content] = others[place:]
