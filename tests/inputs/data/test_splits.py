@@ -1,4 +1,5 @@
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hasten.inputs.data.parts import groups_seen, hashed_groups
 from hasten.inputs.data.splits import KNOWN_BYTES, Earlier, Splits, split, units_of
 
 
-def data_of(contents: list[int], groups: list[int] | None = None) -> ArrayDataset:
+def data_of(contents: list[int], groups: Sequence[int | str] | None = None) -> ArrayDataset:
     return ArrayDataset(
         {"x": np.array(contents)}, groups=None if groups is None else np.array(groups)
     )
