@@ -15,7 +15,7 @@ _PIECE = 4096
 
 @dataclass(frozen=True)
 class TokenLimit:
-    """What remains to be done with the encodings of one or two texts by a tokenizer without a processor.
+    """Last step of a tokenizer whose processor was taken away: it cuts one or two texts, and adds special tokens.
 
     Attributes:
         rest: Tokenizer without words that adds the special tokens, and that may fill up.
