@@ -68,7 +68,7 @@ class Tally:
     Attributes:
         asked: Number of requests that were begun.
         counts: Model and status -> number of answers.
-        wrong: What was wrong, a line each, up to a few.
+        wrong: Faults that were found, a line each, up to a few.
     """
 
     asked: int = 0

@@ -99,6 +99,20 @@ def test_a_client_that_says_goodbye_is_heard(certificate: Path, version: ssl.TLS
     assert pair.server.read(1000) == b""
 
 
+@pytest.mark.parametrize("version", _VERSIONS)
+def test_a_servers_goodbye_hears_the_clients(certificate: Path, version: ssl.TLSVersion) -> None:
+    pair = Pair(certificate, version)
+    pair.shake_hands(1 << 20)
+    pair.client.do_handshake()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        pair.client.unwrap()
+    pair.to_server.write(pair.sent.read())
+    with contextlib.suppress(ssl.SSLWantReadError):
+        pair.server.unwrap()  # it sends its own, and may have to be asked again
+    pair.server.unwrap()
+    assert not pair.to_server.pending
+
+
 @pytest.mark.parametrize(
     "data", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", b"\x80\x2e\x01" + bytes(45)]
 )

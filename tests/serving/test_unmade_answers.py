@@ -6,6 +6,7 @@ import asyncio
 import gc
 import http.client
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,3 +175,31 @@ def test_nothing_is_kept_of_a_picture_that_failed_after_a_model(
         return kept
 
     assert server.call(work) == 0
+
+
+def test_equal_requests_are_told_when_a_model_is_closed_while_the_first_runs(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "INLINE_NS", -1)
+    monkeypatch.setattr(batching, "_LONE_NS", -1)
+    closed = threading.Event()
+
+    def fails(_: Any) -> Any:
+        assert closed.wait(PATIENCE_S)
+        raise RuntimeError("no answer")
+
+    async def work() -> list[str]:
+        answers = []
+        for _ in range(3):
+            model, query = asked(server, "fast", {"x": PIXELS})
+            model._batching._threads[0]._model = fails
+            answers.append(asyncio.get_running_loop().create_future())
+            model.submit(query, answers[-1].set_result)
+        model._batching.close()
+        closed.set()
+        return [str(one) for one in await asyncio.wait_for(asyncio.gather(*answers), PATIENCE_S)]
+
+    assert server.call(work) == [
+        "the engine failed: RuntimeError: no answer",
+        *["the model was unloaded"] * 2,
+    ]

@@ -16,7 +16,8 @@ _HEAD_BYTES = 5
 _MOST_BYTES = (16 << 10) + 2048
 """Largest content of a record in TLS 1.2; TLS 1.3 allows less."""
 _IN_HANDSHAKE, _WITHOUT_DATA = 256, 32
-"""Records that a handshake may have, and records without data that may come after it; usual are two to five, and none."""
+"""Records that a handshake may have (two to five are usual), and records without data that may come after it (none is
+usual)."""
 _DATA_BYTES = 1 << 20
 """Data for which a connection may have one record more without data."""
 

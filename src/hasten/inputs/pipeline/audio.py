@@ -33,7 +33,7 @@ _SAMPLE_BYTES, _RESAMPLED_BYTES = 4, 5
 _HEAD = {b"RIFF": "little", b"FORM": "big"}
 """First bytes of files that state their size behind them, less 8 bytes, and its byte order: WAV and AIFF."""
 _MOST_STATED = 0x7F00_0000
-"""Largest size that a file states in earnest: who writes one as it comes states more."""
+"""Largest size that counts as stated: a program that writes a sound while it comes states a larger one."""
 _WHOLE = 0.9
 """Share of the stated bytes, or samples, that a whole file has: some state a few too many."""
 _STATING = (b"Xing", b"Info", b"VBRI")

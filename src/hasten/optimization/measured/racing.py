@@ -120,8 +120,8 @@ class Racing(Affording):
     def outdoes(self, fast: str, safe: str) -> bool:
         """Whether the faster of two candidates is the better one to test, if there is time for one alone.
 
-        One that the search split shows to be barely accurate enough passes in about half of the cases. So it must
-        be faster than the square of what the safer one is.
+        One that the search split shows to be barely accurate enough passes in about half of the cases. So its
+        speed-up must be above the square of the safer one's.
 
         Args:
             fast: Key of the faster candidate.

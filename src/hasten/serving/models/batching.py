@@ -114,11 +114,16 @@ class ServerTask(Pending):
         self.inputs = {}
 
 
+def unmade() -> ProtocolError:
+    """Return the error of a request whose answer couldn't be made."""
+    why = "the answer couldn't be made; the server's log has the reason"
+    return ProtocolError(Kind.INTERNAL, why)
+
+
 def tell_unmade(item: ServerTask) -> None:
     """Tell a request that its own part of an answer couldn't be made."""
-    why = "the answer couldn't be made; the server's log has the reason"
     with handed_over():
-        item.reply(ProtocolError(Kind.INTERNAL, why), None)
+        item.reply(unmade(), None)
 
 
 class Batching:

@@ -48,6 +48,8 @@ _WEIGHT = 1 / 16
 """Weight of a sample in the average of what recent ones asked of the models."""
 _BATCHES = 2
 """Batches of its slowest model that a chain's samples have left when further ones begin."""
+_LEAST_WATCH_S = 0.01
+"""Least time between two looks at a sample that waits, however short the longest wait is."""
 _ASKED_BYTES = 4 << 20
 """Size of the samples that a model is asked about at a time, unless one alone is larger, or the request's own
 bytes pay for more."""
@@ -567,7 +569,7 @@ class _ChainDeciding(Deciding):
     def _watch(self, ticket: _ChainTicket) -> None:
         """Look at a sample again once it has waited for far too long."""
         if self._most_wait_ns:
-            most_s = ACCEPTED_WAITS * self._most_wait_ns / 1e9
+            most_s = max(_LEAST_WATCH_S, ACCEPTED_WAITS * self._most_wait_ns / 1e9)
             ticket.timer = self._loop.call_later(most_s, self._overtaken, ticket)
 
     def _let_in(self) -> None:

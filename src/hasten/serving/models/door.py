@@ -39,7 +39,8 @@ class _Client(Generic[T]):
 class Door(Generic[T]):
     """Line of requests: by level, then by the clients' turns, and of each client the most urgent one first.
 
-    A request that is over gives its client's latest turn back, and is kept no longer than half of the others wait.
+    A request that is over gives its client's latest turn back. It is forgotten at the latest when more than half of
+    its client's requests, and a few more, are over.
     """
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from hasten.bundle import Carrier, Loaded
 from hasten.core.sequences import Pairs, Sequences
 from hasten.errors import CandidateError
 from hasten.serving.fairness import Shares
-from hasten.serving.models.batching import handed_over
+from hasten.serving.models.batching import handed_over, unmade
 from hasten.serving.models.deciding import Cancellable, Done
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Answer, Query, SequenceId
@@ -428,8 +428,7 @@ class KeptSequences:
                 self.model.refused(ticket.query, told)
             except Exception:  # otherwise the sequence's later steps would wait for ever, too
                 log.exception("the answer to a step of %s couldn't be made", self.model.name)
-                why = "the answer couldn't be made; the server's log has the reason"
-                told = ProtocolError(Kind.INTERNAL, why)
+                told = unmade()
                 self.model.refused(ticket.query, told)
         with handed_over():
             ticket.tell(told)
