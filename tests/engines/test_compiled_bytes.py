@@ -17,11 +17,12 @@ from hasten.engines.compiled.operators.int8.convolutions import MOST_LENGTH, Con
 from hasten.engines.compiled.operators.int8.elementwise import (
     Add8,
     Dequantize,
+    Gate8,
     Multiply8,
     Quantize,
     Table8,
 )
-from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8
+from hasten.engines.compiled.operators.int8.numbers import Gate, Rounding, Sum8
 from hasten.engines.compiled.operators.int8.pools import Pool8
 from hasten.engines.compiled.plan import Operation, product
 from hasten.errors import IntegrityError
@@ -93,6 +94,16 @@ class Made:
 
     def table(self) -> str:
         return self.constant(self.rng.integers(0, 256, 256).astype(np.uint8))
+
+    def gated(self, pixels: int, channels: int) -> Gate8:
+        """Return a product with gates whose ratio is anywhere between the smallest and the largest."""
+        zeros = tuple(int(zero) for zero in self.rng.choice([0, 7, 128, 255], 2))
+        largest = 63.9 / max(zeros[1], 255 - zeros[1])
+        ratio = largest * float(self.rng.choice([1, 2.0**-5, 2.0**-8, 1e-9]))
+        product = Gate.near(ratio, (zeros[0], zeros[1]), self.rounding())
+        assert product is not None
+        given = (self.bytes(pixels * channels), self.bytes(channels))
+        return Gate8(*given, self.output(pixels * channels), pixels, channels, product)
 
     def slopes(self, size: int) -> str:
         """Return the name of slopes, of which some leave nothing below 0, or turn it round."""
@@ -233,6 +244,7 @@ def test_what_goes_byte_by_byte_equals_integers(name: str) -> None:
     for pixels, channels in ((1, 5), (7, 3), (49, 64), (10, 40), (3, 150)):
         size = pixels * channels
         scale = made.constant(np.array([0.004], np.float32))
+        made.operations.append(made.gated(pixels, channels))
         for gate in (True, False):
             second = made.bytes(channels if gate else size)
             made.operations.append(
@@ -310,6 +322,7 @@ def test_threads_that_share_an_operation_give_the_same_bytes(
             made.conv("plain", kernel=(5, 5), strides=(2, 2), pads=(2, 2, 2, 2), **shape),
             Table8(made.bytes(total), made.table(), made.output(total), total),
         ]
+        made.operations.append(made.gated(pixels, channels))
         for gate in (True, False):
             second = made.bytes(channels if gate else total)
             given = (made.bytes(total), second, scale, made.output(total), pixels, channels, gate)
@@ -333,6 +346,36 @@ def test_threads_that_share_an_operation_give_the_same_bytes(
     summed = Sum8.near((0.7, -1.3), (1, 250), made.rounding())
     made.operations.append(Add8(made.bytes(999), made.bytes(999), made.output(999), 999, summed))
     made.check(threads=threads)
+
+
+@pytest.mark.parametrize("zeros", [(0, 0), (128, 0), (255, 255), (3, 200)])
+@pytest.mark.parametrize("ratio", [1e-6, 1 / 255, 0.004, 0.03, 0.2])
+def test_a_gate_gives_the_byte_nearest_to_the_product(
+    zeros: tuple[int, int], ratio: float
+) -> None:
+    product = Gate.near(ratio, zeros, Rounding(100))
+    assert product is not None
+    product.check()
+    every = np.arange(256, dtype=np.uint8)
+    found = product.of(np.repeat(every[:, None], 256, 1), every).astype(np.float64)
+    real = np.outer(every - float(zeros[0]), every - float(zeros[1])) * ratio + 100
+    within = (real > 1) & (real < 254)
+    assert np.abs(found - real)[within].max() < 0.5 + 0.5 * 255 / 2**product.shift + 0.01
+    assert (found[real < -1] == 0).all()
+    assert (found[real > 256] == 255).all()
+
+
+def test_a_gate_that_multiplies_by_more_than_64_has_no_such_product() -> None:
+    assert Gate.near(64 / 255, (0, 0), Rounding(0)) is None
+    assert Gate.near(63.9 / 255, (0, 0), Rounding(0)) is not None
+
+
+@pytest.mark.parametrize(
+    ("factor", "shift"), [(1 << 30, 15), (-1, 15), (1 << 20, 8), (1 << 20, 16)]
+)
+def test_a_gate_that_may_overflow_is_refused(factor: int, shift: int) -> None:
+    with pytest.raises(IntegrityError, match="a product with a gate overflows"):
+        Gate((0, 0), factor, shift, Rounding(0)).check()
 
 
 def test_a_sum_that_may_overflow_is_refused() -> None:

@@ -34,11 +34,12 @@ from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.elementwise import (
     Add8,
     Dequantize,
+    Gate8,
     Multiply8,
     Quantize,
     Table8,
 )
-from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8
+from hasten.engines.compiled.operators.int8.numbers import Gate, Rounding, Sum8
 from hasten.engines.compiled.operators.int8.pools import Pool8
 from hasten.engines.compiled.operators.maps import Map
 from hasten.engines.compiled.operators.programs import Step
@@ -134,9 +135,17 @@ def sound_bytes() -> tuple[Plan, bytes]:
         rounding=rounding,
         **sizes,
     )
+    weighed = add(
+        *(Gate8, 120),
+        input=gated,
+        gates=pool,
+        pixels=15,
+        channels=8,
+        product=Gate((7, 128), 9_000_000, 14, rounding),
+    )
     squared = add(
         *(Multiply8, 120),
-        first=gated,
+        first=weighed,
         second=both,
         scale=small,
         gate=False,

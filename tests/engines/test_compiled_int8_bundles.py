@@ -249,7 +249,9 @@ _DAMAGES: dict[str, Callable[[Any], object]] = {
     "steps": lambda record: _first(record, "quantize").update(step="1"),
     "factors": lambda record: _first(record, "add8")["sum"].update(factors=[40000, 1]),
     "shift": lambda record: _first(record, "add8")["sum"].update(shift=31),
-    "gate": lambda record: _first(record, "multiply8").update(gate=False),
+    "gate": lambda record: _first(record, "gate8").update(channels=9),
+    "gate's factor": lambda record: _first(record, "gate8")["product"].update(factor=1 << 30),
+    "gate's shift": lambda record: _first(record, "gate8")["product"].update(shift=8),
     "window": lambda record: _first(record, "pool8").update(pads=[9, 0, 0, 0]),
     "pixels": lambda record: _first(record, "dequantize").update(pixels=2**40),
 }

@@ -116,7 +116,7 @@ def test_functions_and_residuals_are_computed_with_the_convolutions_before(
     model = load(quantized)
     plan, _ = read(CompiledC().build(model, Target.host(), tmp_path))
     kinds = Counter(type(operation).__name__ for operation in plan.operations)
-    assert kinds == {"Quantize": 1, "Conv8": 7, "Pool8": 2, "Multiply8": 1, "Dequantize": 1}
+    assert kinds == {"Quantize": 1, "Conv8": 7, "Pool8": 2, "Gate8": 1, "Dequantize": 1}
     convolutions = [one for one in plan.operations if isinstance(one, Conv8)]
     assert sum(bool(one.table) for one in convolutions) == 2
     assert sum(bool(one.residual) for one in convolutions) == 1

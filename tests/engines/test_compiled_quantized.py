@@ -25,7 +25,7 @@ _FORMS: list[dict[str, Any]] = [
     {"wide": False, "weights": "uint8"},
     {"signed": True, "biases": False},
 ]
-_KINDS = {"Quantize", "Conv8", "Pool8", "Table8", "Add8", "Multiply8", "Dequantize", "Map"}
+_KINDS = {"Quantize", "Conv8", "Pool8", "Table8", "Add8", "Gate8", "Multiply8", "Dequantize", "Map"}
 """Operations that calculate with bytes, and copies."""
 
 
@@ -146,7 +146,7 @@ def test_residuals_gates_and_activations_are_of_bytes(tmp_path: Path) -> None:
     plan = assert_close(model, tmp_path, 3.1)
     assert kinds(plan) <= _KINDS - {"Map"}
     made = Counter(type(one).__name__ for one in plan.operations)
-    assert (made["Add8"], made["Multiply8"]) == (1, 1)  # twice the same number is a table
+    assert (made["Add8"], made["Gate8"]) == (1, 1)  # twice the same number is a table
     assert sum(isinstance(one, Conv8) and one.sum is not None for one in plan.operations) == 1
 
 

@@ -140,6 +140,7 @@ class Operation(Value, ABC):
             "dequantize": "hasten.engines.compiled.operators.int8.elementwise:Dequantize",
             "table8": "hasten.engines.compiled.operators.int8.elementwise:Table8",
             "add8": "hasten.engines.compiled.operators.int8.elementwise:Add8",
+            "gate8": "hasten.engines.compiled.operators.int8.elementwise:Gate8",
             "multiply8": "hasten.engines.compiled.operators.int8.elementwise:Multiply8",
         },
     )

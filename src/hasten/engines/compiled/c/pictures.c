@@ -41,6 +41,37 @@ INLINE void N(gated)(u8 *y, const u8 *x, const float *factors, const float *less
 #undef PART
 }
 
+/* Factors of 16 bits, one for each channel, in the order of `gated8`: of each vector of bytes, the first 8 of each 16
+   channels lie before the last 8 of each. */
+static void N(gate_factors)(i16 *to, const u8 *z, long channels, i32 zero, i32 factor) {
+  EACH(i, at, channels)
+    for (long part = 0; part < W / 8; part++)
+      for (long k = 0; k < 8; k++)
+        to[i + part % 2 * (W / 2) + part / 2 * 8 + k] = ((z[at + part * 8 + k] - zero) * factor + (1 << 14)) >> 15;
+}
+
+/* (x * factor + 2^14) >> 15. */
+INLINE N(vh) N(scaled_half)(N(vh) x, N(vh) factor) {
+#if AVX
+  OF_TWO("pmulhrsw", x, x, factor);
+#else
+  for (int i = 0; i < W / 2; i++) x[i] = (x[i] * factor[i] + (1 << 14)) >> 15;
+#endif
+  return x;
+}
+
+/* Products of x with `gate_factors`. */
+INLINE void N(gated8)(u8 *y, const u8 *x, const i16 *factors, long channels, i32 x_zero, int up, i32 zero, u8 low,
+                      u8 high) {
+  EACH(i, at, channels) {
+    N(vh) first = (N(vh)){0} - (i16)x_zero, second = first;
+    N(split_added)(&first, &second, BYTES(x + at));
+    first = N(scaled_half)(first << up, *(const N(vh) *)(factors + i));
+    second = N(scaled_half)(second << up, *(const N(vh) *)(factors + i + W / 2));
+    PUT(y + at, N(clamped)(N(laned)(first, second, zero), low, high));
+  }
+}
+
 INLINE void N(multiplied)(u8 *y, const u8 *x, const u8 *z, long size, float x_zero, float z_zero, float scale, i32 zero,
                           u8 low, u8 high) {
   const N(vf) scales = (N(vf)){0} + scale;

@@ -13,8 +13,9 @@ from hasten.engines.compiled.graph import Node, Value
 from hasten.engines.compiled.nodes.convolutions import picture, two, window_of
 from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Sums, ordered
 from hasten.engines.compiled.operators.int8.convolutions import MOST_LENGTH, MOST_SIZE, Conv8
-from hasten.engines.compiled.operators.int8.elementwise import Add8, Multiply8, Table8
+from hasten.engines.compiled.operators.int8.elementwise import Add8, Gate8, Multiply8, Table8
 from hasten.engines.compiled.operators.int8.numbers import (
+    Gate,
     Rounding,
     Sum8,
     check_scales,
@@ -133,9 +134,13 @@ class _Both(Sums):
             graph.add(Add8(self.names[0], self.names[1], made, size, summed))
             return made, self.last
         channels = self.shape[1] if self.last and len(self.shape) > 1 else 1
-        ratio = _ratio(np.array([255 * 255]), np.array([first.scale * second.scale / scale]))
+        whole = first.scale * second.scale / scale
+        ratio = _ratio(np.array([255 * 255]), np.array([whole]))
         made = graph.new("uint8", self.shape, None).tensor
         pixels = size // channels
+        if self.gate and (gate := Gate.near(float(whole), zeros, rounding)):
+            graph.add(Gate8(self.names[0], self.names[1], made, pixels, channels, gate))
+            return made, self.last
         bare = Multiply8(
             self.names[0], self.names[1], graph.store(ratio), made, pixels, channels,
             self.gate, zeros, rounding,

@@ -13,6 +13,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8.numbers import (
     MOST_RESULT,
+    Gate,
     Rounding,
     Sum8,
     check_sums,
@@ -456,6 +457,79 @@ class Multiply8(Operation):
                 writer.line(
                     f"gated_{wide}({y} + {place}, {x} + {place}, {factors}, {less}, {self.channels}, "
                     f"{scale}[0], {self.rounding.arguments});"
+                )
+
+
+@dataclass(frozen=True)
+class Gate8(Operation):
+    """Product of each pixel's channels with a factor for each channel, in integers of 16 bits.
+
+    `Multiply8` with a gate does the same in floats: plans that were made before have it.
+
+    Attributes:
+        input: Tensor of `pixels x channels` uint8.
+        gates: Tensor of `channels` uint8.
+        output: Tensor of `pixels x channels` uint8.
+        pixels: Number of pixels.
+        channels: Number of channels.
+        product: Factor and rounding.
+    """
+
+    narrow: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
+
+    input: str
+    gates: str
+    output: str
+    pixels: int
+    channels: int
+    product: Gate
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.input, self.gates)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return (self.output,)
+
+    @property
+    def work(self) -> int:
+        return self.pixels * self.channels
+
+    def check(self, plan: Plan) -> None:
+        self.product.check()
+        if min(self.channels, self.pixels) < 1:
+            self.refuse("a size is out of bounds")
+        size = self.channels * self.pixels
+        sizes = ((self.input, size), (self.gates, self.channels), (self.output, size))
+        self.check_sizes(plan, "uint8", *sizes)
+
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
+    def compute(self, tensors: dict[str, Array]) -> Array:
+        """Return the result for one row, as numpy computes it."""
+        given = tensors[self.input].reshape(self.pixels, self.channels)
+        return self.product.of(given, tensors[self.gates]).ravel()
+
+    def emit(self, writer: Writer) -> None:
+        x, z, y = writer.read(self.input), writer.read(self.gates), writer.write(self.output)
+        wide = writer.byte_width(self.channels)
+        if not wide:
+            with writer.loops((self.pixels, self.channels), split=True):
+                place = f"i0 * {self.channels} + i1"
+                writer.line(f"{y}[{place}] = {self.product.expression(f'{x}[{place}]', f'{z}[i1]')};")
+            return
+        factors = writer.scratch("int16", -(-self.channels // wide) * wide, apart=True)
+        with writer.share(self.pixels) as (first, last):
+            given = f"{self.channels}, {self.product.zeros[1]}, {self.product.factor}"
+            writer.line(f"gate_factors_{wide}({factors}, {z}, {given});")
+            with writer.block(f"for (long i = {first}; i < {last}; i++)"):
+                place = f"i * {self.channels}"
+                writer.line(
+                    f"gated8_{wide}({y} + {place}, {x} + {place}, {factors}, {self.channels}, "
+                    f"{self.product.arguments});"
                 )
 
 

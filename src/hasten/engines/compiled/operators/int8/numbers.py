@@ -7,7 +7,7 @@ Every answer here is exact, so that it is the same on every processor and for an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,10 @@ MOST_RESULT = float(1 << 30)
 """Largest magnitude of a scaled sum, before it is cut to a byte."""
 _MOST_FACTOR = (1 << 15) - 1
 _MOST_SHIFT = 30
+_GATE_BITS = 15
+"""Bits of a gate's factor."""
+_LEAST_GATE_SHIFT = 9
+"""Bits that a product with a gate loses at least: a byte that was moved to the left still fits in 16 bits."""
 _BLOCK = 1 << 20
 """Weights that are looked at together."""
 
@@ -147,6 +151,83 @@ class Sum8:
         half = (1 << shift) >> 1
         offset = (rounding.zero << shift) + half - a * zeros[0] - b * zeros[1]
         return cls((a, b), offset, shift, rounding.low, rounding.high)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Product of a byte with its channel's gate, a byte too: `clamp(((x - zeros[0]) * f >> shift) + zero, low, high)`.
+
+    `f = (gate - zeros[1]) * factor >> 15` has 16 bits and is computed once for each channel. Both shifts are
+    arithmetic, and round to the nearest integer, halves up.
+
+    Attributes:
+        zeros: Byte that stands for 0, of what is multiplied and of the gates.
+        factor: Ratio of the scales, times 2 to the power of `shift + 15`.
+        shift: Bits that are shifted out, from 9 to 15.
+        rounding: Zero and bounds of the result.
+    """
+
+    zeros: tuple[int, int]
+    factor: int
+    shift: int
+    rounding: Rounding
+
+    def check(self) -> None:
+        """Check that nothing overflows, whatever the bytes are.
+
+        Raises:
+            IntegrityError: a product might.
+        """
+        self.rounding.check()
+        fits = all(0 <= zero <= 255 for zero in self.zeros) and 0 <= self.factor <= 1 << 30
+        most = max(self.zeros[1], 255 - self.zeros[1]) * self.factor
+        if not (fits and _LEAST_GATE_SHIFT <= self.shift <= _GATE_BITS) or (
+            _shifted(most, _GATE_BITS) > _MOST_FACTOR
+        ):
+            raise IntegrityError("the plan is damaged: a product with a gate overflows")
+
+    @property
+    def arguments(self) -> str:
+        """Arguments of C's `gated8` behind the number of channels."""
+        return f"{self.zeros[0]}, {_GATE_BITS - self.shift}, {self.rounding.arguments}"
+
+    def expression(self, first: str, gate: str) -> str:
+        """Return C for the byte of a byte and its gate, which are C expressions."""
+        factor = f"((({gate} - {self.zeros[1]}) * {self.factor} + {1 << _GATE_BITS - 1}) >> {_GATE_BITS})"
+        product = f"(({first} - {self.zeros[0]}) * {factor} + {1 << self.shift - 1}) >> {self.shift}"
+        low, high = self.rounding.low, self.rounding.high
+        return f"clamp_byte(({product}) + {self.rounding.zero}, {low}, {high})"
+
+    def of(self, first: Array, gates: Array) -> Array:
+        """Return the bytes of an array of uint8 of shape (pixels, channels) and of one gate for each channel."""
+        factors = _shifted((gates.astype(np.int64) - self.zeros[1]) * self.factor, _GATE_BITS)
+        whole = _shifted((first.astype(np.int64) - self.zeros[0]) * factors, self.shift)
+        bounds = (self.rounding.low, self.rounding.high)
+        found: Array = np.clip(whole + self.rounding.zero, *bounds).astype(np.uint8)
+        return found
+
+    @classmethod
+    def near(cls, ratio: float, zeros: tuple[int, int], rounding: Rounding) -> Gate | None:
+        """Return the product `ratio * (x - zeros[0]) * (gate - zeros[1])`, to 15 bits of the largest gate.
+
+        Args:
+            ratio: Product of the two scales over the result's, above 0.
+            zeros: Byte that stands for 0, of each.
+            rounding: Zero and bounds of the result.
+
+        Returns:
+            The product; None where the largest gate multiplies a byte by more than 64.
+        """
+        most = max(zeros[1], 255 - zeros[1]) * ratio
+        if not 0 < most <= _MOST_FACTOR / (1 << _LEAST_GATE_SHIFT):
+            return None
+        shift = min(_GATE_BITS, int(np.floor(np.log2(_MOST_FACTOR / most))))
+        return cls(zeros, round(ratio * (1 << shift + _GATE_BITS)), shift, rounding)
+
+
+def _shifted(number: Any, bits: int) -> Any:
+    """Return integers without their last bits, rounded to the nearest, halves up."""
+    return number + (1 << bits - 1) >> bits
 
 
 def most_sums(weight: Array, bias: Array, zero: int) -> Array:
