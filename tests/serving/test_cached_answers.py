@@ -192,6 +192,39 @@ def test_equal_requests_get_theirs_after_an_answer_that_nobody_can_take(
         assert not model._flights
 
 
+def test_each_of_many_equal_requests_behind_a_failing_one_gets_its_own_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one runs on a thread, and those behind it are answered at once, one after another."""
+    monkeypatch.setattr(batching, "INLINE_NS", -1)
+    monkeypatch.setattr(batching, "_LONE_NS", -1)
+    go_on = threading.Event()
+
+    def fails(inputs: Any) -> Any:
+        assert go_on.wait(PATIENCE_S)
+        raise RuntimeError("a fault in the engine")
+
+    async def ask(model: Any) -> list[Any]:
+        monkeypatch.setattr(model._batching._threads[0], "_model", fails)
+        futures = [asyncio.get_running_loop().create_future() for _ in range(1000)]
+        for future in futures:
+            query = Query("fast", "", "", {"x": PIXELS}, arrived_ns=model.clock_ns(), source=1)
+            model.submit(query, future.set_result)
+        monkeypatch.setattr(batching, "INLINE_NS", 1 << 62)
+        go_on.set()
+        answers: list[Any] = await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
+        return answers
+
+    place = place_of(chains.classifier(tmp_path), "fast", cache_bytes=1 << 20)
+    with ServerThread(place) as server:
+        model = served(server, "fast")
+        answers = server.call(lambda: ask(model))
+        assert {str(each) for each in answers} == {
+            "the engine failed: RuntimeError: a fault in the engine"
+        }
+        assert not model._flights
+
+
 def test_an_unload_refuses_equal_requests_behind_one_in_the_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import math
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -160,8 +161,11 @@ class ServedModel:
         self._names = [spec.name for spec in self.outputs]
         self._exact_lock = threading.Lock()
         self._exact_mark = running(True)
-        self._flights: dict[bytes, list[Ticket]] = {}
+        self._flights: dict[bytes, deque[Ticket]] = {}
         """Hash of a content and of what answers -> request that is being run, then equal requests that wait for its answer."""
+        self._stalled: deque[bytes] = deque()
+        """Contents whose request got no answer, so that the next equal one has to run."""
+        self._going_on = False
         self._marks = [running() for _ in opened.sessions]
         self._batching = Batching(
             [
@@ -564,34 +568,55 @@ class ServedModel:
             self._batching.promote(self._flights[key][0], ticket)
             return True
         self.statistics.cache_miss.add(now_ns - began_ns)
-        self._flights[key] = [ticket]
+        self._flights[key] = deque((ticket,))
         return False
 
     def _fly_on(self, ticket: Ticket, outputs: Tensors | None = None) -> None:
         """Share an answer with equal requests that wait for it; without one, run the next of them."""
         if ticket.content is None or ticket.follows:
             return
-        flight = self._flights.pop(ticket.content, ())
-        others = [each for each in flight if each is not ticket and not each.over]
-        if outputs is not None and self.cache is not None:
-            self.cache.put(ticket.content, outputs)
-        for place, other in enumerate(others):
-            other.leave()
-            if outputs is not None:
-                with handed_over():
-                    other.reply(outputs, None)
-                if not other.over:
-                    tell_unmade(other)
-                continue
-            other.follows = False
-            self._flights[ticket.content] = others[place:]
-            try:
-                self._enqueue(other)
-            except ProtocolError as failure:
-                with handed_over():
-                    other.tell(failure)  # `_enqueue` has counted it already
-                continue
+        if outputs is None:
+            self._stalled.append(ticket.content)
+            if not self._going_on:  # else the next one failed at once: the loop below goes on
+                self._go_on()
             return
+        if self.cache is not None:
+            self.cache.put(ticket.content, outputs)
+        for other in self._flights.pop(ticket.content, ()):
+            if other is ticket or other.over:
+                continue
+            other.leave()
+            with handed_over():
+                other.reply(outputs, None)
+            if not other.over:
+                tell_unmade(other)
+
+    def _go_on(self) -> None:
+        """Run the next of the equal requests behind each one that got no answer, which may fail at once, too."""
+        self._going_on = True
+        try:
+            while self._stalled:
+                self._run_next(self._stalled.popleft())
+        finally:
+            self._going_on = False
+
+    def _run_next(self, content: bytes) -> None:
+        """Run the first of the equal requests that still wait; it stands first among them meanwhile."""
+        while flight := self._flights.get(content):
+            first = flight[0]
+            if first.over:
+                flight.popleft()
+                continue
+            first.leave()
+            first.follows = False
+            try:
+                self._batching.submit(first)
+                return
+            except ProtocolError as failure:
+                self.refused(first.query, failure)
+                with handed_over():
+                    first.tell(failure)
+        self._flights.pop(content, None)
 
     # -- the engine
 
