@@ -67,6 +67,7 @@ class Watcher(Protocol):
         failure: ProtocolError | None = None,
         ticket: Ticket | None = None,
         stages: Sequence[Stage] = (),
+        rows: int = 0,
     ) -> None:
         """Record a request that was answered, failed or was refused.
 
@@ -75,8 +76,9 @@ class Watcher(Protocol):
             query: Request as it was parsed.
             now_ns: Time when the request was answered, on the monotonic clock.
             failure: Error that the request got; None if it succeeded.
-            ticket: Ticket of the request; None if it was refused before it got one.
+            ticket: Ticket of the request; None if it has none, as one that was refused.
             stages: Stages that an answered request passed in a chain.
+            rows: Samples of a request without a ticket; 0 if they weren't counted.
         """
 
 
@@ -421,9 +423,7 @@ class ServedModel:
         if part and self.fell_back:
             self.statistics.replaced += 1
         if self.tracing is not None:
-            if ticket is None:  # its rows are told, too
-                ticket = Ticket(self, query, _nobody, rows, None, math.inf, {})
-            self.tracing.finished(self, query, now_ns, None, ticket)
+            self.tracing.finished(self, query, now_ns, ticket=ticket, rows=rows)
 
     def unread(self, failure: ProtocolError, arrived_ns: int, trace: str) -> None:
         """Count a request that couldn't be decoded."""
