@@ -27,6 +27,7 @@ from hasten.errors import CandidateError, DeviceLost, InputError
 from hasten.inputs.pipeline.row_arrays import RowArrays
 from hasten.serving.models.batching import (
     Batching,
+    InsteadAnswer,
     ServerTask,
     Timing,
     handed_over,
@@ -420,7 +421,8 @@ class ServedModel:
         record, ticket = part or (NOT_RUN, None)
         whole_ns, parse_ns = now_ns - query.arrived_ns, query.parsed_ns - query.arrived_ns
         self.statistics.answered((now_ns, whole_ns, parse_ns, rows, *record[-len(NOT_RUN) :]))
-        if part and self.fell_back:
+        instead = self.answering == "exact" if ticket is None else ticket.instead
+        if instead:
             self.statistics.replaced += 1
         if self.tracing is not None:
             self.tracing.finished(self, query, now_ns, ticket=ticket, rows=rows)
@@ -553,7 +555,9 @@ class ServedModel:
         """Answer from the cache, or wait for an equal request that runs; False if neither is possible."""
         assert self.cache is not None
         began_ns = self._clock_ns()
-        key = ticket.content = content_key(ticket.inputs, self.answering)
+        answering = self.answering
+        ticket.instead = answering == "exact"
+        key = ticket.content = content_key(ticket.inputs, answering)
         outputs = self.cache.get(key)
         now_ns = self._clock_ns()
         if outputs is not None:
@@ -586,6 +590,7 @@ class ServedModel:
             if other is ticket or other.over:
                 continue
             other.leave()
+            other.instead = ticket.instead
             with handed_over():
                 other.reply(outputs, None)
             if not other.over:
@@ -625,11 +630,12 @@ class ServedModel:
     ) -> Callable[[Tensors], dict[str, Array]]:
         """Return the function that runs a batch on a session, with the exact model as a fallback."""
         standby, run = self.opened.standby, session.run
+        instead = self.opened.which == "exact"
 
         def plain(inputs: Tensors) -> dict[str, Array]:
             with mark:
                 try:
-                    return run(inputs)
+                    return InsteadAnswer(run(inputs)) if instead else run(inputs)
                 except DeviceLost as error:
                     self._lost(error)
                     raise
@@ -637,7 +643,7 @@ class ServedModel:
         def guarded(inputs: Tensors) -> dict[str, Array]:
             if self.fell_back:
                 try:
-                    return self._ask_exact(inputs)
+                    return InsteadAnswer(self._ask_exact(inputs))
                 except DeviceLost as error:
                     self._lost(error)
                     raise
@@ -679,7 +685,7 @@ class ServedModel:
             why,
             extra={"model": self.name, "version": self.version},
         )
-        return exact
+        return InsteadAnswer(exact)
 
     def _ask_exact(self, inputs: Tensors) -> dict[str, Array]:
         assert self.opened.standby is not None
@@ -805,10 +811,11 @@ class Ticket(ServerTask):
         query: Request as it was parsed.
         content: Hash of the request's content and of what answers; None if there is no cache.
         follows: Whether the request waits for an equal request's answer.
+        instead: Whether the exact model answered it in the fast one's place; known once it is answered.
         timing: Times of the request's stages; None if it wasn't run.
     """
 
-    __slots__ = ("_done", "content", "follows", "model", "query", "timing")
+    __slots__ = ("_done", "content", "follows", "instead", "model", "query", "timing")
 
     def __init__(
         self,
@@ -828,7 +835,7 @@ class Ticket(ServerTask):
         self.state, self.queued_ns, self.order, self.tried = "new", 0, (0, 0, 0), False
         self.model, self.query, self._done = model, query, done
         self.content: bytes | None = None
-        self.follows = self.over = False
+        self.follows = self.over = self.instead = False
         self.timing: Timing | None = None
         self.timer = None
 
@@ -890,6 +897,8 @@ class Ticket(ServerTask):
         statistics = model.statistics
         now_ns = model._clock_ns()
         self.timing = timing
+        if timing is not None:
+            self.instead = timing.instead
         if model.tracing is not None:
             failure = outputs if isinstance(outputs, ProtocolError) else None
             if query.part is None or not (failure is None or query.own):
@@ -912,7 +921,7 @@ class Ticket(ServerTask):
         )
         if query.part is None:
             statistics.answered(record)
-            if model.fell_back:
+            if self.instead:
                 statistics.replaced += 1
         else:
             part, query.part = query.part, None  # else the two would keep each other in memory
