@@ -49,7 +49,10 @@ try:
     memory, region = SharedMemory(".*"), Region("r", 100, before - 100)
     memory.register("r", key, 0, before)
     region = memory.place(region)
-    os.ftruncate(number, after)
+    if after != before:  # it is used before, too
+        memory.read(region)
+        memory.write(region, bytes(region.size_bytes))
+        os.ftruncate(number, after)
     try:
         if use == "read":
             print(sum(memory.read(region)))
