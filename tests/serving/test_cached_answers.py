@@ -96,6 +96,81 @@ def test_a_decision_under_way_at_the_takeover_is_not_told_again(tmp_path: Path) 
         assert told(server, "fast", GREEN) == "green"
 
 
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+@pytest.mark.parametrize("form", ["a picture", "a tensor"])
+def test_an_answer_counts_as_that_of_the_model_that_computed_it(
+    form: str, cache_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fast model has computed the first answer when the exact one takes over."""
+    bundle = chains.classifier(tmp_path, winner=TURNED)
+    place = place_of(bundle, "fast", standby=True, cache_bytes=cache_bytes)
+    with ServerThread(place) as server:
+        model = served(server, "fast")
+        (engine,) = model._batching._threads
+        runs = engine._model
+
+        def taken_over_then(inputs: Any) -> Any:
+            outputs = runs(inputs)
+            model.take_over()
+            return outputs
+
+        monkeypatch.setattr(engine, "_model", taken_over_then)
+        if form == "a picture":
+            assert [told(server, "fast", RED) for _ in range(3)] == ["green", "red", "red"]
+        else:
+            assert [scores(server, "fast").index(1.0) for _ in range(3)] == [1, 0, 0]
+        assert model.statistics.replaced == 2
+
+
+def test_equal_requests_count_as_the_one_whose_answer_they_get(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "INLINE_NS", -1)
+    monkeypatch.setattr(batching, "_LONE_NS", -1)
+    go_on = threading.Event()
+
+    async def ask(model: Any, row: Any) -> list[list[float]]:
+        futures = [asyncio.get_running_loop().create_future() for _ in range(3)]
+        for future in futures:
+            query = Query("fast", "", "", {"x": row}, arrived_ns=model.clock_ns())
+            model.submit(query, future.set_result)
+        go_on.set()
+        answers = await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
+        return [answer.outputs["logits"][0].tolist() for answer in answers]
+
+    place = place_of(
+        chains.classifier(tmp_path, winner=TURNED), "fast", standby=True, cache_bytes=1 << 20
+    )
+    with ServerThread(place) as server:
+        model = served(server, "fast")
+        (engine,) = model._batching._threads
+        runs = engine._model
+
+        def taken_over_then(inputs: Any) -> Any:
+            assert go_on.wait(PATIENCE_S)
+            outputs = runs(inputs)
+            model.take_over()
+            return outputs
+
+        monkeypatch.setattr(engine, "_model", taken_over_then)
+        assert server.call(lambda: ask(model, PIXELS)) == [[0.0, 1.0, 0.0]] * 3
+        assert model.statistics.replaced == 0
+        go_on.clear()
+        assert server.call(lambda: ask(model, PIXELS)) == [[1.0, 0.0, 0.0]] * 3
+        assert model.statistics.replaced == 3
+
+
+def test_answers_of_the_exact_model_in_a_bundle_that_crashed_or_was_held_back_are_counted(
+    tmp_path: Path,
+) -> None:
+    bundle = chains.classifier(tmp_path, winner=TURNED)
+    for which, label in (("winner", "green"), ("exact", "red")):
+        with ServerThread(place_of(bundle, "fast", which=which)) as server:
+            assert told(server, "fast", RED) == label
+            assert scores(server, "fast")[0] == (label == "red")
+            assert served(server, "fast").statistics.replaced == (2 if which == "exact" else 0)
+
+
 @pytest.mark.parametrize("how", ["its exact model takes over", "it is replaced"])
 def test_a_chain_decides_again_after_another_model_answers_in_it(how: str, tmp_path: Path) -> None:
     det, colour = chains.detector(tmp_path), chains.classifier(tmp_path, winner=TURNED)
@@ -189,6 +264,39 @@ def test_equal_requests_get_theirs_after_an_answer_that_nobody_can_take(
         model = served(server, "fast")
         answers = server.call(lambda: ask(model))
         assert [isinstance(each, Answer) for each in answers] == [said == "an answer"] * 3
+        assert not model._flights
+
+
+def test_each_of_many_equal_requests_behind_a_failing_one_gets_its_own_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one runs on a thread, and those behind it are answered at once, one after another."""
+    monkeypatch.setattr(batching, "INLINE_NS", -1)
+    monkeypatch.setattr(batching, "_LONE_NS", -1)
+    go_on = threading.Event()
+
+    def fails(inputs: Any) -> Any:
+        assert go_on.wait(PATIENCE_S)
+        raise RuntimeError("a fault in the engine")
+
+    async def ask(model: Any) -> list[Any]:
+        monkeypatch.setattr(model._batching._threads[0], "_model", fails)
+        futures = [asyncio.get_running_loop().create_future() for _ in range(1000)]
+        for future in futures:
+            query = Query("fast", "", "", {"x": PIXELS}, arrived_ns=model.clock_ns(), source=1)
+            model.submit(query, future.set_result)
+        monkeypatch.setattr(batching, "INLINE_NS", 1 << 62)
+        go_on.set()
+        answers: list[Any] = await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
+        return answers
+
+    place = place_of(chains.classifier(tmp_path), "fast", cache_bytes=1 << 20)
+    with ServerThread(place) as server:
+        model = served(server, "fast")
+        answers = server.call(lambda: ask(model))
+        assert {str(each) for each in answers} == {
+            "the engine failed: RuntimeError: a fault in the engine"
+        }
         assert not model._flights
 
 

@@ -270,9 +270,8 @@ def test_answers_of_the_exact_model_are_counted_once_and_only_clients(
     def fails(*_: Any) -> Any:
         raise RuntimeError("a fault in a step")
 
-    with ServerThread(place_of(bundle, "colour")) as server:
+    with ServerThread(place_of(bundle, "colour", which="exact")) as server:
         model = server.server.state.repository.find("colour")
-        model.fell_back = True
         assert post(server, picture(0))[0] == 200
         assert model.statistics.replaced == 1
         server.call(lambda: model.ask({"pixels": np.zeros((1, 3, 8, 8), np.float32)}))

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import http.client
 import json
+import queue
 import socket
 import threading
 import zlib
@@ -22,6 +23,7 @@ from tests.support.pausing import Pausing, pausing_installed
 from tests.support.servers import ServerThread, bundle_of, place_of, with_curve
 from tests.support.waiting import PATIENCE_S, until
 
+from hasten.serving import server as server_module
 from hasten.serving.http import connection
 from hasten.serving.protocol.messages import SERVICE
 from hasten.serving.state import Limits
@@ -198,6 +200,77 @@ def test_a_clients_priorities_order_only_its_own_requests(tmp_path: Path, fair: 
                 thread.join(PATIENCE_S)
     order = [0.1, 0.4, 0.2, 0.3] if fair else [0.1, 0.2, 0.3, 0.4]
     assert [round(row[0], 1) for row in pausing.RAN] == [1e9, *order]
+
+
+def renamed(file: Path, names: Mapping[str, str]) -> None:
+    """Put a file in the place of one in which clients have other names, with the tokens that they had."""
+    beside = file.with_name("beside")
+    beside.write_text(
+        "".join(f'[{new}]\nscopes = ["infer"]\ntoken = "{TOKENS[n]}"\n' for n, new in names.items())
+    )
+    beside.chmod(0o600)
+    beside.replace(file)
+
+
+def test_a_request_behind_one_under_way_isnt_refused_because_its_client_was_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_LOOK_S", 0.01)
+    pausing.RELEASE.clear()
+    lines = [f"POST {INFER} HTTP/1.1", *(f"{k}: {v}" for k, v in headers("greedy").items())]
+    body = BODY.replace(b"[1, 2, 3, 4]", b"[1e9, 0, 0, 0]")
+    request = {"x": np.array([[20, 0, 0, 0]], np.float32)}  # so long that a thread runs it
+    with pausing_installed(tmp_path / "plug-in"):
+        bundle = bundle_of(tmp_path, solid(tmp_path), engine=Pausing(), requests=[request])
+        settings = {"most_wait_ns": FOREVER_NS}
+        with serving(bundle, tmp_path / "tokens", *TOKENS, settings=settings) as server:
+            state, first = server.server.state, server.server.state.rights
+            pausing.RAN.clear()
+            with socket.create_connection(("127.0.0.1", server.http_port), PATIENCE_S) as one:
+                for end, sent in ((None, body), ("close", BODY)):
+                    more = [] if end is None else [f"Connection: {end}"]
+                    head = [*lines, *more, f"Content-Length: {len(sent)}", "", ""]
+                    one.sendall("\r\n".join(head).encode() + sent)
+                    if end is None:
+                        until(lambda: len(pausing.RAN) == 1)
+                        renamed(tmp_path / "tokens", {"greedy": "modest", "other": "greedy"})
+                        until(lambda: state.rights is not first)
+                (there,) = state.connections
+                until(lambda: bool(there._backlog or there._refusal))  # type: ignore[attr-defined]
+                pausing.RELEASE.set()
+                answers = one.makefile("rb").read()
+            assert answers.count(b"HTTP/1.1 200 ") == 2
+            assert ask(server, "greedy") == 200
+            until(lambda: server.call(lambda: state.crowd.taken) == 0)
+
+
+def test_a_stream_is_counted_under_the_name_that_its_client_has_by_now(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_LOOK_S", 0.01)
+    questions = queue.Queue[bytes]()
+    with serving(bundle, tmp_path / "tokens", *TOKENS) as server:
+        grpc_server, first = server.server._grpc, server.server.state.rights
+        assert grpc_server is not None
+        calls = grpc_server._calls
+        with grpc.insecure_channel(server.grpc_url) as channel:
+            answers = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(
+                iter(questions.get, b"over"),
+                timeout=PATIENCE_S,
+                metadata=(("authorization", f"Bearer {TOKENS['greedy']}"),),
+            )
+            questions.put(b"")
+            assert b"unknown model" in next(answers)
+            renamed(tmp_path / "tokens", {"greedy": "modest", "other": "greedy"})
+            until(lambda: server.server.state.rights is not first)
+            questions.put(b"")
+            assert b"unknown model" in next(answers)
+            (stream,) = calls._calls
+            assert (stream.name, stream.client) == ("modest", "client modest")  # type: ignore[attr-defined]
+            assert server.call(lambda: calls._shares._of) == {"client modest": 1}
+            questions.put(b"over")
+            assert list(answers) == []
+        until(lambda: server.call(lambda: calls._shares.taken) == 0)
 
 
 def test_one_token_for_all_tells_nobody_apart(bundle: Path, tmp_path: Path) -> None:

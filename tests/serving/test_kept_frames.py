@@ -72,7 +72,7 @@ async def ended(stream: Stream, task: asyncio.Task[None]) -> None:
 @pytest.mark.parametrize("by", [cancelled, ended])
 def test_a_stream_and_its_answers_are_gone_however_it_ends(by: Callable[..., Any]) -> None:
     async def ran() -> list[weakref.ref[Any]]:
-        stream, asked = Stream(STATE, Silent(), lambda: None, lambda: 0, Together()), Asked()
+        stream, asked = Stream(STATE, Silent(), lambda _: None, lambda: 0, Together()), Asked()
         stream._ahead.requests = 2
         stream._answers.append((asked, b"answer"))  # type: ignore[arg-type]
         stream._answers.append((asked, b"answer"))  # type: ignore[arg-type]

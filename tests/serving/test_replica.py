@@ -324,6 +324,7 @@ class Stub:
     """Parts of a replica whose roster answers from this process, and whose server is a program that waits."""
 
     _enter, _admit, end = Replica._enter, Replica._admit, Replica.__del__
+    _say_once, _said = Replica._say_once, ""
     _shelf: Shelf
 
     def __init__(self, roster: Roster, file: Path) -> None:
@@ -341,6 +342,9 @@ class Stub:
 
     async def enter(self) -> None:
         await self._enter()  # type: ignore[misc]
+
+    async def beat(self) -> None:
+        await Replica._beat(self)  # type: ignore[arg-type]
 
 
 def test_a_replica_writes_new_clients_and_outlives_a_folder_that_is_gone(
@@ -370,6 +374,43 @@ def test_a_replica_writes_new_clients_and_outlives_a_folder_that_is_gone(
         assert roster.book().entries == {}
 
     asyncio.run(work())
+
+
+def test_a_replica_beats_on_whatever_its_heartbeats_end_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors = SimpleNamespace(RayError=KeyError)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(exceptions=errors))
+    monkeypatch.setattr(replica_module, "_HEARTBEAT_S", 0.001)
+
+    class Failing(Roster):
+        """Roster that answers the first heartbeats with errors that nobody foresaw."""
+
+        left = [RuntimeError("can't be sent"), RuntimeError("can't be sent"), TypeError("odd")]
+
+        def enter(self, name: str, entry: ReplicaEntry) -> str:
+            if self.left:
+                raise self.left.pop(0)
+            return super().enter(name, entry)
+
+    async def work() -> None:
+        roster = Failing(clock_s=lambda: 0.0)
+        one = Stub(roster, tmp_path / "clients.toml")
+        beating = asyncio.create_task(one.beat())
+        try:
+            while not roster.book().entries:
+                await asyncio.wait({beating}, timeout=0.01)
+                assert not beating.done()
+        finally:
+            one.process.kill()
+        await beating
+
+    asyncio.run(work())
+    said = [each.getMessage() for each in caplog.records]
+    assert said == [
+        "a heartbeat failed: RuntimeError: can't be sent",
+        "a heartbeat failed: TypeError: odd",
+    ]
 
 
 def test_a_replica_holds_its_parcels_and_its_clients_and_removes_what_others_left(

@@ -684,8 +684,10 @@ def test_steps_that_an_unload_refuses_count_once_wherever_they_are(
         until(lambda: len(answers) == 6)
         found = gru.statistics
         counts = running.call(lambda: (found.refusals, found.totals["success"].count))
-    assert counts == ({"UNAVAILABLE": 3, "INVALID": 2}, 1)  # two are behind a start that failed
+    assert counts == ({"UNAVAILABLE": 5}, 1)
     assert [isinstance(each, Answer) for each in answers] == [False] * 5 + [True]
+    assert {str(each) for each in answers[:5]} == {"the model was unloaded"}
+    assert {each.retry_s for each in answers[:5]} == {1.0}
 
 
 def test_a_model_that_is_replaced_frees_its_sequences(folder: Path, model: Path) -> None:

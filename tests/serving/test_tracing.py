@@ -14,7 +14,7 @@ import pytest
 import tritonclient.http as triton
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from tests.support import chains
-from tests.support.chains import png
+from tests.support.chains import png, squares
 from tests.support.collector import CALLER, PARENT, TRACE, Collector, values
 from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import PATIENCE_S
@@ -25,6 +25,7 @@ from hasten.serving.models.served import ServedModel, Ticket
 from hasten.serving.observation.tracing import Tracing
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Query
+from hasten.serving.run import settings_of
 from hasten.testing import models
 
 MS = 1_000_000
@@ -212,3 +213,16 @@ def test_a_decision_out_of_the_cache_is_a_span_with_its_samples(
     spans = [span for span in collector.spans if span.name == "infer colour"]
     assert [values(span)["hasten.rows"] for span in spans] == [2, 2]
     assert sum("hasten.batch_rows" in values(span) for span in spans) == 1
+
+
+def test_a_computed_decision_of_a_chain_is_a_span_with_its_sample(
+    collector: Collector, tmp_path: Path
+) -> None:
+    chain = f"plates={chains.detector(tmp_path)}+crop+{chains.classifier(tmp_path)}"
+    with ServerThread(*settings_of([chain]).models, trace=True) as server:
+        connection = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
+        body = png(squares({(2, 5): "red"}))
+        connection.request("POST", "/v2/models/plates/infer", body, {"Content-Type": "image/png"})
+        assert connection.getresponse().status == 200
+        connection.close()
+    assert values(collector.named("infer plates"))["hasten.rows"] == 1

@@ -259,6 +259,30 @@ def test_a_score_is_asked_of_each_class_and_box(
     assert When("when", "model", ("1",)).holds([bare])
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, True),
+        ({"labels": ("1",)}, True),
+        ({"least_score": 0.0}, False),
+        ({"least_score": -1.0}, True),
+        ({"below": 0.0}, True),
+        ({"below": -0.5}, False),
+    ],
+)
+def test_a_score_below_zero_is_refused_only_where_that_is_asked_for(
+    settings: dict[str, Any], told: bool
+) -> None:
+    """As of a model whose last layer has no softmax."""
+    one = {"class": 1, "score": -0.5}
+    box = {**one, "box": [0, 0, 1, 1]}
+    when = When("when", "model", **settings)
+    assert when.holds([one]) is when.holds([box]) is told
+    assert when.holds({"abstained": False, "classes": [one]}) is told
+    if "below" not in settings:
+        assert Crop("crop", "det", **settings).wants(box) is told
+
+
 def test_a_crop_by_score_refuses_boxes_without_one() -> None:
     bare = {"class": 1, "box": [0, 0, 1, 1]}
     assert Crop("crop", "det").wants(bare)

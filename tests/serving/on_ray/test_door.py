@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import shutil
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +18,7 @@ import pytest
 from tests.support.certificates import certified
 from tests.support.models import identity
 from tests.support.servers import ServerThread, bundle_of, place_of
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 from hasten.errors import InputError
 from hasten.serving.cluster.federation import Federation
@@ -363,3 +366,74 @@ def test_a_renewal_that_fails_is_told_once_and_tried_again(
         away.rename(admin)
         ingress.look_after()
         encrypted(ingress.http, newer).close()
+
+
+@contextlib.contextmanager
+def replica_that_takes(go_on: threading.Event) -> Iterator[int]:
+    """A server in the place of a replica, whose port is returned: it is ready, and answers POST once an event is set."""
+
+    class Answers(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            assert go_on.wait(PATIENCE_S)
+            self.do_GET()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield int(server.server_address[1])
+    finally:
+        go_on.set()
+        server.shutdown()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def asked_for_long(tmp_path: Path, port: int) -> Iterator[http.client.HTTPConnection]:
+    """A connection to a door before one replica, on which a request is under way."""
+    with door_of(ServerSettings((), http=0), tmp_path) as ingress:
+        ingress.update({"one": ReplicaEntry("127.0.0.1", port)})
+        assert ingress.http is not None
+        at_door = ingress.http
+        until(lambda: asked(at_door, "/v2", HOST) == 200)
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", at_door, PATIENCE_S)
+        ) as one:
+            one.request("POST", "/v2/models/m/infer", b"{}")
+            yield one
+
+
+def test_the_door_asks_again_and_again_whether_a_replica_that_computes_is_still_there(
+    tmp_path: Path,
+) -> None:
+    """By TCP, whose timer on the door's connection is then that of keepalive."""
+    go_on = threading.Event()
+    with replica_that_takes(go_on) as port, asked_for_long(tmp_path, port) as one:
+
+        def timers() -> set[str]:
+            rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+            there = [row for row in rows if row[2].endswith(f":{port:04X}") and row[3] == "01"]
+            return {row[5].partition(":")[0] for row in there}
+
+        until(lambda: timers() == {"02"})
+        go_on.set()
+        assert one.getresponse().status == 200
+
+
+@pytest.mark.slow
+def test_an_answer_may_take_longer_than_a_minute(tmp_path: Path) -> None:
+    go_on = threading.Event()
+    with replica_that_takes(go_on) as port, asked_for_long(tmp_path, port) as one:
+        threading.Timer(65.0, go_on.set).start()
+        assert one.getresponse().status == 200

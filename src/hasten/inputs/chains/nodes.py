@@ -81,7 +81,7 @@ class Crop(Node):
         name: Name of the node.
         boxes: Name of the model whose decision is boxes.
         labels: Labels, or class numbers as text, of the boxes to cut; all where empty.
-        least_score: Least score of a box to cut.
+        least_score: Least score of a box to cut; None for boxes of any score.
         margin: Border around a box, as a share of the box's width and height on each side.
         least_size: Least width and height of a cut picture, in its pixels; boxes that give smaller
             ones aren't cut.
@@ -91,7 +91,7 @@ class Crop(Node):
     name: str
     boxes: str
     labels: tuple[str, ...] = ()
-    least_score: float = 0.0
+    least_score: float | None = None
     margin: float = 0.0
     least_size: int = 4
     most: int = 1000
@@ -104,7 +104,8 @@ class Crop(Node):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        _check_score(self.name, "least_score", self.least_score)
+        if self.least_score is not None:
+            _check_score(self.name, "least_score", self.least_score)
         if not 0 <= self.margin <= 10:
             raise InputError(f"{self.name}.margin={self.margin!r}: give a share from 0 to 10")
         if not 1 <= self.least_size <= 2**16:
@@ -159,7 +160,7 @@ class When(Node):
         name: Name of the node.
         decision: Name of the model that decides.
         labels: Labels, or class numbers as text, one of which is needed; any where empty.
-        least_score: Least score that is needed.
+        least_score: Least score that is needed; None for no such limit.
         below: Score that must not be reached, as for samples on which a model is unsure; None for
             no such limit.
     """
@@ -167,7 +168,7 @@ class When(Node):
     name: str
     decision: str
     labels: tuple[str, ...] = ()
-    least_score: float = 0.0
+    least_score: float | None = None
     below: float | None = None
 
     @property
@@ -178,10 +179,11 @@ class When(Node):
     def __post_init__(self) -> None:
         """Check the limits."""
         super().__post_init__()
-        _check_score(self.name, "least_score", self.least_score)
+        if self.least_score is not None:
+            _check_score(self.name, "least_score", self.least_score)
         if self.below is not None:
             _check_score(self.name, "below", self.below)
-            if self.below <= self.least_score:
+            if self.least_score is not None and self.below <= self.least_score:
                 raise InputError(
                     f"{self.name}: no score is at least {self.least_score:g} and below {self.below:g}"
                 )
@@ -227,7 +229,7 @@ def entries(decision: Any, needed: str, name: str) -> list[Mapping[str, Any]]:
 
 def asks_for_score(node: Crop | When) -> bool:
     """Whether a node goes by the scores of a decision."""
-    return node.least_score != 0 or (isinstance(node, When) and node.below is not None)
+    return node.least_score is not None or (isinstance(node, When) and node.below is not None)
 
 
 def kind_of(node: Node) -> str:
@@ -248,7 +250,10 @@ def _fulfils(node: Crop | When, one: Mapping[str, Any], below: float | None) -> 
         )
     if node.labels and not {str(one.get("label")), str(one.get("class"))} & set(node.labels):
         return False
-    return score is None or bool(score >= node.least_score and (below is None or score < below))
+    least = node.least_score
+    return score is None or bool(
+        (least is None or score >= least) and (below is None or score < below)
+    )
 
 
 def _within(low: float, high: float, size: int) -> tuple[int, int]:

@@ -43,8 +43,10 @@ _HEAD_MS = 5000
 """Longest time for the head of a request."""
 _MOST_OF_ONE = 0.75
 """Share of the connections that one address may have."""
-_SERVER_S = 60
-"""Longest wait for a replica whose machine vanished."""
+_SERVER_S = 3600
+"""Longest wait for an answer to begin: as long as a deadline, which the replica keeps, may be."""
+_VANISHED_S = 60
+"""Time after which a replica whose machine vanished is given up."""
 _MOST_THREADS = 4
 _START_S = 10.0
 _ANSWER_S = 5.0
@@ -358,6 +360,7 @@ def configuration(
         send_ms=max(1, limits.send_ns // 1_000_000),
         head_ms=max(1, min(_HEAD_MS, limits.receive_ns // 1_000_000)),
         server_s=_SERVER_S,
+        vanished_s=_VANISHED_S,
         errors="\n".join(
             f"    errorfile {status} {_quoted(folder / f'{status}.http')}" for status in _ANSWERS
         ),

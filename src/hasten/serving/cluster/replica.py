@@ -315,7 +315,7 @@ class Replica:
         self._roster_name, self._namespace = roster, namespace
         self._roster: Any = None
         self._heart: asyncio.Task[None] | None = None
-        self._name, self._admitted = secrets.token_hex(8), ""
+        self._name, self._admitted, self._said = secrets.token_hex(8), "", ""
         try:
             if release != version("hasten"):
                 raise InputError(
@@ -444,6 +444,7 @@ class Replica:
             await asyncio.sleep(_HEARTBEAT_S)
 
     async def _enter(self) -> None:
+        """Send a heartbeat; whatever fails, the next one tries again."""
         import ray
 
         try:
@@ -452,8 +453,19 @@ class Replica:
                 await self._admit(self._settings.tokens)
         except (ray.exceptions.RayError, ValueError):  # the deploying process may be gone
             self._roster = None
-        except OSError as error:  # the next heartbeat tries again
-            log.error("the previous tokens stay in use: can't write them: %s", error)
+        except OSError as error:
+            self._say_once(f"the previous tokens stay in use: can't write them: {error}")
+        except Exception as error:
+            self._roster = None
+            self._say_once(f"a heartbeat failed: {type(error).__name__}: {error}")
+        else:
+            self._said = ""
+
+    def _say_once(self, text: str) -> None:
+        """Log what keeps heartbeats from succeeding, once until one does."""
+        if text != self._said:
+            self._said = text
+            log.error("%s", text, exc_info=True)
 
     # -- the interface to Ray Serve
 

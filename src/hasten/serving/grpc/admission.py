@@ -99,6 +99,13 @@ class Admission:
         if self._leaving:
             self._leaving.discard(call)
 
+    def move(self, call: Held, client: str) -> None:
+        """Count a call under another client from now on."""
+        if call in self._calls:
+            self._shares.give(call.client, 1)
+            self._shares.take(client, 1)
+        call.client = client
+
     def _take_back(self, client: str) -> None:
         """Tell a call of the client with the most calls to end, where another client finds no place."""
         greedy = self._shares.greediest()

@@ -430,7 +430,7 @@ class Stream:
     Args:
         state: State of the server.
         context: gRPC context of the call.
-        check: Function that raises ProtocolError where the client may not, or no longer, ask.
+        check: Function that raises ProtocolError where the stream's client may no longer ask, and that names it anew.
         clock_ns: Monotonic clock, in nanoseconds.
         together: Unsent answers of all streams.
 
@@ -445,7 +445,7 @@ class Stream:
         self,
         state: ServerState,
         context: Any,
-        check: Callable[[], object],
+        check: Callable[[Stream], object],
         clock_ns: Callable[[], int],
         together: Together,
     ) -> None:
@@ -547,7 +547,7 @@ class Stream:
                 data = await self._context.read()
                 if data is EOF:
                     return
-                self._check()
+                self._check(self)
                 await self._together.let_in(self._connection, self._room)
                 self._begin(data)
                 while self._ahead.full:

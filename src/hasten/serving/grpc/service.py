@@ -24,6 +24,7 @@ from hasten.serving.grpc.calls import (
     Inference,
     Receiving,
     Stream,
+    client_of,
     leaving,
     logged_fault,
     metadata_of,
@@ -233,6 +234,18 @@ class GrpcServer:
         if name := self._check_rights(context, scope):
             call.name, call.client = name, self._state.client_of(client_named(name))
 
+    def _check_again(self, context: Any, scope: Scope, stream: Stream) -> None:
+        """Check that the client of a stream may still ask, and count the stream under the name that it has by now.
+
+        Raises:
+            ProtocolError: as `_check_rights` raises it.
+        """
+        name, state = self._check_rights(context, scope), self._state
+        if name != stream.name:
+            stream.name = name
+            client = state.client_of(client_named(name)) if name else client_of(state, context)
+            self._calls.move(stream, client)
+
     def _check_page(self, context: Any) -> None:
         """Check that no web page of others makes a browser call this, as over HTTP; see `Origins`.
 
@@ -416,7 +429,7 @@ class GrpcServer:
 
     async def _stream(self, requests: Any, context: Any) -> None:
         scope = SCOPES["ModelStreamInfer"]
-        check = partial(self._check_rights, context, scope)
+        check = partial(self._check_again, context, scope)
         stream = Stream(self._state, context, check, self._clock_ns, self._together)
         try:
             self._let_in(context, scope, stream)

@@ -123,8 +123,9 @@ class Connection(asyncio.BufferedProtocol):
         self._names: list[str] | None = None
         """Names in the client's certificate; None if it has none."""
         self.client = self._address = ""
-        self._name = ""
-        """Name of the client whose requests are under way, where the server can tell several; else ""."""
+        self._name, self._given = "", b""
+        """Name of the client whose requests are under way, where the server can tell several, else ""; and what it
+        gave to be known by."""
         self.quiet = 0
         self._extra = False
         """Whether there were too many connections when this one was opened: it may ask for health only."""
@@ -449,16 +450,18 @@ class Connection(asyncio.BufferedProtocol):
         if not bare or self._url.partition(b"?")[0].rstrip(b"/") not in _OPEN:
             given = headers.get(b"authorization", b"")
             name = rights.check(self._scope(), given, self._names)
-            if name != self._name:
-                self._ask_as(name)
+            waits = self._busy or bool(self._backlog)
+            if name != self._name and not (waits and given == self._given):  # else it was renamed
+                self._ask_as(name, waits)
+            self._given = given
 
-    def _ask_as(self, name: str) -> None:
+    def _ask_as(self, name: str, waits: bool) -> None:
         """Take the next requests for those of another client, under which the connection is counted.
 
         Raises:
             ProtocolError: requests of the client before are still under way.
         """
-        if self._busy or self._backlog:
+        if waits:
             raise ProtocolError(
                 Kind.INVALID,
                 "requests of different clients can't be in progress on one connection: wait for the answers "

@@ -46,6 +46,10 @@ _TRY_AGAIN = 256
 Model: TypeAlias = Callable[[Tensors], dict[str, Array]]
 
 
+class InsteadAnswer(dict[str, Array]):
+    """Outputs of the exact model, which answers in the fast one's place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Times of an answered request's stages, on the monotonic clock.
@@ -55,12 +59,14 @@ class Timing:
         stacked_ns: Time when the batch's inputs were stacked.
         computed_ns: Time when the engine was done.
         rows: Rows in the batch.
+        instead: Whether the exact model answered in the fast one's place.
     """
 
     begun_ns: int
     stacked_ns: int
     computed_ns: int
     rows: int
+    instead: bool = False
 
     def since(self, queued_ns: int, now_ns: int) -> tuple[int, int, int, int, int]:
         """Return the spans of queueing, stacking, computing and splitting, then the batch's rows."""
@@ -475,11 +481,13 @@ class _Thread:
     def run(self, run: BatchRun[ServerTask]) -> tuple[Tensors | Exception, Timing]:
         """Stack the requests and run the engine."""
         begun_ns = stacked_ns = self._clock_ns()
+        instead = False
         try:
             padder = self._padder and _needed(self._padder, run.items)
             inputs, number = _padded(run.items, padder) if padder else (_stacked(run.items), -1)
             stacked_ns = self._clock_ns()
             answers = self._model(inputs)
+            instead = type(answers) is InsteadAnswer
             if len(run.items) > 1:
                 _check_rows(answers, run.rows)
             if padder is not None:
@@ -487,7 +495,7 @@ class _Thread:
             outputs: Tensors | Exception = answers
         except Exception as error:
             outputs = without_frames(error)
-        return outputs, Timing(begun_ns, stacked_ns, self._clock_ns(), run.rows)
+        return outputs, Timing(begun_ns, stacked_ns, self._clock_ns(), run.rows, instead)
 
 
 def _within(inputs: Tensors, timed: Mapping[str, tuple[int, ...]]) -> bool:

@@ -805,7 +805,9 @@ class _ChainDeciding(Deciding):
         statistics.staged("decide", sum(stage.decide_ns for stage in ticket.stages))
         statistics.passed(_passed(self._plan.chain, ticket.stages, now_ns - query.parsed_ns))
         if self.model.tracing is not None:
-            self.model.tracing.finished(self.model, query, now_ns, stages=ticket.stages)
+            self.model.tracing.finished(
+                self.model, query, now_ns, stages=ticket.stages, rows=ticket.rows
+            )
         super()._tell(ticket, decisions)
 
 

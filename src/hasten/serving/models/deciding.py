@@ -327,7 +327,7 @@ class Deciding:
     def close(self) -> None:
         """Refuse the requests under way, and end the threads."""
         for ticket in list(self._under_way):
-            failure = ProtocolError(Kind.UNAVAILABLE, "the model was unloaded")
+            failure = ProtocolError(Kind.UNAVAILABLE, "the model was unloaded", 1.0)
             self.model.refused(ticket.query, failure)
             if ticket.inner is not None and not ticket.inner.over:
                 ticket.inner.query.own = (

@@ -61,6 +61,7 @@ class QuickRows:
         self._clock_ns = model.clock_ns
         self._deadline_ns = model.settings.deadline_ns or math.inf
         self._guarded = model.opened.standby is not None
+        self._instead = model.opened.which == "exact"
         (array, *others) = self._outputs.values()
         self._one = array if not others and array.size == 1 and array.dtype.kind == "f" else None
         self._written: Callable[[], bytes | None] = self._decided
@@ -137,6 +138,8 @@ class QuickRows:
     def told(self) -> None:
         """Count the request that `answer` answered last, now that its answer is on the way."""
         self._statistics.answered_row(*self._times, self._clock_ns())
+        if self._instead:
+            self._statistics.replaced += 1
         if self._model.shadows:
             self._model.shadowed(self._inputs, self._outputs, 1)
 

@@ -119,6 +119,7 @@ class _Record:
         "looping",
         "over",
         "running",
+        "unavailable",
         "used_ns",
     )
 
@@ -137,6 +138,8 @@ class _Record:
         """Number of the start that the next request without one belongs to."""
         self.over = _FAILED
         """Reason that a request gets which finds no states."""
+        self.unavailable = ""
+        """Error of the latest start if the model couldn't run it at all, as at an unload; else ""."""
 
     @property
     def idle(self) -> bool:
@@ -372,15 +375,9 @@ class KeptSequences:
         step = ticket.query.sequence
         assert step is not None
         if step.start:
-            record.over = _FAILED  # unless it is answered
+            record.over, record.unavailable = _FAILED, ""  # unless it is answered
         elif not record.begun or ticket.begins != record.begun:
-            why = self._unknown(record.key, record.over)
-            if record.begun:
-                why = (
-                    f"the sequence {step.id!r:.100} didn't begin anew, since the request with sequence_start "
-                    "failed: send that again before this one"
-                )
-            failure = ProtocolError(Kind.INVALID, why)
+            failure = self._unstarted(record, step.id)
             self.model.refused(ticket.query, failure)
             with handed_over():
                 ticket.tell(failure)
@@ -396,6 +393,18 @@ class KeptSequences:
             return
         if not ticket.over:
             ticket.inner = inner
+
+    def _unstarted(self, record: _Record, id_: SequenceId) -> ProtocolError:
+        """Return the error of a step behind a start that wasn't answered: that of the start if it was no fault of its."""
+        if record.unavailable:
+            return ProtocolError(Kind.UNAVAILABLE, record.unavailable, 1.0)
+        why = self._unknown(record.key, record.over)
+        if record.begun:
+            why = (
+                f"the sequence {id_!r:.100} didn't begin anew, since the request with sequence_start "
+                "failed: send that again before this one"
+            )
+        return ProtocolError(Kind.INVALID, why)
 
     def _answered(
         self,
@@ -430,6 +439,8 @@ class KeptSequences:
                 log.exception("the answer to a step of %s couldn't be made", self.model.name)
                 told = unmade()
                 self.model.refused(ticket.query, told)
+        elif step.start and answer.kind is Kind.UNAVAILABLE:
+            record.unavailable = str(answer)
         with handed_over():
             ticket.tell(told)
         self.left(record, ticket)

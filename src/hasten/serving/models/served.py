@@ -11,6 +11,7 @@ import math
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -26,6 +27,7 @@ from hasten.errors import CandidateError, DeviceLost, InputError
 from hasten.inputs.pipeline.row_arrays import RowArrays
 from hasten.serving.models.batching import (
     Batching,
+    InsteadAnswer,
     ServerTask,
     Timing,
     handed_over,
@@ -66,6 +68,7 @@ class Watcher(Protocol):
         failure: ProtocolError | None = None,
         ticket: Ticket | None = None,
         stages: Sequence[Stage] = (),
+        rows: int = 0,
     ) -> None:
         """Record a request that was answered, failed or was refused.
 
@@ -74,8 +77,9 @@ class Watcher(Protocol):
             query: Request as it was parsed.
             now_ns: Time when the request was answered, on the monotonic clock.
             failure: Error that the request got; None if it succeeded.
-            ticket: Ticket of the request; None if it was refused before it got one.
+            ticket: Ticket of the request; None if it has none, as one that was refused.
             stages: Stages that an answered request passed in a chain.
+            rows: Samples of a request without a ticket; 0 if they weren't counted.
         """
 
 
@@ -160,8 +164,11 @@ class ServedModel:
         self._names = [spec.name for spec in self.outputs]
         self._exact_lock = threading.Lock()
         self._exact_mark = running(True)
-        self._flights: dict[bytes, list[Ticket]] = {}
+        self._flights: dict[bytes, deque[Ticket]] = {}
         """Hash of a content and of what answers -> request that is being run, then equal requests that wait for its answer."""
+        self._stalled: deque[bytes] = deque()
+        """Contents whose request got no answer, so that the next equal one has to run."""
+        self._going_on = False
         self._marks = [running() for _ in opened.sessions]
         self._batching = Batching(
             [
@@ -414,12 +421,11 @@ class ServedModel:
         record, ticket = part or (NOT_RUN, None)
         whole_ns, parse_ns = now_ns - query.arrived_ns, query.parsed_ns - query.arrived_ns
         self.statistics.answered((now_ns, whole_ns, parse_ns, rows, *record[-len(NOT_RUN) :]))
-        if part and self.fell_back:
+        instead = self.answering == "exact" if ticket is None else ticket.instead
+        if instead:
             self.statistics.replaced += 1
         if self.tracing is not None:
-            if ticket is None:  # its rows are told, too
-                ticket = Ticket(self, query, _nobody, rows, None, math.inf, {})
-            self.tracing.finished(self, query, now_ns, None, ticket)
+            self.tracing.finished(self, query, now_ns, ticket=ticket, rows=rows)
 
     def unread(self, failure: ProtocolError, arrived_ns: int, trace: str) -> None:
         """Count a request that couldn't be decoded."""
@@ -549,7 +555,9 @@ class ServedModel:
         """Answer from the cache, or wait for an equal request that runs; False if neither is possible."""
         assert self.cache is not None
         began_ns = self._clock_ns()
-        key = ticket.content = content_key(ticket.inputs, self.answering)
+        answering = self.answering
+        ticket.instead = answering == "exact"
+        key = ticket.content = content_key(ticket.inputs, answering)
         outputs = self.cache.get(key)
         now_ns = self._clock_ns()
         if outputs is not None:
@@ -564,34 +572,56 @@ class ServedModel:
             self._batching.promote(self._flights[key][0], ticket)
             return True
         self.statistics.cache_miss.add(now_ns - began_ns)
-        self._flights[key] = [ticket]
+        self._flights[key] = deque((ticket,))
         return False
 
     def _fly_on(self, ticket: Ticket, outputs: Tensors | None = None) -> None:
         """Share an answer with equal requests that wait for it; without one, run the next of them."""
         if ticket.content is None or ticket.follows:
             return
-        flight = self._flights.pop(ticket.content, ())
-        others = [each for each in flight if each is not ticket and not each.over]
-        if outputs is not None and self.cache is not None:
-            self.cache.put(ticket.content, outputs)
-        for place, other in enumerate(others):
-            other.leave()
-            if outputs is not None:
-                with handed_over():
-                    other.reply(outputs, None)
-                if not other.over:
-                    tell_unmade(other)
-                continue
-            other.follows = False
-            self._flights[ticket.content] = others[place:]
-            try:
-                self._enqueue(other)
-            except ProtocolError as failure:
-                with handed_over():
-                    other.tell(failure)  # `_enqueue` has counted it already
-                continue
+        if outputs is None:
+            self._stalled.append(ticket.content)
+            if not self._going_on:  # else the next one failed at once: the loop below goes on
+                self._go_on()
             return
+        if self.cache is not None:
+            self.cache.put(ticket.content, outputs)
+        for other in self._flights.pop(ticket.content, ()):
+            if other is ticket or other.over:
+                continue
+            other.leave()
+            other.instead = ticket.instead
+            with handed_over():
+                other.reply(outputs, None)
+            if not other.over:
+                tell_unmade(other)
+
+    def _go_on(self) -> None:
+        """Run the next of the equal requests behind each one that got no answer, which may fail at once, too."""
+        self._going_on = True
+        try:
+            while self._stalled:
+                self._run_next(self._stalled.popleft())
+        finally:
+            self._going_on = False
+
+    def _run_next(self, content: bytes) -> None:
+        """Run the first of the equal requests that still wait; it stands first among them meanwhile."""
+        while flight := self._flights.get(content):
+            first = flight[0]
+            if first.over:
+                flight.popleft()
+                continue
+            first.leave()
+            first.follows = False
+            try:
+                self._batching.submit(first)
+                return
+            except ProtocolError as failure:
+                self.refused(first.query, failure)
+                with handed_over():
+                    first.tell(failure)
+        self._flights.pop(content, None)
 
     # -- the engine
 
@@ -600,11 +630,12 @@ class ServedModel:
     ) -> Callable[[Tensors], dict[str, Array]]:
         """Return the function that runs a batch on a session, with the exact model as a fallback."""
         standby, run = self.opened.standby, session.run
+        instead = self.opened.which == "exact"
 
         def plain(inputs: Tensors) -> dict[str, Array]:
             with mark:
                 try:
-                    return run(inputs)
+                    return InsteadAnswer(run(inputs)) if instead else run(inputs)
                 except DeviceLost as error:
                     self._lost(error)
                     raise
@@ -612,7 +643,7 @@ class ServedModel:
         def guarded(inputs: Tensors) -> dict[str, Array]:
             if self.fell_back:
                 try:
-                    return self._ask_exact(inputs)
+                    return InsteadAnswer(self._ask_exact(inputs))
                 except DeviceLost as error:
                     self._lost(error)
                     raise
@@ -654,7 +685,7 @@ class ServedModel:
             why,
             extra={"model": self.name, "version": self.version},
         )
-        return exact
+        return InsteadAnswer(exact)
 
     def _ask_exact(self, inputs: Tensors) -> dict[str, Array]:
         assert self.opened.standby is not None
@@ -780,10 +811,11 @@ class Ticket(ServerTask):
         query: Request as it was parsed.
         content: Hash of the request's content and of what answers; None if there is no cache.
         follows: Whether the request waits for an equal request's answer.
+        instead: Whether the exact model answered it in the fast one's place; known once it is answered.
         timing: Times of the request's stages; None if it wasn't run.
     """
 
-    __slots__ = ("_done", "content", "follows", "model", "query", "timing")
+    __slots__ = ("_done", "content", "follows", "instead", "model", "query", "timing")
 
     def __init__(
         self,
@@ -803,7 +835,7 @@ class Ticket(ServerTask):
         self.state, self.queued_ns, self.order, self.tried = "new", 0, (0, 0, 0), False
         self.model, self.query, self._done = model, query, done
         self.content: bytes | None = None
-        self.follows = self.over = False
+        self.follows = self.over = self.instead = False
         self.timing: Timing | None = None
         self.timer = None
 
@@ -865,6 +897,8 @@ class Ticket(ServerTask):
         statistics = model.statistics
         now_ns = model._clock_ns()
         self.timing = timing
+        if timing is not None:
+            self.instead = timing.instead
         if model.tracing is not None:
             failure = outputs if isinstance(outputs, ProtocolError) else None
             if query.part is None or not (failure is None or query.own):
@@ -887,7 +921,7 @@ class Ticket(ServerTask):
         )
         if query.part is None:
             statistics.answered(record)
-            if model.fell_back:
+            if self.instead:
                 statistics.replaced += 1
         else:
             part, query.part = query.part, None  # else the two would keep each other in memory

@@ -151,7 +151,7 @@ class Statistics:
         refusals: Kind of error -> number of requests that got it.
         shadowed: Number of samples that the exact model answered too.
         disagreed: Number of shadowed samples whose two answers disagree.
-        replaced: Number of requests that the exact model answered since it took the fast one's place.
+        replaced: Number of requests that the exact model answered in the fast one's place.
         last_ns: Wall-clock time of the last counted request, in nanoseconds since 1970.
         chain: Node and part of it -> histogram of its spans, in their order; empty unless it is a chain.
     """

@@ -104,7 +104,7 @@ _COUNTERS: tuple[tuple[str, str, Value], ...] = (
     ),
     (
         "hasten_exact_answers",
-        "Requests that the exact model answered in the fast one's place, after NaN, a failure or an alarm",
+        "Requests that the exact model answered in the fast one's place, after NaN, a failure, a crash or an alarm",
         lambda model: model.statistics.replaced,
     ),
     (

@@ -122,6 +122,7 @@ class Tracing:
         failure: ProtocolError | None = None,
         ticket: Ticket | None = None,
         stages: Sequence[Stage] = (),
+        rows: int = 0,
     ) -> None:
         """Record a request that was answered, failed or was refused.
 
@@ -130,8 +131,9 @@ class Tracing:
             query: Request as it was parsed.
             now_ns: Time when the request was answered, on the monotonic clock.
             failure: Error that the request got; None if it succeeded.
-            ticket: Ticket of the request; None if it was refused before it got one.
+            ticket: Ticket of the request; None if it has none, as one that was refused.
             stages: Stages that an answered request passed in a chain.
+            rows: Samples of a request without a ticket; 0 if they weren't counted.
         """
         shift_ns = self._wall_ns() - now_ns
         timing = None if ticket is None else ticket.timing
@@ -141,7 +143,7 @@ class Tracing:
             model.version,
             query.arrived_ns + shift_ns,
             now_ns + shift_ns,
-            0 if ticket is None else ticket.rows,
+            rows if ticket is None else ticket.rows,
             query.priority or USUAL_PRIORITY,
             "" if failure is None else failure.kind.name,
             "" if failure is None else str(failure),

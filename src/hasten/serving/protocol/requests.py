@@ -24,11 +24,13 @@ class Region:
         name: Name under which the region was registered.
         offset: Offset from the region's start, in bytes.
         size_bytes: Size of the tensor; for an output, the size that is available.
+        number: Number of the registration that an output is written to; 0 before it was looked up.
     """
 
     name: str
     offset: int
     size_bytes: int
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,7 +212,7 @@ def query_of(
         head.model_version,
         head.id,
         inputs,
-        wanted_once(map(_wanted, head.outputs)) if head.outputs else (),
+        wanted_once(_wanted(each, memory) for each in head.outputs) if head.outputs else (),
         True,
         whole_number(parameters, "priority") if parameters else 0,
         1000 * whole_number(parameters, "timeout") if parameters else 0,
@@ -277,12 +277,14 @@ def _parameters(given: Any) -> Parameters:
     }
 
 
-def _wanted(output: Any) -> WantedOutput:
+def _wanted(output: Any, memory: SharedMemory) -> WantedOutput:
     name = output.name
     if not output.parameters:
         return WantedOutput(name, True)
     parameters = _parameters(output.parameters)
-    region = region_of(name, parameters) if "shared_memory_region" in parameters else None
+    region = None
+    if "shared_memory_region" in parameters:
+        region = memory.place(region_of(name, parameters))
     return WantedOutput(name, True, whole_number(parameters, "classification"), region)
 
 

@@ -111,7 +111,7 @@ def read_body(
         version,
         head.id or "",
         inputs,
-        wanted_once(_wanted(each, binary) for each in head.outputs) if head.outputs else (),
+        wanted_once(_wanted(each, binary, memory) for each in head.outputs) if head.outputs else (),
         binary,
         whole_number(parameters, "priority") if parameters else 0,
         1000 * whole_number(parameters, "timeout") if parameters else 0,
@@ -290,11 +290,13 @@ def _two_ways(name: str) -> ProtocolError:
     )
 
 
-def _wanted(wanted: Wanted, binary: bool) -> WantedOutput:
+def _wanted(wanted: Wanted, binary: bool, memory: SharedMemory) -> WantedOutput:
     parameters = parameters_of(wanted.parameters)
     if not parameters:
         return WantedOutput(wanted.name, binary)
-    region = region_of(wanted.name, parameters) if "shared_memory_region" in parameters else None
+    region = None
+    if "shared_memory_region" in parameters:
+        region = memory.place(region_of(wanted.name, parameters))
     said = _switch(parameters, "binary_data", binary)
     return WantedOutput(wanted.name, said, whole_number(parameters, "classification"), region)
 
