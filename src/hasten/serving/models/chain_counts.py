@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from hasten.serving.models.chain_tickets import ChainTicket, Line, priority_of
-from hasten.serving.models.served import ServedModel, is_named
+from hasten.serving.models.served import ServedModel
+from hasten.serving.protocol.requests import is_named
 
 _WEIGHT = 1 / 16
 """Weight of a sample in the average of what recent ones asked of the models."""

@@ -28,10 +28,10 @@ from hasten.serving.models.door import Door
 from hasten.serving.models.prepared import parts_of, row_bytes
 from hasten.serving.models.room import COPIES, NoRoomError
 from hasten.serving.models.scheduling import ACCEPTED_WAITS, level_of
-from hasten.serving.models.served import ServedModel, is_named
+from hasten.serving.models.served import ServedModel
 from hasten.serving.models.statistics import NOT_RUN, Served
 from hasten.serving.protocol.errors import Kind, ProtocolError
-from hasten.serving.protocol.requests import Answer, Query
+from hasten.serving.protocol.requests import Answer, Query, is_named
 
 if TYPE_CHECKING:
     from hasten.serving.models.chained import ServedChain
