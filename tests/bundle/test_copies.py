@@ -32,8 +32,7 @@ from hasten.inputs.pipeline.boxes import GivenBoxes
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
 from hasten.inputs.pipeline.mask import Mask
 from hasten.inputs.pipeline.resample import compile_now
-from hasten.serving.models.chained import _parts
-from hasten.serving.models.prepared import together
+from hasten.serving.models.prepared import parts_of, together
 from hasten.testing import models
 from hasten.testing.models import HEADER
 
@@ -147,9 +146,9 @@ def test_one_sample_of_a_served_request_is_sent_on_itself_and_several_are_copied
     rows = [{"x": np.full((1, 1_000_000), n, np.float32)} for n in range(3)]
     size_bytes = 3 * 4_000_000
     assert together(rows[:1])["x"] is rows[0]["x"]
-    (only,) = _parts(rows[:1], 8)
+    (only,) = parts_of(rows[:1], 8)
     assert only["x"] is rows[0]["x"]
-    for made in (together, lambda given: _parts(given, 8)[0]):
+    for made in (together, lambda given: parts_of(given, 8)[0]):
         with grown() as seen:
             joined = made(rows)
         assert np.array_equal(joined["x"], np.concatenate([row["x"] for row in rows]))

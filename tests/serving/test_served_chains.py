@@ -32,7 +32,7 @@ from hasten.errors import InputError
 from hasten.inputs.pipeline.boxes import GivenBoxes
 from hasten.inputs.pipeline.classes import TopK
 from hasten.serving.cluster.kserve import write_kserve
-from hasten.serving.models import chained, pace, repository
+from hasten.serving.models import chain_deciding, pace, repository
 from hasten.serving.models.scheduling import BatchRun
 from hasten.serving.options import ModelOptions
 from hasten.serving.protocol.errors import ProtocolError
@@ -422,7 +422,7 @@ def test_a_picture_begins_when_little_is_left_to_do_for_those_before_it(tmp_path
         assert server.call(lambda: deciding.model.queued_rows) == 1
         crops.ask()
         assert told(first.result()[1]["decision"]) == told(second.result()[1]["decision"]) == PLACES
-        until(lambda: not server.call(lambda: deciding._lines))
+        until(lambda: not server.call(lambda: deciding._counts.lines))
 
 
 def test_a_picture_that_others_keep_waiting_for_far_too_long_is_refused(
@@ -438,7 +438,7 @@ def test_a_picture_that_others_keep_waiting_for_far_too_long_is_refused(
         deciding = one_at_once(server)
         assert post(server, body)[0] == 200
         crops = Held(server, 1)
-        monkeypatch.setattr(chained, "ACCEPTED_WAITS", 1e-6)
+        monkeypatch.setattr(chain_deciding, "ACCEPTED_WAITS", 1e-6)
         first = threads.submit(post, server, body)
         until(lambda: len(crops.held) == 1)
         equal = threads.submit(post, server, body)
@@ -469,7 +469,7 @@ def test_pictures_that_wait_for_memory_keep_no_other_at_the_door(line: str) -> N
         crops = Held(server, 1)
         waiting = server.call(lambda: deciding.submit(query, answers.append))
         until(lambda: bool(crops.held))
-        line_of = server.call(lambda: deciding._lines[waiting.level])
+        line_of = server.call(lambda: deciding._counts.lines[waiting.level])
         assert line_of.begun == 1
         waiting.asked_rows = dict.fromkeys(waiting.asked_rows, 0)  # as before it has asked anything
         server.call(lambda: deciding._waits(waiting))
@@ -478,7 +478,7 @@ def test_pictures_that_wait_for_memory_keep_no_other_at_the_door(line: str) -> N
         crops.ask()
         until(lambda: bool(answers))
         assert isinstance(answers[0], Answer)
-        assert not server.call(lambda: deciding._lines)
+        assert not server.call(lambda: deciding._counts.lines)
 
 
 def test_a_named_clients_picture_goes_before_its_own_of_lower_priority(line: str) -> None:
@@ -522,12 +522,12 @@ def test_a_picture_is_accepted_as_fast_behind_many_others(line: str) -> None:
             sys.setprofile(before)
             for each in tickets:
                 each.cancel()
-            assert not deciding._lines
+            assert not deciding._counts.lines
 
         server.call(ask_many)
         assert max(steps[-10:]) < 2 * max(steps[1:10])
         assert told(post(server, png(squares(PLACES)))[1]["decision"]) == PLACES
-        until(lambda: not server.call(lambda: deciding._lines))
+        until(lambda: not server.call(lambda: deciding._counts.lines))
 
 
 def test_a_picture_is_not_refused_for_a_model_that_pictures_do_not_ask(tmp_path: Path) -> None:

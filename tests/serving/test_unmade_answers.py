@@ -19,7 +19,7 @@ from tests.support.waiting import PATIENCE_S
 
 from hasten.core.sequences import Sequences
 from hasten.serving.http import exchange
-from hasten.serving.models import batching, chained
+from hasten.serving.models import batching, chain_deciding
 from hasten.serving.models.served import Ticket
 from hasten.serving.options import ModelOptions
 from hasten.serving.protocol.errors import Kind, ProtocolError
@@ -153,8 +153,8 @@ def test_nothing_is_kept_of_a_picture_that_failed_after_a_model(
             raise ProtocolError(kind, "no decision")
         return going_on(go_on, kind)
 
-    going_on = chained._next
-    monkeypatch.setattr(chained, "_next", fails)
+    going_on = chain_deciding._next
+    monkeypatch.setattr(chain_deciding, "_next", fails)
 
     async def work() -> int:
         gc.collect()

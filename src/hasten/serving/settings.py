@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hasten.bundle.signatures import PublicKey, is_key, keys_of
 from hasten.errors import InputError
-from hasten.serving.models.chained import ChainPlace
 from hasten.serving.models.opening import ModelSettings
+from hasten.serving.models.places import ChainPlace
 from hasten.serving.models.repository import Registered
 from hasten.serving.protocol.origins import ANY, Origins
 from hasten.serving.protocol.rights import Client, Rights

@@ -234,6 +234,33 @@ class PreparedSample:
         self._kept.put(steps + self._content, prepared, origin)
 
 
+class ChainInputs:
+    """Cached forms of a sample, as the models of a chain take it.
+
+    Args:
+        kept: Cached forms of the sample.
+        keys: Hash of the steps before each model; None for one whose samples aren't kept.
+    """
+
+    def __init__(self, kept: PreparedSample, keys: Mapping[str, bytes | None]) -> None:
+        self._kept, self._keys = kept, keys
+
+    def find(self, node: str) -> tuple[Any, Origin] | None:
+        """Return the sample as a model takes it, and where it comes from; None if it isn't there."""
+        key = self._keys[node]
+        return None if key is None else self._kept.get(key)
+
+    def used(self, node: str) -> None:
+        """Count that a model is asked about what `find` returned."""
+        self._kept.hits += 1
+
+    def made(self, node: str, prepared: Any, origin: Origin) -> None:
+        """Keep the sample as a model takes it, which was prepared now."""
+        if (key := self._keys[node]) is not None:
+            self._kept.misses += 1
+            self._kept.put(key, prepared, origin)
+
+
 def _read_only(array: Any) -> Array:
     """Return a copy of an array that nobody can write to and that keeps no larger array in memory."""
     own = np.array(array, order="C")  # as `as_request` needs it

@@ -32,3 +32,11 @@ def is_broken(answers: Tensors) -> bool:
         if suspect and np.isnan(array.astype(np.float32)).any():
             return True
     return False
+
+
+def broken_of_its_own(others: Tensors, outputs: Tensors) -> bool:
+    """Whether an answer has NaN in a row where the request, or the exact answer, has none."""
+    asked, answered = broken_rows(others), broken_rows(outputs)
+    if asked.shape != answered.shape:
+        return bool(answered.any() and not asked.any())
+    return bool((answered & ~asked).any())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hasten.bundle import MANIFEST
@@ -11,8 +12,22 @@ from hasten.bundle.chains.opened import check_chain
 from hasten.bundle.packing.names import SUFFIX, is_address, is_packed
 from hasten.bundle.signatures import PublicKey
 from hasten.errors import InputError
-from hasten.inputs.chains import chain_of, is_chain
-from hasten.serving.models.chained import ChainPlace
+from hasten.inputs.chains import Chain, chain_of, is_chain
+
+
+@dataclass(frozen=True)
+class ChainPlace:
+    """A chain to serve.
+
+    Attributes:
+        chain: The chain.
+        members: Names under which its models are served, by their nodes' names.
+        certificate: File in which the chain's certificate is kept, if it was tested; None for no place.
+    """
+
+    chain: Chain
+    members: dict[str, str]
+    certificate: Path | None = None
 
 
 def chain_places(

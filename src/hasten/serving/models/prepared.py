@@ -1,9 +1,9 @@
-"""Prepared samples: how large they are, and several of them as one request."""
+"""Prepared samples: how large they are, and several of them as one request or as a few."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -39,3 +39,24 @@ def together(rows: list[dict[str, Array]]) -> dict[str, Array]:
             )
         tensors[name] = np.concatenate(arrays)
     return tensors
+
+
+def parts_of(requests: Sequence[dict[str, Array]], most: int) -> list[dict[str, Array]]:
+    """Return requests of one row together, in requests of at most `most` rows of one shape."""
+    parts: list[list[dict[str, Array]]] = []
+    for request in requests:
+        last = parts[-1] if parts else None
+        if last is None or len(last) == most or _shapes(last[0]) != _shapes(request):
+            parts.append([request])
+        else:
+            last.append(request)
+    return [
+        part[0]
+        if len(part) == 1
+        else {name: np.concatenate([one[name] for one in part]) for name in part[0]}
+        for part in parts
+    ]
+
+
+def _shapes(request: Mapping[str, Array]) -> list[tuple[int, ...]]:
+    return [array.shape for array in request.values()]

@@ -22,11 +22,12 @@ from hasten.core.words import amount
 from hasten.errors import CandidateError, DeviceLost, HastenError, InputError
 from hasten.inputs.metrics.changes import disagreeing_rows
 from hasten.serving.models.caching import Cache
-from hasten.serving.models.chained import ChainPlace, ServedChain
+from hasten.serving.models.chained import ServedChain
 from hasten.serving.models.clients import Clients
 from hasten.serving.models.comparison import is_broken
 from hasten.serving.models.opening import ModelSettings, OpenBundle, open_bundle
 from hasten.serving.models.pace import BackgroundPace
+from hasten.serving.models.places import ChainPlace
 from hasten.serving.models.served import ServedModel, Watcher
 from hasten.serving.models.thread_priority import lowered_priority
 from hasten.serving.models.trial import COMPARED, answers_of, check_interface, compare, inputs_of

@@ -21,7 +21,7 @@ from hasten.bundle import Loaded
 from hasten.bundle.chains.plan import Stage
 from hasten.bundle.rows import most_json_bytes
 from hasten.core.shapes import check_alike
-from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.tensors import Array, Tensors
 from hasten.core.words import amount
 from hasten.errors import CandidateError, DeviceLost, InputError
 from hasten.inputs.pipeline.row_arrays import RowArrays
@@ -35,17 +35,17 @@ from hasten.serving.models.batching import (
 )
 from hasten.serving.models.caching import AnswerCache, Cache, content_key
 from hasten.serving.models.clients import Clients
-from hasten.serving.models.comparison import broken_rows, is_broken
+from hasten.serving.models.comparison import broken_of_its_own, is_broken
 from hasten.serving.models.deciding import Deciding, RawTicket
+from hasten.serving.models.input_specs import InputSpec, datatype_of_array
 from hasten.serving.models.opening import ModelSettings, OpenBundle
 from hasten.serving.models.quick_rows import QuickRows
 from hasten.serving.models.scheduling import USUAL_PRIORITY, Pending, Scheduler
 from hasten.serving.models.sequences import KeptSequences, StepTicket
 from hasten.serving.models.shadow import Shadow
 from hasten.serving.models.statistics import NOT_RUN, Statistics
-from hasten.serving.protocol.datatypes import datatype_of
 from hasten.serving.protocol.errors import Kind, ProtocolError
-from hasten.serving.protocol.requests import RAW, Answer, Query
+from hasten.serving.protocol.requests import RAW, Answer, Query, is_named
 from hasten.serving.wire.message_plans import MessagePlan, MessagePlans
 from hasten.serving.wire.plans import Plans, RequestPlan
 
@@ -158,7 +158,7 @@ class ServedModel:
         self._plans, self.messages = Plans(), MessagePlans()
         self._running = running
         self._clock_ns = clock_ns
-        self._specs = [_Spec(spec, opened.batched) for spec in self.inputs]
+        self._specs = [InputSpec(spec, opened.batched) for spec in self.inputs]
         self._ragged = bool(opened.manifest.shapes)
         self._padder = opened.first.padder if opened.batched else None
         self._names = [spec.name for spec in self.outputs]
@@ -469,7 +469,7 @@ class ServedModel:
             if array is None:
                 raise self._unfit(inputs)
             if array.dtype != spec.dtype or not spec.fits(array.shape):
-                raise spec.mismatch(_datatype(array), array.shape)
+                raise spec.mismatch(datatype_of_array(array), array.shape)
             if spec.batched:
                 if rows and array.shape[0] != rows:
                     raise ProtocolError(
@@ -655,7 +655,7 @@ class ServedModel:
                 why = "an answer contains NaN"
             except CandidateError as error:
                 outputs, why = None, str(error)
-            if outputs is not None and not _of_its_own(inputs, outputs):
+            if outputs is not None and not broken_of_its_own(inputs, outputs):
                 return outputs  # NaN in a request's row may give NaN in the answer's row
             return self._instead(inputs, outputs, why, mark)
 
@@ -676,7 +676,7 @@ class ServedModel:
                 with mark:  # the engine that failed first
                     self._lost(error)
             raise CandidateError(why) from error
-        if outputs is not None and not _of_its_own(exact, outputs):
+        if outputs is not None and not broken_of_its_own(exact, outputs):
             return outputs  # the exact model answers NaN too
         self.fell_back = True
         self._batching.stay_away()
@@ -788,19 +788,6 @@ class ServedModel:
         if self.cache is not None:
             self.cache.clear()
         self.opened.close()
-
-
-def _of_its_own(others: Tensors, outputs: Tensors) -> bool:
-    """Whether an answer has NaN in a row where the request, or the exact answer, has none."""
-    asked, answered = broken_rows(others), broken_rows(outputs)
-    if asked.shape != answered.shape:
-        return bool(answered.any() and not asked.any())
-    return bool((answered & ~asked).any())
-
-
-def is_named(query: Query) -> bool:
-    """Return whether a request's client is known by a token or a certificate, and others are too."""
-    return bool(query.client and query.name)
 
 
 class Ticket(ServerTask):
@@ -937,40 +924,3 @@ class Ticket(ServerTask):
 
 def _nobody(answer: Answer | ProtocolError) -> None:
     """Take no answer: the request is over."""
-
-
-class _Spec:
-    """Spec of an input in the form that requests are checked against."""
-
-    __slots__ = ("_shape", "batched", "datatype", "dtype", "name", "words")
-
-    def __init__(self, spec: TensorSpec, batched: bool) -> None:
-        self.name, self.batched = spec.name, batched
-        self.dtype = np.dtype(spec.dtype)
-        self._shape = tuple(size if isinstance(size, int) else None for size in spec.shape)
-        shape = ", ".join(map(str, spec.shape))
-        self.datatype = datatype_of(spec.dtype)
-        self.words = f"{self.datatype}[{shape}]"
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a shape has the spec's rank and every fixed size."""
-        if len(shape) != len(self._shape):
-            return False
-        for want, size in zip(self._shape, shape, strict=True):
-            if want != size and want is not None:
-                return False
-        return True
-
-    def mismatch(self, datatype: str, shape: tuple[int, ...]) -> ProtocolError:
-        """Return the error that states what the model takes and what it got."""
-        return ProtocolError(
-            Kind.INVALID,
-            f"input {self.name!r}: the model takes {self.words}; got {datatype}{list(shape)}",
-        )
-
-
-def _datatype(array: Array) -> str:
-    try:
-        return datatype_of(array.dtype.name)
-    except InputError:
-        return array.dtype.name

@@ -133,6 +133,11 @@ class Query:
     part: list[Any] | None = None
 
 
+def is_named(query: Query) -> bool:
+    """Return whether a request's client is known by a token or a certificate, and others are too."""
+    return bool(query.client and query.name)
+
+
 @dataclass(slots=True)
 class Answer:
     """Answer to a request.
