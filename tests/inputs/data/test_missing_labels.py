@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hasten.core.tensors import Array, Tensors
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.function import from_python
@@ -28,6 +28,7 @@ from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
 from hasten.inputs.pipeline.rows import Row
+from hasten.inputs.pipeline.threshold import Threshold
 from hasten.optimization.labelling.wanted import with_labels
 
 NAN = float("nan")
@@ -183,15 +184,15 @@ def test_images_in_the_folder_unlabelled_have_no_class(tmp_path: Path) -> None:
     found = ImageFolder(tmp_path, image_pipeline(size=8), "x")
     assert found.classes == ("cat", "zebra")
     assert found.labels is not None
-    assert found.labels.tolist() == [0, -1, 1]
+    assert found.labels.tolist() == [0, NO_NUMBER, 1]
 
 
 @pytest.mark.parametrize(
     ("classes", "cells", "found"),
     [
-        (("no", "yes"), ["yes", "", "no", "NA", "-1"], [1, -1, 0, -1, -1]),
-        (("0", "1"), ["1", "", "0", "nan", "-1.0"], [1, -1, 0, -1, -1]),
-        (("-1", "1"), ["1", "", "-1", "", "1"], [1, -1, 0, -1, 1]),
+        (("no", "yes"), ["yes", "", "no", "NA", "-1"], [1, NO_NUMBER, 0, NO_NUMBER, -1]),
+        (("0", "1"), ["1", "", "0", "nan", "-1.0"], [1, NO_NUMBER, 0, NO_NUMBER, -1]),
+        (("-1", "1"), ["1", "", "-1", "", "1"], [1, NO_NUMBER, 0, NO_NUMBER, 1]),
         ((), ["1.5", "", "-1", "null", "0"], [1.5, NAN, -1, NAN, 0]),
     ],
 )
@@ -202,8 +203,6 @@ def test_an_empty_cell_is_a_missing_label(
     file.write_text("a,b,y\n" + "".join(f"1,2,{cell}\n" for cell in cells))
     after = (TopK(1, classes, softmax=False),) if classes else ()
     pipeline = Pipeline((Row(("a", "b")),), after)
-    from hasten.core.tensors import TensorSpec
-
     data = open_data(file, [TensorSpec("x", "float32", ("n", 2))], pipeline)
     np.testing.assert_array_equal(data.labels, found)
 
@@ -212,8 +211,6 @@ def test_where_none_is_a_class_an_empty_cell_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("a,b,y\n1,2,None\n1,2,some\n")
     pipeline = Pipeline((Row(("a", "b")),), (TopK(1, ("None", "some"), softmax=False),))
-    from hasten.core.tensors import TensorSpec
-
     with pytest.raises(
         InputError, match="row 1: the label must be one of 'None', 'some': got None"
     ):
@@ -308,6 +305,42 @@ def test_a_missing_label_beside_class_1_is_no_class_of_its_own(gaps: list[Any]) 
     told = with_labels(from_python((X, gaps), ["x"], Path("unused")), "top1", asking=False).labels
     assert told is not None
     assert told.reshape(-1).tolist() == [1, -1, 1]
+
+
+def in_files(folder: Path) -> list[Any]:
+    """Return data of two samples of the class "good" and one without a label, in forms of files."""
+    for place in ("pictures/good/a", "pictures/good/b", "pictures/unlabelled/a"):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / f"{place}.png")
+    (folder / "rows.csv").write_text("a,b,y\n1,2,good\n3,4,good\n5,6,\n")
+    return [folder / "pictures", folder / "rows.csv"]
+
+
+def test_a_missing_label_beside_one_classs_name_is_no_class_of_its_own(tmp_path: Path) -> None:
+    after = (Threshold(position=1, labels=("bad", "good")),)
+    pictures, rows = in_files(tmp_path)
+    words = ["good", "good", None]
+    for source, steps in (
+        ((X, words), ()),
+        (list(zip(X, words, strict=True)), ()),
+        (pictures, image_pipeline(size=8).steps),
+        (rows, (Row(("a", "b")),)),
+        ({"a": [1, 3, 5], "b": [2, 4, 6], "y": words}, (Row(("a", "b")),)),
+    ):
+        data = open_data(source, [TensorSpec("x", "float32", ("n", 2))], Pipeline(steps, after))
+        for metric in ("top1", None):
+            told = with_labels(data, metric, asking=False).labels
+            assert told is not None
+            assert told.tolist() == [1, 1, -1]
+        assert missing_labels(Custom(f"{__name__}:only_classes"), data.labels) is not None
+
+
+def test_numbers_of_classes_beside_names_may_not_be_minus_1_and_1() -> None:
+    pipeline = Pipeline((Row(("a", "b")),), (TopK(1, ("bad", "good"), softmax=False),))
+    table = {"a": [1, 3, 5], "b": [2, 4, 6], "y": [1, -1, 1]}
+    data = open_data(table, [TensorSpec("x", "float32", ("n", 2))], pipeline)
+    with pytest.raises(InputError, match=r"^the labels are -1 and 1, and -1 stands for a missing"):
+        with_labels(data, "top1", asking=False)
 
 
 @pytest.mark.parametrize("labels", [[1, -1, 1], [1, -1, None], [1.0, NAN, -1.0]])

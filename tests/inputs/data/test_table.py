@@ -12,6 +12,7 @@ import pytest
 
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
+from hasten.inputs.data.missing import NO_NUMBER
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.data.table import TableRows, as_classes
@@ -275,7 +276,7 @@ def test_classes_with_numbers_are_found_in_arrays_and_archives_too(tmp_path: Pat
     pipeline = Pipeline((ROW,), (TopK(labels=("-1", "1"), softmax=False),))
     for missing in ([1, None, -1], np.ma.masked_equal([1, 7, -1], 7)):
         for lacking in ({"rows": rows, "labels": missing}, (rows, missing)):
-            assert opened(lacking, pipeline).labels.tolist() == [1, -1, 0]
+            assert opened(lacking, pipeline).labels.tolist() == [1, NO_NUMBER, 0]
     np.savez(path, rows=rows, labels=[0, 1, 2])
     assert refused(path, Pipeline((ROW,), (TopK(labels=("1", "2"), softmax=False),))) == (
         f"{path}: row 1: the label must be one of '1', '2': got 0"
@@ -285,10 +286,10 @@ def test_classes_with_numbers_are_found_in_arrays_and_archives_too(tmp_path: Pat
 @pytest.mark.parametrize(
     ("step", "labels", "wanted"),
     [
-        (Threshold(position=1, labels=("bad", "good")), ["good", "bad", None], [1, 0, -1]),
-        (Threshold(position=0, labels=("good", "bad")), ["good", "bad", None], [1, 0, -1]),
-        (Threshold(position=2, labels=("no", "yes")), [2, "0", None], [2, 0, -1]),
-        (Threshold(position=1), [1, 0, None], [1, 0, -1]),
+        (Threshold(position=1, labels=("bad", "good")), ["good", "bad", None], [1, 0, NO_NUMBER]),
+        (Threshold(position=0, labels=("good", "bad")), ["good", "bad", None], [1, 0, NO_NUMBER]),
+        (Threshold(position=2, labels=("no", "yes")), [2, "0", None], [2, 0, NO_NUMBER]),
+        (Threshold(position=1), [1, 0, None], [1, 0, NO_NUMBER]),
     ],
 )
 def test_labels_are_numbers_of_classes_where_a_threshold_reads_one_of_them(

@@ -67,12 +67,12 @@ def test_a_folder_for_each_class_is_numbered_as_the_pipeline_names_the_classes(
 ) -> None:
     data = opened(folders(tmp_path / "t", "fine", "poor", "unlabelled"), NAMED)
     assert isinstance(data, TextData)
-    assert (tokens(data), labels(data), data.numbering) == (NUMBERS, [1, 0, -1], "")
+    assert (tokens(data), labels(data), data.numbering) == (NUMBERS, [1, 0, NO_NUMBER], "")
     assert data.ragged
     assert data.shapes(2) == {"input_ids": (3,)}
     other = opened(str(tmp_path / "t"))
     assert isinstance(other, TextData)
-    assert labels(other) == [0, 1, -1]
+    assert labels(other) == [0, 1, NO_NUMBER]
     assert other.numbering == (
         "classes were numbered by the order of the folders' names: 0 is 'fine', 1 is 'poor'"
     )
@@ -133,7 +133,7 @@ def test_a_quotation_mark_without_its_end_takes_no_texts_with_it(tmp_path: Path)
 def test_lines_of_json_hold_texts_or_pairs_of_them(tmp_path: Path) -> None:
     rows = [{"text": "good", "label": "fine"}, {"text": "bad", "text_pair": "bad", "label": None}]
     data = opened(lines(tmp_path / "t.jsonl", rows), NAMED)
-    assert (tokens(data), labels(data)) == (NUMBERS[:2], [1, -1])
+    assert (tokens(data), labels(data)) == (NUMBERS[:2], [1, NO_NUMBER])
     data = opened(lines(tmp_path / "t.jsonl", ["good", "bad bad"]))
     assert (tokens(data), data.labels) == (NUMBERS[:2], None)
 
@@ -347,7 +347,7 @@ def test_decimal_labels_with_gaps_are_classes_where_a_step_chooses_among_them() 
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"text": TEXTS, "label": [0, None, 1]})
     for step in (TopK(1), Threshold(position=1)):
-        assert labels(opened(frame, Pipeline(PLAIN.steps, (step,)))) == [0, -1, 1]
+        assert labels(opened(frame, Pipeline(PLAIN.steps, (step,)))) == [0, NO_NUMBER, 1]
     np.testing.assert_array_equal(labels(opened(frame)), [0, np.nan, 1])
     assert labels(opened(frame.astype({"label": "Int64"}))) == [0, NO_NUMBER, 1]
 

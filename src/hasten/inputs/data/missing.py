@@ -1,6 +1,6 @@
 """Labels that aren't there: -1 for a class, NaN for a number, None or an empty text for either.
 
-Among whole numbers None is `NO_NUMBER`, since -1 may be a number of a regression.
+Among whole numbers None is `NO_NUMBER`, since -1 may be a number of a regression, or meant as a class.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hasten.errors import InputError
 NO_CLASS = -1
 """Class of a sample without a label."""
 NO_NUMBER = int(np.iinfo(np.int64).min)
-"""Whole number of a sample without a label, where nothing says that labels are classes."""
+"""Whole number of a sample without a label, as data are opened."""
 
 
 def unlabelled(labels: Array, *, classes: bool) -> Array:

@@ -19,7 +19,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
-from hasten.inputs.data.missing import NO_CLASS
+from hasten.inputs.data.missing import NO_CLASS, NO_NUMBER
 from hasten.inputs.data.samples import RESERVED
 from hasten.inputs.data.splits import dated
 from hasten.inputs.pipeline.base import Pipeline
@@ -394,7 +394,7 @@ def _plain(value: Any) -> Any:
 def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
     """Return labels as numbers: those of classes are their places among the classes' names.
 
-    Where a label is missing stands -1 for a class, and NaN for another number.
+    Where a label is missing stands `NO_NUMBER` for a class, and NaN for another number.
 
     Raises:
         InputError: a label is no class, or the name of several.
@@ -432,8 +432,8 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
                 )
             )
         place_ = next(iter(own), None)
-        if place_ is None and absent and (_missing(value) or _number(value) == NO_CLASS):
-            place_ = NO_CLASS
+        if place_ is None and absent:  # a -1 may be meant as a class, which is refused where it seems so
+            place_ = NO_NUMBER if _missing(value) else NO_CLASS if _number(value) == NO_CLASS else None
         if place_ is None:
             raise InputError(
                 f"{said}: row {number}: the label must be one of "
@@ -481,11 +481,11 @@ def checked_groups(groups: Sequence[Any], said: str, column: str = "") -> list[A
 
 
 def as_classes(numbers: Array) -> Array:
-    """Return labels as numbers of classes, if all are whole numbers that a float holds exactly."""
+    """Return labels as whole numbers, if all are such that a float holds exactly; `NO_NUMBER` where one is missing."""
     known = ~np.isnan(numbers)
     if not ((np.abs(numbers[known]) <= _MOST_EXACT) & (numbers[known] % 1 == 0)).all():
         return numbers
-    return np.where(known, numbers, NO_CLASS).astype(np.int64)
+    return np.where(known, numbers, float(NO_NUMBER)).astype(np.int64)
 
 
 def _missing(value: Any) -> bool:

@@ -18,7 +18,7 @@ from hasten.errors import InputError
 from hasten.inputs.data.class_folders import groups_of, has_files, listed, named_by, numbering
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.function import from_python
-from hasten.inputs.data.missing import filled, with_no_class
+from hasten.inputs.data.missing import filled
 from hasten.inputs.data.table import as_classes, check_names, checked_groups, label_numbers
 from hasten.inputs.data.tagged_words import Tags, is_words, joined, token_labels, words_column
 from hasten.inputs.pipeline.base import Pipeline
@@ -406,7 +406,7 @@ def _label_among(said: str, names: Sequence[str], group: str | None) -> str | No
 def _numbers(labels: Any, pipeline: Pipeline, said: str) -> Sequence[Any] | None:
     """Return labels as numbers: those of classes by the names that the pipeline gives them.
 
-    Where a label is missing stands -1 for a class, and NaN for another number. None where all are.
+    Where a label is missing stands `NO_NUMBER` for a class, and NaN for another number. None where all are.
     """
     values = [None if is_absent(one) else one for one in labels]
     if all(one is None for one in values):
@@ -437,9 +437,8 @@ def _numbers(labels: Any, pipeline: Pipeline, said: str) -> Sequence[Any] | None
             f"{said}: row {huge}: the label {read[huge - 1]} has more than 64 bits: give smaller numbers"
         )
     found = filled(np.array(read, object))
-    if not _picks_class(pipeline):
-        return list(found)
-    return list(as_classes(found) if found.dtype.kind == "f" else with_no_class(found))
+    picks = found.dtype.kind == "f" and _picks_class(pipeline)
+    return list(as_classes(found) if picks else found)
 
 
 def _picks_class(pipeline: Pipeline) -> bool:
