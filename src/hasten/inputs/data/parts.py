@@ -14,8 +14,9 @@ import numpy as np
 from hasten.core.records import digest
 from hasten.core.tensors import Array
 from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.groups import group_name, spellings
 from hasten.inputs.data.near_copies import Remembered, check_near_copies
-from hasten.inputs.data.splits import Earlier, Splits, group_name, spellings, split
+from hasten.inputs.data.splits import Earlier, Splits, groups_on_one_side, split
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.base import Metric
 
@@ -107,6 +108,7 @@ def lay_out(
     began = time.monotonic()
     splits = split(dataset, calibration=calibration, seed=seed, training=training, earlier=earlier)
     notes = _repeats(splits) if dataset.groups is None else ()
+    notes += groups_on_one_side(training, dataset)
     if splits.withheld:
         notes += (
             f"{splits.withheld:,} more samples than usual are in the search split instead of the "
