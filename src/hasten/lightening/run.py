@@ -23,7 +23,8 @@ from hasten.core.target import Target
 from hasten.engines.installed import engine_kinds, tried_on
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.near_copies import check_near_copies
-from hasten.inputs.data.splits import groups_on_one_side, split
+from hasten.inputs.data.parts import groups_on_one_side
+from hasten.inputs.data.splits import split
 from hasten.inputs.metrics.unlabelled import check_labelled
 from hasten.inputs.models.source import find_model
 from hasten.inputs.pipeline.base import Pipeline

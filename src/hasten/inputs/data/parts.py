@@ -16,7 +16,7 @@ from hasten.core.tensors import Array
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.groups import group_name, spellings
 from hasten.inputs.data.near_copies import Remembered, check_near_copies
-from hasten.inputs.data.splits import Earlier, Splits, groups_on_one_side, split
+from hasten.inputs.data.splits import Earlier, Splits, split
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.base import Metric
 
@@ -131,6 +131,18 @@ def lay_out(
         reservation="" if found is None else found.reservation(),
         read_s=(time.monotonic() - began) / max(1, len(dataset)),
         searched=splits.search,
+    )
+
+
+def groups_on_one_side(training: Dataset | None, judged: Dataset) -> tuple[str, ...]:
+    """Return a note if only one of training data and data to judge on has groups, so that none can be found in both."""
+    if training is None or (training.groups is None) == (judged.groups is None):
+        return ()
+    names = ("the training data", "the data to judge on")
+    having, lacking = names if judged.groups is None else names[::-1]
+    return (
+        f"{having} has groups, but {lacking} has none, so nothing shows whether both have samples of one group: give "
+        f"groups with {lacking} too",
     )
 
 

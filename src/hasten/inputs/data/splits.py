@@ -340,18 +340,6 @@ def _from_training(
     return Subset(training, np.array([index for _, index in chosen], np.int64))
 
 
-def groups_on_one_side(training: Dataset | None, judged: Dataset) -> tuple[str, ...]:
-    """Return a note if only one of training data and data to judge on has groups, so that none can be found in both."""
-    if training is None or (training.groups is None) == (judged.groups is None):
-        return ()
-    names = ("the training data", "the data to judge on")
-    having, lacking = names if judged.groups is None else names[::-1]
-    return (
-        f"{having} has groups, but {lacking} has none, so nothing shows whether both have samples of one group: give "
-        f"groups with {lacking} too",
-    )
-
-
 def _all_seen(samples: int) -> str:
     return (
         f"earlier runs searched or calibrated on all {samples:,} samples of the data, so none is "
