@@ -225,16 +225,15 @@ def test_dates_and_ids_of_a_database_are_groups_in_every_form_of_data(
 ) -> None:
     days = [datetime.date(2024, 1, 1), datetime.datetime(2024, 1, 2, 3)] * 3
     ids = [uuid.UUID(int=1), uuid.UUID(int=2)] * 3
-    for number, (groups, told) in enumerate(
-        (
-            ([decimal.Decimal("7.5"), decimal.Decimal("8")] * 3, ["7.5", "8"]),
-            (ids, [str(one) for one in ids[:2]]),
-            (days, ["2024-01-01", "2024-01-02 03:00:00"]),
-            ([7, "a"] * 3, ["7", "a"]),
-            (["a", "bb"] * 3, ["a", "bb"]),
-            ([1, 2] * 3, [1, 2]),
-        )
-    ):
+    cases: list[tuple[list[Any], list[Any]]] = [
+        ([decimal.Decimal("7.5"), decimal.Decimal("8")] * 3, ["7.5", "8"]),
+        (ids, [str(one) for one in ids[:2]]),
+        (days, ["2024-01-01", "2024-01-02 03:00:00"]),
+        ([7, "a"] * 3, ["7", "a"]),
+        (["a", "bb"] * 3, ["a", "bb"]),
+        ([1, 2] * 3, [1, 2]),
+    ]
+    for number, (groups, told) in enumerate(cases):
         whole: list[Any] = [(X, None, groups), {"x": X, "groups": np.array(groups, object)}]
         for given in (*whole, [*zip(X, LABELS, groups, strict=True)]):
             data = from_python(given, ["x"], tmp_path / f"{number}", reread=reread)

@@ -112,8 +112,9 @@ def test_a_list_of_masked_labels_keeps_their_masks(tmp_path: Path) -> None:
         np.testing.assert_array_equal(data.labels, found)
     nested = [[[row], [row]] for row in tokens]
     np.testing.assert_array_equal(filled(nested)[:, 0, 0], found)
-    whole = filled([np.ma.masked_array(np.float32([1, 2]))] * 2)
-    assert (type(whole), whole.dtype) == (np.ndarray, np.float32)
+    whole = filled([np.ma.masked_array(np.ones(2, np.float32))] * 2)
+    assert type(whole) is np.ndarray
+    assert whole.dtype == np.float32
 
 
 def test_a_single_label_that_is_masked_in_part_keeps_what_is_known(tmp_path: Path) -> None:

@@ -216,7 +216,8 @@ def test_a_column_is_a_list_of_a_value_for_each_row() -> None:
     assert refused({"age": [1, 2, 3], "housing": ["own", "NA"], "paid": [0, 1, 0]}) == (
         "the table: the column 'housing' has 2 values, but 'age' has 3: give one for each row"
     )
-    columns = {name: iter(values) for name, values in TABLE.items()}
+    table: dict[str, list[Any]] = dict(TABLE)  # type: ignore[arg-type]
+    columns = {name: iter(values) for name, values in table.items()}
     assert opened(columns).labels.tolist() == [1, 0, 1]
 
 
