@@ -12,6 +12,7 @@ import pytest
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.function import call_function, from_python
+from hasten.inputs.data.groups import group_array, group_name
 from hasten.inputs.data.npz import open_npz
 from hasten.inputs.data.ragged import RaggedDataset
 from hasten.inputs.data.spool import Spool
@@ -232,6 +233,9 @@ def test_dates_and_ids_of_a_database_are_groups_in_every_form_of_data(
         ([7, "a"] * 3, ["7", "a"]),
         (["a", "bb"] * 3, ["a", "bb"]),
         ([1, 2] * 3, [1, 2]),
+        ([2**63 + 1, -5] * 3, [str(2**63 + 1), "-5"]),
+        ([2**53 + 1, 0.5] * 3, [str(2**53 + 1), "0.5"]),
+        ([2**70, 2**70 + 1] * 3, [str(2**70), str(2**70 + 1)]),
     ]
     for number, (groups, told) in enumerate(cases):
         whole: list[Any] = [(X, None, groups), {"x": X, "groups": np.array(groups, object)}]
@@ -271,6 +275,40 @@ def test_nan_beside_texts_is_no_group_either(tmp_path: Path, reread: bool) -> No
     single = [*zip(X, LABELS, ["a", float("nan")] * 3, strict=True)]
     with pytest.raises(InputError, match=r"^groups: sample 1 has none"):
         from_python(single, ["x"], tmp_path / "d", reread=reread)
+
+
+def test_long_ids_are_the_same_groups_alone_and_beside_others() -> None:
+    names = [group_name(one) for one in group_array([2**63 + 1, 2**63 + 2, -5])]
+    assert names == [
+        group_name(one) for n in (2**63 + 1, 2**63 + 2, -5) for one in group_array([n])
+    ]
+    assert len({*names}) == 3
+
+
+@pytest.mark.parametrize("reread", [False, True])
+def test_a_series_of_samples_is_read_by_position(tmp_path: Path, reread: bool) -> None:
+    pandas = pytest.importorskip("pandas")
+    for index in ([5, 4, 3, 2, 1, 0], [7, 8, 9, 10, 11, 12], [0, 0, 1, 1, 2, 2]):
+        given = pandas.Series([*zip(X, LABELS, strict=True)], index=index)
+        data = from_python(given, ["x"], tmp_path / "d", reread=reread)
+        np.testing.assert_array_equal(data.inputs([0])["x"], X[:1])
+        assert data.labels is not None
+        assert data.labels.tolist() == LABELS.tolist()
+        shutil.rmtree(tmp_path / "d", ignore_errors=True)
+
+
+def test_a_group_may_be_a_tensor_and_a_missing_one_too(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the extra torch")
+    for number, last in enumerate((2.0, float("nan"))):
+        groups = torch.tensor([1, 1, 1, 1, 1, last])
+        single = [*zip(X, LABELS, groups, strict=True)]
+        if number:
+            with pytest.raises(InputError, match=r"^groups: sample 5 has none"):
+                from_python(single, ["x"], tmp_path / f"{number}")
+        else:
+            data = from_python(single, ["x"], tmp_path / f"{number}")
+            assert data.groups is not None
+            assert data.groups.tolist() == [1, 1, 1, 1, 1, 2]
 
 
 def test_an_archive_names_a_group_for_each_sample(tmp_path: Path) -> None:

@@ -114,6 +114,8 @@ def from_python(
         raise InputError(
             f"{source} gave a {type(given).__name__}; give a Dataset, arrays, or an iterable of samples"
         )
+    if reread and hasattr(given, "iloc"):
+        given = list(given)
     if reread and hasattr(given, "__len__") and hasattr(given, "__getitem__"):
         return Rereading(len(given), lambda i: _reread(given[i], i, names, source), source)
     return _spooled(_each(given), names, folder, source)
@@ -141,8 +143,11 @@ def _iterable(given: Any) -> bool:
 
 
 def _each(given: Any) -> Iterator[Any]:
-    """Yield the samples; by position where there is a length, as torch's data sets require."""
-    if hasattr(given, "__len__") and hasattr(given, "__getitem__"):
+    """Yield the samples; by position where there is a length, as torch's data sets require.
+
+    An index of a `Series` of pandas is no position.
+    """
+    if not hasattr(given, "iloc") and hasattr(given, "__len__") and hasattr(given, "__getitem__"):
         return (given[i] for i in range(len(given)))
     return iter(given)
 
@@ -242,7 +247,7 @@ def _spooled(samples: Iterator[Any], names: Sequence[str], folder: Path, source:
                 labels.append(_label(parts[1], known, index, source))
                 known = labels[-1] if known is None else known
             if width > 2:
-                groups.append(parts[2])
+                groups.append(np.asarray(_on_host(parts[2]))[()])
         return writer.finish(
             stacked(labels) if width > 1 else None, group_array(groups) if width > 2 else None
         )

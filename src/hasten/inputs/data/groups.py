@@ -20,6 +20,8 @@ _MIDNIGHT = " 00:00:00"
 _DATE = re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d(\.\d+)?)?")
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)")
 """Text of a whole number."""
+_MOST_EXACT = 1 << 53
+"""Largest magnitude up to which a float holds every whole number."""
 
 
 def group_array(groups: Any) -> Array:
@@ -43,7 +45,17 @@ def group_array(groups: Any) -> Array:
             )
     if isinstance(groups, np.ndarray) and groups.dtype.kind != "O":
         return groups
-    return complete([in_text(one) for one in groups])
+    named = [in_text(one) for one in groups]
+    if any(map(_is_long, named)) and all(
+        isinstance(n, (str, int, float, np.generic)) for n in named
+    ):
+        named = list(map(str, named))  # else numpy may round them
+    return complete(named)
+
+
+def _is_long(group: Any) -> bool:
+    """Whether a group is a whole number that a float doesn't hold, such as a hash of 64 bits."""
+    return isinstance(group, (int, np.integer)) and abs(int(group)) > _MOST_EXACT
 
 
 def _is_missing(group: Any) -> bool:
