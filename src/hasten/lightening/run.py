@@ -23,6 +23,7 @@ from hasten.core.target import Target
 from hasten.engines.installed import engine_kinds, tried_on
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.near_copies import check_near_copies
+from hasten.inputs.data.parts import groups_on_one_side
 from hasten.inputs.data.splits import split
 from hasten.inputs.metrics.unlabelled import check_labelled
 from hasten.inputs.models.source import find_model
@@ -328,7 +329,8 @@ def check_judged(given: Given, order: Order, listen: Listener, *, resumed: bool)
     Args:
         given: Model, data and metric.
         order: Order of the comparison after the trainings.
-        listen: Callback that is told where even a perfect candidate couldn't be certified on so little data.
+        listen: Callback that is told where even a perfect candidate couldn't be certified on so little data, and where
+            only one side has groups.
         resumed: Whether the trainings began before, and what earlier runs did was checked then.
 
     Raises:
@@ -350,7 +352,8 @@ def check_judged(given: Given, order: Order, listen: Listener, *, resumed: bool)
         check_labelled(metric, part.labels, type_name(metric))
     promise = Promise(metric, order.guard, order.max_drop, order.confidence, order.mean_over)
     tested = look_after(past, splits, asked=asked).promise(promise)
-    for warning in warnings(splits, promise, 0, tested):
+    one_side = groups_on_one_side(given.training, given.judged)
+    for warning in (*one_side, *warnings(splits, promise, 0, tested)):
         listen(Progress("prepare", "splitting the data", 0, 1, news=warning))
 
 

@@ -1,3 +1,7 @@
+import datetime
+import decimal
+import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +12,8 @@ import pytest
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.function import call_function, from_python
+from hasten.inputs.data.groups import group_array, group_name
+from hasten.inputs.data.npz import open_npz
 from hasten.inputs.data.ragged import RaggedDataset
 from hasten.inputs.data.spool import Spool
 
@@ -150,6 +156,21 @@ class Loader:
         ([np.zeros(2, "V2")], "input 'x': sample 0 is an array of |V2; give numbers"),
         ([np.array("text")], "input 'x': sample 0 is an array of <U4; give numbers"),
         ((X, LABELS[:5]), "labels: 5 for 6 samples; give one for each"),
+        *(
+            (
+                given,
+                "a list of the data has lists or arrays of different lengths: pad them to one length, or give inputs that "
+                "differ in shape as a list of arrays",
+            )
+            for given in (
+                (X, [[1], [1, 2]] * 3),
+                {"x": X, "labels": [[1], [1, 2]] * 3},
+                (X, LABELS, [["a"], ["a", "b"]] * 3),
+                {"x": [[1], [1, 2]] * 3},
+                [([[1], [1, 2]], 0)],
+                [(X[0], [[1], [1, 2]])],
+            )
+        ),
         ({"a": X, "b": X}, "the model takes the inputs x; the data has a, b"),
     ],
 )
@@ -165,8 +186,17 @@ def test_masked_values_are_refused_and_a_mask_of_nothing_is_dropped(tmp_path: Pa
     )
     ragged = [masked[0], masked[1], X[2, :1]]
     groups = np.ma.masked_equal(LABELS, 3)
-    for given in (masked, (masked, LABELS), {"x": masked}, [*masked], {"x": ragged}):
+    listed: list[Any] = [
+        {"x": [*masked]},
+        {"x": (*masked,)},
+        [([*masked], 1)],
+        {"x": [[*X[:1]], [*masked[1:2]]]},
+    ]
+    for given in (masked, (masked, LABELS), {"x": masked}, [*masked], {"x": ragged}, *listed):
         assert refused(given, tmp_path / "no") == said
+    assert refused((X, None, [*groups]), tmp_path / "no") == (
+        "groups: sample 3 has none: give it a group of its own, or leave the sample out"
+    )
     assert refused((X, LABELS, groups), tmp_path / "no") == said
     both = {"a": LABELS, "b": groups}
     for by_output in ((X, both), {"x": X, "labels@a": LABELS, "labels@b": groups}):
@@ -184,8 +214,110 @@ def test_masked_values_are_refused_and_a_mask_of_nothing_is_dropped(tmp_path: Pa
     for kind in (ArrayDataset, RaggedDataset):
         with pytest.raises(InputError, match="has masked values"):
             kind({"x": X}, None, groups)
-    data = from_python({"x": np.ma.masked_array(X)}, ["x"], tmp_path)
-    assert type(data.inputs([0])["x"]) is np.ndarray
+    for whole in (np.ma.masked_array(X), [*np.ma.masked_array(X)], [*X]):
+        data = from_python({"x": whole}, ["x"], tmp_path)
+        assert type(data.inputs([0])["x"]) is np.ndarray
+        np.testing.assert_array_equal(data.inputs([1])["x"], X[[1]])
+
+
+@pytest.mark.parametrize("reread", [False, True])
+def test_dates_and_ids_of_a_database_are_groups_in_every_form_of_data(
+    tmp_path: Path, reread: bool
+) -> None:
+    days = [datetime.date(2024, 1, 1), datetime.datetime(2024, 1, 2, 3)] * 3
+    ids = [uuid.UUID(int=1), uuid.UUID(int=2)] * 3
+    cases: list[tuple[list[Any], list[Any]]] = [
+        ([decimal.Decimal("7.5"), decimal.Decimal("8")] * 3, ["7.5", "8"]),
+        (ids, [str(one) for one in ids[:2]]),
+        (days, ["2024-01-01", "2024-01-02 03:00:00"]),
+        ([7, "a"] * 3, ["7", "a"]),
+        (["a", "bb"] * 3, ["a", "bb"]),
+        ([1, 2] * 3, [1, 2]),
+        ([2**63 + 1, -5] * 3, [str(2**63 + 1), "-5"]),
+        ([2**53 + 1, 0.5] * 3, [str(2**53 + 1), "0.5"]),
+        ([2**70, 2**70 + 1] * 3, [str(2**70), str(2**70 + 1)]),
+    ]
+    for number, (groups, told) in enumerate(cases):
+        whole: list[Any] = [(X, None, groups), {"x": X, "groups": np.array(groups, object)}]
+        for given in (*whole, [*zip(X, LABELS, groups, strict=True)]):
+            data = from_python(given, ["x"], tmp_path / f"{number}", reread=reread)
+            shutil.rmtree(tmp_path / f"{number}", ignore_errors=True)
+            assert data.groups is not None
+            assert data.groups.tolist() == told * 3
+
+
+@pytest.mark.parametrize("reread", [False, True])
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [1, 2.0, 3, float("nan"), 4, 5],
+        ["a", "b", "a", " ", "b", "c"],
+        ["a", "b", "a", None, "b", "c"],
+        [b"a", b"b", b"a", b"", b"b", b"c"],
+        [decimal.Decimal(1)] * 3 + [decimal.Decimal("NaN")] * 3,
+        [np.datetime64("2024-01-01")] * 3 + [np.datetime64("NaT")] * 3,
+    ],
+)
+def test_a_sample_that_has_no_group_is_refused(
+    tmp_path: Path, groups: list[Any], reread: bool
+) -> None:
+    said = "groups: sample 3 has none: give it a group of its own, or leave the sample out"
+    single = [*zip(X, LABELS, groups, strict=True)]
+    for given in ((X, None, groups), (X, None, np.array(groups)), single):
+        with pytest.raises(InputError) as error:
+            from_python(given, ["x"], tmp_path / "d", reread=reread)
+        assert str(error.value) == said
+        shutil.rmtree(tmp_path / "d", ignore_errors=True)
+
+
+@pytest.mark.parametrize("reread", [False, True])
+def test_nan_beside_texts_is_no_group_either(tmp_path: Path, reread: bool) -> None:
+    single = [*zip(X, LABELS, ["a", float("nan")] * 3, strict=True)]
+    with pytest.raises(InputError, match=r"^groups: sample 1 has none"):
+        from_python(single, ["x"], tmp_path / "d", reread=reread)
+
+
+def test_long_ids_are_the_same_groups_alone_and_beside_others() -> None:
+    names = [group_name(one) for one in group_array([2**63 + 1, 2**63 + 2, -5])]
+    assert names == [
+        group_name(one) for n in (2**63 + 1, 2**63 + 2, -5) for one in group_array([n])
+    ]
+    assert len({*names}) == 3
+
+
+@pytest.mark.parametrize("reread", [False, True])
+def test_a_series_of_samples_is_read_by_position(tmp_path: Path, reread: bool) -> None:
+    pandas = pytest.importorskip("pandas")
+    for index in ([5, 4, 3, 2, 1, 0], [7, 8, 9, 10, 11, 12], [0, 0, 1, 1, 2, 2]):
+        given = pandas.Series([*zip(X, LABELS, strict=True)], index=index)
+        data = from_python(given, ["x"], tmp_path / "d", reread=reread)
+        np.testing.assert_array_equal(data.inputs([0])["x"], X[:1])
+        assert data.labels is not None
+        assert data.labels.tolist() == LABELS.tolist()
+        shutil.rmtree(tmp_path / "d", ignore_errors=True)
+
+
+def test_a_group_may_be_a_tensor_and_a_missing_one_too(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the extra torch")
+    for number, last in enumerate((2.0, float("nan"))):
+        groups = torch.tensor([1, 1, 1, 1, 1, last])
+        single = [*zip(X, LABELS, groups, strict=True)]
+        if number:
+            with pytest.raises(InputError, match=r"^groups: sample 5 has none"):
+                from_python(single, ["x"], tmp_path / f"{number}")
+        else:
+            data = from_python(single, ["x"], tmp_path / f"{number}")
+            assert data.groups is not None
+            assert data.groups.tolist() == [1, 1, 1, 1, 1, 2]
+
+
+def test_an_archive_names_a_group_for_each_sample(tmp_path: Path) -> None:
+    for number, groups in enumerate(([1.0, np.nan] * 3, ["a", ""] * 3)):
+        np.savez(tmp_path / f"{number}.npz", x=X, groups=np.array(groups))
+        with pytest.raises(InputError, match=r"^groups: sample 1 has none: give it a group of its"):
+            open_npz(tmp_path / f"{number}.npz", ["x"])
+    np.savez(tmp_path / "whole.npz", x=X, groups=np.array(["a", "b"] * 3))
+    assert open_npz(tmp_path / "whole.npz", ["x"]).groups.tolist() == ["a", "b"] * 3  # type: ignore[union-attr]
 
 
 def test_a_frame_isnt_taken_for_samples_column_by_column(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hasten.errors import InputError
 from hasten.inputs.data import images
 from hasten.inputs.data.dataset import Subset
 from hasten.inputs.data.images import SUFFIXES, ImageFolder
+from hasten.inputs.data.missing import NO_NUMBER
 from hasten.inputs.data.splits import Earlier, former_hashes, split
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.pipeline.base import Pipeline, Step
@@ -73,7 +74,7 @@ def test_class_folders_have_the_classes_that_the_pipeline_calls_so(classes: Path
     assert data.classes == names
     assert data.numbering == ""
     assert data.labels is not None
-    assert data.labels.tolist() == [3, 2, 0, 0, -1]
+    assert data.labels.tolist() == [3, 2, 0, 0, NO_NUMBER]
 
 
 def test_class_folders_of_other_names_are_numbered_in_their_order(classes: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hasten.core.tensors import Array, Tensors
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.function import from_python
@@ -28,6 +28,8 @@ from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
 from hasten.inputs.pipeline.rows import Row
+from hasten.inputs.pipeline.threshold import Threshold
+from hasten.measure.steps import OverSteps
 from hasten.optimization.labelling.wanted import with_labels
 
 NAN = float("nan")
@@ -94,8 +96,25 @@ def test_a_masked_label_is_a_missing_one(tmp_path: Path) -> None:
     for number, given in enumerate(((X, masked), {"x": X, "labels": masked}, single)):
         data = from_python(given, ["x"], tmp_path / f"{number}")
         np.testing.assert_array_equal(data.labels, [1, NO_NUMBER, 0])
+    for several in ([*masked], (*masked,)):
+        np.testing.assert_array_equal(
+            from_python((X, several), ["x"], Path("unused")).labels, [1, NO_NUMBER, 0]
+        )
     np.testing.assert_array_equal(filled(masked.astype(float)), [1, NAN, 0])
     assert filled(np.ma.masked_array([1, 2, 3])).tolist() == [1, 2, 3]
+
+
+def test_a_list_of_masked_labels_keeps_their_masks(tmp_path: Path) -> None:
+    tokens = [np.ma.masked_equal(row, 9) for row in ([1, 9], [9, 9], [2, 3])]
+    found = [[1, NO_NUMBER], [NO_NUMBER, NO_NUMBER], [2, 3]]
+    for number, given in enumerate(((X, tokens), {"x": X, "labels": (*tokens,)})):
+        data = from_python(given, ["x"], tmp_path / f"{number}")
+        np.testing.assert_array_equal(data.labels, found)
+    nested = [[[row], [row]] for row in tokens]
+    np.testing.assert_array_equal(filled(nested)[:, 0, 0], found)
+    whole = filled([np.ma.masked_array(np.ones(2, np.float32))] * 2)
+    assert type(whole) is np.ndarray
+    assert whole.dtype == np.float32
 
 
 def test_a_single_label_that_is_masked_in_part_keeps_what_is_known(tmp_path: Path) -> None:
@@ -124,11 +143,16 @@ def test_nan_beside_texts_is_a_missing_text_and_a_number_is_refused(tmp_path: Pa
 def test_nan_beside_texts_is_refused_where_nothing_may_be_missing(tmp_path: Path) -> None:
     gaps = ["a", NAN, "b"]
     single = list(zip(X, [0, 1, 2], gaps, strict=True))
-    for given in ((X, None, gaps), {"x": X, "groups": tuple(gaps)}, single, (X, {"y": gaps})):
+    with pytest.raises(InputError) as error:
+        from_python((X, {"y": gaps}), ["x"], tmp_path / "a")
+    assert str(error.value) == (
+        "a list of labels has texts, but NaN for sample 1: name what it is, or leave the sample out"
+    )
+    for number, given in enumerate(((X, None, gaps), {"x": X, "groups": tuple(gaps)}, single)):
         with pytest.raises(InputError) as error:
-            from_python(given, ["x"], tmp_path / "a")
+            from_python(given, ["x"], tmp_path / f"{number}")
         assert str(error.value) == (
-            "a list of labels or groups has texts, but NaN for sample 1: name what it is, or leave the sample out"
+            "groups: sample 1 has none: give it a group of its own, or leave the sample out"
         )
     held = from_python((X, None, ["a", 7, "b"]), ["x"], tmp_path / "b").groups
     np.testing.assert_array_equal(held, ["a", "7", "b"])
@@ -157,12 +181,17 @@ def test_tokens_whose_label_is_missing_dont_count(labels: Any) -> None:
 def test_a_number_that_is_missing_in_a_label_of_numbers_is_refused_by_what_reads_it() -> None:
     dataset = from_python((X, [[1, 2], [3, None], [None, None]]), ["x"], Path("unused"))
     found = {"y": np.zeros((3, 2), np.float32)}
-    with pytest.raises(InputError) as error:
-        scored_where_known(Regression(0.5), found, found, dataset.labels)
-    assert str(error.value) == (
-        "regression reads every number of a label, but one has None or a masked value among its numbers: repair it, or "
-        "leave the whole label out"
-    )
+    given: list[tuple[Metric, Array | None]] = [
+        (Regression(0.5), dataset.labels),
+        (OverSteps(Regression(0.5), "all"), filled([[1, 2], [3, None], [4, 5]])),
+    ]
+    for metric, labels in given:
+        with pytest.raises(InputError) as error:
+            scored_where_known(metric, found, found, labels)
+        assert str(error.value) == (
+            "regression reads every number of a label, but one has None, NaN or a masked value among its numbers: "
+            "repair it, or leave the whole label or its sample out"
+        )
 
 
 def test_an_archive_may_hold_nan_for_labels_as_a_whole(tmp_path: Path) -> None:
@@ -183,15 +212,15 @@ def test_images_in_the_folder_unlabelled_have_no_class(tmp_path: Path) -> None:
     found = ImageFolder(tmp_path, image_pipeline(size=8), "x")
     assert found.classes == ("cat", "zebra")
     assert found.labels is not None
-    assert found.labels.tolist() == [0, -1, 1]
+    assert found.labels.tolist() == [0, NO_NUMBER, 1]
 
 
 @pytest.mark.parametrize(
     ("classes", "cells", "found"),
     [
-        (("no", "yes"), ["yes", "", "no", "NA", "-1"], [1, -1, 0, -1, -1]),
-        (("0", "1"), ["1", "", "0", "nan", "-1.0"], [1, -1, 0, -1, -1]),
-        (("-1", "1"), ["1", "", "-1", "", "1"], [1, -1, 0, -1, 1]),
+        (("no", "yes"), ["yes", "", "no", "NA", "-1"], [1, NO_NUMBER, 0, NO_NUMBER, -1]),
+        (("0", "1"), ["1", "", "0", "nan", "-1.0"], [1, NO_NUMBER, 0, NO_NUMBER, -1]),
+        (("-1", "1"), ["1", "", "-1", "", "1"], [1, NO_NUMBER, 0, NO_NUMBER, 1]),
         ((), ["1.5", "", "-1", "null", "0"], [1.5, NAN, -1, NAN, 0]),
     ],
 )
@@ -202,22 +231,21 @@ def test_an_empty_cell_is_a_missing_label(
     file.write_text("a,b,y\n" + "".join(f"1,2,{cell}\n" for cell in cells))
     after = (TopK(1, classes, softmax=False),) if classes else ()
     pipeline = Pipeline((Row(("a", "b")),), after)
-    from hasten.core.tensors import TensorSpec
-
     data = open_data(file, [TensorSpec("x", "float32", ("n", 2))], pipeline)
     np.testing.assert_array_equal(data.labels, found)
 
 
 def test_where_none_is_a_class_an_empty_cell_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "rows.csv"
-    file.write_text("a,b,y\n1,2,None\n1,2,some\n")
+    file, specs = tmp_path / "rows.csv", [TensorSpec("x", "float32", ("n", 2))]
     pipeline = Pipeline((Row(("a", "b")),), (TopK(1, ("None", "some"), softmax=False),))
-    from hasten.core.tensors import TensorSpec
-
-    with pytest.raises(
-        InputError, match="row 1: the label must be one of 'None', 'some': got None"
-    ):
-        open_data(file, [TensorSpec("x", "float32", ("n", 2))], pipeline)
+    for cell in ("", "NA"):
+        file.write_text(f"a,b,y\n1,2,{cell}\n1,2,some\n")
+        with pytest.raises(InputError, match="row 1: the label must be one of 'None', 'some': got"):
+            open_data(file, specs, pipeline)
+    file.write_text("a,b,y\n1,2,None\n1,2,some\n1,2,None\n")
+    labels = open_data(file, specs, pipeline).labels
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 0]
 
 
 def test_one_below_zero_is_missing_among_classes_and_a_number_elsewhere() -> None:
@@ -308,6 +336,42 @@ def test_a_missing_label_beside_class_1_is_no_class_of_its_own(gaps: list[Any]) 
     told = with_labels(from_python((X, gaps), ["x"], Path("unused")), "top1", asking=False).labels
     assert told is not None
     assert told.reshape(-1).tolist() == [1, -1, 1]
+
+
+def in_files(folder: Path) -> list[Any]:
+    """Return data of two samples of the class "good" and one without a label, in forms of files."""
+    for place in ("pictures/good/a", "pictures/good/b", "pictures/unlabelled/a"):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / f"{place}.png")
+    (folder / "rows.csv").write_text("a,b,y\n1,2,good\n3,4,good\n5,6,\n")
+    return [folder / "pictures", folder / "rows.csv"]
+
+
+def test_a_missing_label_beside_one_classs_name_is_no_class_of_its_own(tmp_path: Path) -> None:
+    after = (Threshold(position=1, labels=("bad", "good")),)
+    pictures, rows = in_files(tmp_path)
+    words = ["good", "good", None]
+    for source, steps in (
+        ((X, words), ()),
+        (list(zip(X, words, strict=True)), ()),
+        (pictures, image_pipeline(size=8).steps),
+        (rows, (Row(("a", "b")),)),
+        ({"a": [1, 3, 5], "b": [2, 4, 6], "y": words}, (Row(("a", "b")),)),
+    ):
+        data = open_data(source, [TensorSpec("x", "float32", ("n", 2))], Pipeline(steps, after))
+        for metric in ("top1", None):
+            told = with_labels(data, metric, asking=False).labels
+            assert told is not None
+            assert told.tolist() == [1, 1, -1]
+        assert missing_labels(Custom(f"{__name__}:only_classes"), data.labels) is not None
+
+
+def test_numbers_of_classes_beside_names_may_not_be_minus_1_and_1() -> None:
+    pipeline = Pipeline((Row(("a", "b")),), (TopK(1, ("bad", "good"), softmax=False),))
+    table = {"a": [1, 3, 5], "b": [2, 4, 6], "y": [1, -1, 1]}
+    data = open_data(table, [TensorSpec("x", "float32", ("n", 2))], pipeline)
+    with pytest.raises(InputError, match=r"^the labels are -1 and 1, and -1 stands for a missing"):
+        with_labels(data, "top1", asking=False)
 
 
 @pytest.mark.parametrize("labels", [[1, -1, 1], [1, -1, None], [1.0, NAN, -1.0]])

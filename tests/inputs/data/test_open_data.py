@@ -11,6 +11,7 @@ from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.data.missing import NO_NUMBER
 from hasten.inputs.data.npz import NpzDataset
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.spool import Spool
@@ -70,7 +71,7 @@ def test_labels_that_are_names_of_classes_become_their_numbers(
     for source in given:
         labels = open_data(source, SPECS, NAMED).labels
         assert labels is not None
-        assert labels.tolist() == [1, 0, 0, -1, 1]
+        assert labels.tolist() == [1, 0, 0, NO_NUMBER, 1]
         assert labels.dtype == np.int64
 
 
@@ -78,7 +79,7 @@ def test_names_of_a_decision_between_two_classes_are_known_too() -> None:
     decision = Threshold(position=1, labels=("cat", "dog"))
     labels = open_data((X, WORDS), SPECS, Pipeline((), (decision,))).labels
     assert labels is not None
-    assert labels.tolist() == [1, 0, 0, -1, 1]
+    assert labels.tolist() == [1, 0, 0, NO_NUMBER, 1]
 
 
 def test_labels_that_arent_names_of_classes_stay_as_they_are() -> None:

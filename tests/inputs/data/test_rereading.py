@@ -128,3 +128,17 @@ def test_the_shapes_of_samples_that_repeat_are_told_without_a_read(
     assert (crops.reads > before) == augmented
     if not augmented:
         assert data.shapes(2) == {"x": (5,)}
+
+
+def test_labels_that_are_texts_stay_apart_from_missing_ones_and_from_numbers(
+    tmp_path: Path,
+) -> None:
+    x = np.zeros(3, np.float32)
+    for labels, found in ((["a", float("nan"), "nan"], ["a", "", "nan"]), (["a", "b", "c"], None)):
+        data = open_data([(x, one) for one in labels], [X], None, tmp_path / "d", reread=True)
+        np.testing.assert_array_equal(data.labels, found or labels)
+    with pytest.raises(InputError) as error:
+        open_data([(x, "a"), (x, 1)], [X], None, tmp_path / "d", reread=True)
+    assert str(error.value) == (
+        "some labels are texts, and others are numbers: give one or the other"
+    )

@@ -12,6 +12,7 @@ from hasten.evaluation.benchmark import files_of
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.files import FileFolder, sample_files
 from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.data.missing import NO_NUMBER
 from hasten.inputs.data.sounds import SoundFolder
 from hasten.inputs.data.source import open_data
 from hasten.inputs.pipeline.audio import DecodeAudio, FitLength, LogMel
@@ -69,7 +70,7 @@ def test_class_folders_have_the_numbers_that_the_pipeline_gives_their_names(
     data = open_data(classes, INPUT, Pipeline(PIPELINE.steps, (TopK(labels=("low", "high")),)))
     assert isinstance(data, SoundFolder)
     assert data.labels is not None
-    assert (data.labels.tolist(), data.numbering) == ([1, 1, 1, 0, 0, -1], "")
+    assert (data.labels.tolist(), data.numbering) == ([1, 1, 1, 0, 0, NO_NUMBER], "")
 
 
 def test_sounds_straight_inside_have_no_labels_and_may_have_groups(tmp_path: Path) -> None:

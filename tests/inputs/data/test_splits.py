@@ -1,5 +1,6 @@
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset, Subset
-from hasten.inputs.data.parts import groups_seen, hashed_groups
+from hasten.inputs.data.parts import groups_seen, hashed_groups, lay_out
 from hasten.inputs.data.splits import KNOWN_BYTES, Earlier, Splits, split, units_of
 
 
@@ -128,6 +129,37 @@ def test_a_group_in_training_and_judged_data_is_refused() -> None:
         "1 groups are in the training data and in the data to judge on (3 is the first); remove "
         "them from one of the two"
     )
+
+
+def test_a_note_says_where_only_one_of_training_and_judged_data_has_groups(tmp_path: Path) -> None:
+    values, others = list(range(20)), list(range(100, 110))
+    for number, (judged, training, said) in enumerate(
+        (
+            (
+                data_of(values, values),
+                data_of(others),
+                ("the data to judge on", "the training data"),
+            ),
+            (
+                data_of(values),
+                data_of(others, others),
+                ("the training data", "the data to judge on"),
+            ),
+            (data_of(values, values), data_of(others, others), None),
+            (data_of(values), data_of(others), None),
+            (data_of(values, values), None, None),
+        )
+    ):
+        laid = lay_out(judged, tmp_path / f"{number}", calibration=4, seed=0, training=training)
+        notes = [note for note in laid.notes if "groups" in note]
+        assert notes == (
+            []
+            if said is None
+            else [
+                f"{said[0]} has groups, but {said[1]} has none, so nothing shows whether both have samples of one "
+                f"group: give groups with {said[1]} too"
+            ]
+        )
 
 
 def test_training_data_with_other_inputs_is_refused() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
+from hasten.inputs.data.missing import NO_NUMBER
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.data.table import TableRows, as_classes
@@ -185,6 +186,41 @@ def test_what_is_masked_in_a_table_is_missing() -> None:
     assert refused(numbers, needed) == "the table: row 2: the column 'age' has no value"
 
 
+@pytest.mark.parametrize("unit", ["s", "us", "ns"])
+def test_dates_and_spans_of_time_are_no_numbers(unit: str) -> None:
+    for kind, value in (("M8", "2024-01-02"), ("m8", 5)):
+        times = np.array([value] * 3, f"{kind}[{unit}]")
+        for source in (
+            {**TABLE, "age": times},
+            [
+                {**row, "age": time}
+                for row, time in zip([{"housing": "own", "paid": 1}] * 3, times, strict=True)
+            ],
+        ):
+            assert "row 1: the column 'age' needs a number: got a" in refused(source)
+        numbers = Pipeline((Row(("age", "housing")),), ())
+        both = np.stack([times, times], axis=1)
+        assert "row 1: the column 'age' needs a number: got a" in refused(
+            (both, [0, 1, 0]), numbers
+        )
+        assert refused(({"age": [1, 2, 3], "housing": [1, 2, 3]}, times), numbers).startswith(
+            "the table: this model needs numbers as labels: "
+        )
+
+
+def test_a_column_is_a_list_of_a_value_for_each_row() -> None:
+    for column, told in (("own", "a str"), (7, "an int")):
+        assert refused({"age": [1, 2, 3], "housing": column, "paid": [0, 1, 0]}) == (
+            f"the table: the column 'housing' is {told}: give a list with a value for each row"
+        )
+    assert refused({"age": [1, 2, 3], "housing": ["own", "NA"], "paid": [0, 1, 0]}) == (
+        "the table: the column 'housing' has 2 values, but 'age' has 3: give one for each row"
+    )
+    table: dict[str, list[Any]] = dict(TABLE)  # type: ignore[arg-type]
+    columns = {name: iter(values) for name, values in table.items()}
+    assert opened(columns).labels.tolist() == [1, 0, 1]
+
+
 def test_a_column_called_groups_may_be_the_models_or_the_label() -> None:
     row = Row(("age", "groups"))
     specs = [TensorSpec("rows", "float32", ("batch", 2))]
@@ -264,7 +300,7 @@ def test_classes_with_numbers_are_found_in_arrays_and_archives_too(tmp_path: Pat
     for names, labels, wanted in (
         (("1", "0"), [0, 1, -1], [1, 0, -1]),
         (("-1", "1"), [1, -1, 1], [1, 0, 1]),
-        (("1", "2"), [1.0, 2.0, np.nan], [0, 1, -1]),
+        (("1", "2"), [1.0, 2.0, np.nan], [0, 1, NO_NUMBER]),
         (("1", "0"), [True, False, True], [0, 1, 0]),
         (("bad", "good"), [0, 1, -1], [0, 1, -1]),
     ):
@@ -275,7 +311,7 @@ def test_classes_with_numbers_are_found_in_arrays_and_archives_too(tmp_path: Pat
     pipeline = Pipeline((ROW,), (TopK(labels=("-1", "1"), softmax=False),))
     for missing in ([1, None, -1], np.ma.masked_equal([1, 7, -1], 7)):
         for lacking in ({"rows": rows, "labels": missing}, (rows, missing)):
-            assert opened(lacking, pipeline).labels.tolist() == [1, -1, 0]
+            assert opened(lacking, pipeline).labels.tolist() == [1, NO_NUMBER, 0]
     np.savez(path, rows=rows, labels=[0, 1, 2])
     assert refused(path, Pipeline((ROW,), (TopK(labels=("1", "2"), softmax=False),))) == (
         f"{path}: row 1: the label must be one of '1', '2': got 0"
@@ -285,10 +321,10 @@ def test_classes_with_numbers_are_found_in_arrays_and_archives_too(tmp_path: Pat
 @pytest.mark.parametrize(
     ("step", "labels", "wanted"),
     [
-        (Threshold(position=1, labels=("bad", "good")), ["good", "bad", None], [1, 0, -1]),
-        (Threshold(position=0, labels=("good", "bad")), ["good", "bad", None], [1, 0, -1]),
-        (Threshold(position=2, labels=("no", "yes")), [2, "0", None], [2, 0, -1]),
-        (Threshold(position=1), [1, 0, None], [1, 0, -1]),
+        (Threshold(position=1, labels=("bad", "good")), ["good", "bad", None], [1, 0, NO_NUMBER]),
+        (Threshold(position=0, labels=("good", "bad")), ["good", "bad", None], [1, 0, NO_NUMBER]),
+        (Threshold(position=2, labels=("no", "yes")), [2, "0", None], [2, 0, NO_NUMBER]),
+        (Threshold(position=1), [1, 0, None], [1, 0, NO_NUMBER]),
     ],
 )
 def test_labels_are_numbers_of_classes_where_a_threshold_reads_one_of_them(
@@ -468,6 +504,27 @@ def test_a_number_that_names_several_classes_is_no_label_of_the_first(
     assert "several classes are called 1.0" in refused(TABLE | {"paid": [2, 1.0, 2]}, spelled)
 
 
+def test_classes_of_a_file_are_called_as_it_spells_them(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+
+    def labels(names: tuple[str, ...], cells: list[str]) -> list[int]:
+        rows = "".join(f"30,own,{cell}\n" for cell in cells)
+        path.write_text(f"age,housing,paid\n{rows}")
+        pipeline = Pipeline((ROW,), (TopK(labels=names, softmax=False),))
+        found: list[int] = opened(path, pipeline).labels.tolist()
+        return found
+
+    assert labels(("007", "7", "70"), ["7", "007", "70", "070"]) == [1, 0, 2, 2]
+    assert labels(("007", "008"), ["007", "8", "8.0", ""]) == [0, 1, 1, NO_NUMBER]
+    assert labels(("1e5", "100000"), ["1e5", "100000"]) == [0, 1]
+    assert labels(("no", "yes"), ["1", "0.0", " 1", "yes"]) == [1, 0, 1, 1]
+    assert labels(("NA", "DE"), ["NA", "DE"]) == [0, 1]
+    path.write_text("age,housing,paid\n30,own,7.0\n")
+    assert refused(path, Pipeline((ROW,), (TopK(labels=("007", "7"), softmax=False),))) == (
+        f"{path}: row 1: several classes are called '7.0': give each class a name of its own"
+    )
+
+
 @pytest.mark.parametrize("label", [[1], {"a": 1}, 10**400, "9" * 400])
 def test_a_label_that_is_no_class_is_refused(label: Any) -> None:
     said = refused(TABLE | {"paid": ["good", label, "bad"]}, CLASSES)
@@ -482,4 +539,4 @@ def test_a_number_of_400_digits_is_no_label() -> None:
 
 def test_a_label_beyond_whole_numbers_of_floats_is_no_class() -> None:
     assert as_classes(np.array([1e300, 1.0])).tolist() == [1e300, 1.0]
-    assert as_classes(np.array([3.0, np.nan])).tolist() == [3, -1]
+    assert as_classes(np.array([3.0, np.nan])).tolist() == [3, NO_NUMBER]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.inputs.data.test_text_files import IDS, lines
+from tests.inputs.data.test_text_files import IDS, HuggingFaceRows, lines
 from tests.inputs.pipeline.test_text import CONTENT, tokenizers
 
 from hasten.errors import InputError
@@ -43,6 +44,13 @@ def test_a_words_tag_is_the_label_of_its_first_token(tmp_path: Path) -> None:
         data = opened(source)
         assert data.labels.tolist() == LABELS
         assert data.inputs([0])["input_ids"].tolist() == [[2, 4, 5, 7, 6, 3]]
+
+
+def test_tags_that_a_data_set_names_in_another_order_get_the_models_numbers() -> None:
+    rows = [{"tokens": row["tokens"]} for row in ROWS]
+    rows = [{**row, "tags": tags} for row, tags in zip(rows, [[2, 0, 2], [1, 0]], strict=True)]
+    kind = SimpleNamespace(feature=SimpleNamespace(names=["B-ANIMAL", "I-ANIMAL", "O"]))
+    assert opened(HuggingFaceRows(rows, tags=kind)).labels.tolist() == LABELS
 
 
 def test_words_are_data_without_tags_too_and_may_belong_together() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -67,12 +68,12 @@ def test_a_folder_for_each_class_is_numbered_as_the_pipeline_names_the_classes(
 ) -> None:
     data = opened(folders(tmp_path / "t", "fine", "poor", "unlabelled"), NAMED)
     assert isinstance(data, TextData)
-    assert (tokens(data), labels(data), data.numbering) == (NUMBERS, [1, 0, -1], "")
+    assert (tokens(data), labels(data), data.numbering) == (NUMBERS, [1, 0, NO_NUMBER], "")
     assert data.ragged
     assert data.shapes(2) == {"input_ids": (3,)}
     other = opened(str(tmp_path / "t"))
     assert isinstance(other, TextData)
-    assert labels(other) == [0, 1, -1]
+    assert labels(other) == [0, 1, NO_NUMBER]
     assert other.numbering == (
         "classes were numbered by the order of the folders' names: 0 is 'fine', 1 is 'poor'"
     )
@@ -133,7 +134,7 @@ def test_a_quotation_mark_without_its_end_takes_no_texts_with_it(tmp_path: Path)
 def test_lines_of_json_hold_texts_or_pairs_of_them(tmp_path: Path) -> None:
     rows = [{"text": "good", "label": "fine"}, {"text": "bad", "text_pair": "bad", "label": None}]
     data = opened(lines(tmp_path / "t.jsonl", rows), NAMED)
-    assert (tokens(data), labels(data)) == (NUMBERS[:2], [1, -1])
+    assert (tokens(data), labels(data)) == (NUMBERS[:2], [1, NO_NUMBER])
     data = opened(lines(tmp_path / "t.jsonl", ["good", "bad bad"]))
     assert (tokens(data), data.labels) == (NUMBERS[:2], None)
 
@@ -213,6 +214,8 @@ def test_lists_are_labels_where_the_classes_have_names(tmp_path: Path) -> None:
     rows = [{"text": text, "label": label} for text, label in zip(TEXTS, given, strict=False)]
     assert labels(opened(lines(tmp_path / "t.jsonl", rows), named)) == given
     assert labels(opened((TEXTS[:2], np.array(given)), named)) == given
+    gaps = [np.ma.masked_equal([1, 0, 9], 9), np.array([0, 1, 0])]
+    assert labels(opened((TEXTS[:2], gaps), named)) == [[1, 0, NO_NUMBER], [0, 1, 0]]
     path = lines(tmp_path / "t.jsonl", [{"text": "good", "label": {"fine": 1}}])
     for pipeline in (named, PLAIN):
         assert refused(path, pipeline) == (
@@ -343,11 +346,54 @@ def test_a_sample_without_a_group_is_said_where_others_have_one(tmp_path: Path) 
             )
 
 
+class HuggingFaceRows:
+    """Rows as a data set of Hugging Face has them: by position, with the kinds of its columns."""
+
+    def __init__(self, rows: list[dict[str, Any]], **features: Any) -> None:
+        self.rows, self.features = rows, features
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return self.rows[place]
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["Fine", "POOR"], [0, 1, -1]),
+        (["poor", "fine"], [1, 0, -1]),
+        (["bad", "good"], [1, 0, -1]),
+        (["fine", "fine"], [1, 0, -1]),
+        (None, [1, 0, -1]),
+    ],
+)
+def test_classes_that_a_data_set_names_in_another_order_get_the_models_numbers(
+    names: list[str] | None, found: list[int]
+) -> None:
+    given = [1, 0, -1]
+    rows = [{"text": t, "label": n} for t, n in zip(TEXTS, given, strict=True)]
+    kind = SimpleNamespace(names=names) if names else SimpleNamespace(dtype="int64")
+    source = HuggingFaceRows(rows, text=SimpleNamespace(dtype="string"), label=kind)
+    assert labels(opened(source, NAMED)) == found
+    assert labels(opened(source, PLAIN)) == given
+
+
+def test_a_masked_label_of_a_text_is_a_missing_one() -> None:
+    masked = np.ma.masked_equal([1, 9, 0], 9)
+    for pipeline in (PLAIN, NAMED):
+        for source in ((TEXTS, masked), (TEXTS, [*masked]), [*zip(TEXTS, masked, strict=True)]):
+            assert labels(opened(source, pipeline)) == [1, NO_NUMBER, 0]
+    named = np.ma.masked_equal(["fine", "-", "poor"], "-")
+    assert labels(opened((TEXTS, named), NAMED)) == [1, NO_NUMBER, 0]
+
+
 def test_decimal_labels_with_gaps_are_classes_where_a_step_chooses_among_them() -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"text": TEXTS, "label": [0, None, 1]})
     for step in (TopK(1), Threshold(position=1)):
-        assert labels(opened(frame, Pipeline(PLAIN.steps, (step,)))) == [0, -1, 1]
+        assert labels(opened(frame, Pipeline(PLAIN.steps, (step,)))) == [0, NO_NUMBER, 1]
     np.testing.assert_array_equal(labels(opened(frame)), [0, np.nan, 1])
     assert labels(opened(frame.astype({"label": "Int64"}))) == [0, NO_NUMBER, 1]
 

@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from hasten.core.records import from_record, to_record
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
+from hasten.inputs.data.missing import filled
 from hasten.inputs.metrics import detection_f1, named_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.detection_f1 import DetectionF1, Found, overlaps
@@ -66,6 +67,23 @@ def test_an_overlap_of_exactly_a_half_counts(height: float, score: float) -> Non
 
 def test_detections_below_the_threshold_and_padding_do_not_count() -> None:
     assert f1(image((A, 0.9, 1), (FAR, 0.49, 1)), [[*A, 1], [*FAR, -1]]) == 1
+
+
+def test_a_true_box_that_lacks_a_corner_is_refused_unless_it_is_padding() -> None:
+    found = {name: np.repeat(array, 2, axis=0) for name, array in image((A, 0.9, 1)).items()}
+    for labels in (
+        [[[*A, 1], [0, 0, None, 10, 1]], [[*A, 1], [*B, 1]]],
+        np.array([[[*A, 1], [0, 0, np.nan, 10, 1]], [[*A, 1], [*B, 1]]]),
+        np.ma.masked_equal([[[*A, 1], [0, 0, 99, 10, 1]], [[*A, 1], [*B, 1]]], 99),
+    ):
+        with pytest.raises(InputError) as error:
+            DetectionF1().score(found, {}, filled(labels))
+        assert str(error.value) == (
+            "detection_f1 reads x0, y0, x1 and y1 of each true box, but one has None, NaN or a masked value there: "
+            "repair it, or give the box a class below 0, which is padding"
+        )
+    padded = [[[*A, 1], [None] * 5], [[*A, 1], [None, 0, 0, 0, -1]]]
+    assert DetectionF1().score(found, {}, filled(padded)).tolist() == [1, 1]
 
 
 def matched_at_once(found: Found, true: Found) -> float:

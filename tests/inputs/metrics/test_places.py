@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from hasten.core.records import type_name
 from hasten.core.tensors import Array
 from hasten.errors import InputError
+from hasten.inputs.data.missing import filled
 from hasten.inputs.metrics import named_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.iou import Iou
@@ -76,6 +78,23 @@ def test_a_point_that_is_not_visible_counts_for_nothing() -> None:
     assert Pck().score({"y": NEAR}, {}, seen).tolist() == [1]
     seen[..., 2] = 0
     assert Pck().score({"y": NEAR + 99}, {}, seen).tolist() == [1]
+
+
+@pytest.mark.parametrize("metric", [Pck(), Oks(0.05)])
+def test_a_visible_point_that_lacks_a_coordinate_is_refused(metric: Pck | Oks) -> None:
+    whole = [[0, 0], [10, 0], [10, 10]]
+    found = {"y": np.array([[*whole, [0, 10.0]]])}
+    for gap in ([None, 10], [0, np.nan]):
+        for label in ([*whole, gap], [[*point, 1] for point in [*whole, gap]]):
+            with pytest.raises(InputError) as error:
+                metric.score(found, {}, filled(np.array([label], object)))
+            assert str(error.value) == (
+                f"{type_name(metric)} reads x and y of each visible point, but one has None, NaN or a masked value "
+                "there: repair it, or give labels (n, 4, 3) whose third number is 0 for a point that isn't visible"
+            )
+        for seen in (0, None):
+            label = [*([*point, 1] for point in whole), [*gap, seen]]
+            assert metric.score(found, {}, filled(np.array([label], object))).tolist() == [1]
 
 
 def test_a_heatmap_stands_for_the_place_of_its_highest_number() -> None:

@@ -15,6 +15,7 @@ from hasten.errors import InputError
 from hasten.inputs.pipeline import audio
 from hasten.inputs.pipeline.audio import DecodeAudio, FitLength, LogMel
 from hasten.inputs.pipeline.base import Pipeline, Step
+from hasten.inputs.pipeline.mp3 import samples_of_frames
 
 soundfile: Any = pytest.importorskip("soundfile", reason="needs soundfile: hasten[audio]")
 pytest.importorskip("soxr", reason="needs soxr: hasten[audio]")
@@ -89,6 +90,46 @@ def test_a_whole_mp3_of_variable_rate_that_states_no_length_is_read() -> None:
     pictured = b"ID3\x04\0\0\0\0\x40\0" + bytes(1 << 13)  # tags of 8 KiB, such as a cover
     assert len(DecodeAudio()(pictured + whole)) == len(sound)
     assert "is cut short" in refused(lambda: DecodeAudio()(pictured + whole[: len(whole) // 2]))
+
+
+def test_an_mp3_of_variable_rate_of_which_only_a_part_is_read_is_refused(tmp_path: Path) -> None:
+    # The decoder guesses half the length from the noise at the beginning, and reads no further.
+    file, noise = io.BytesIO(), np.random.default_rng(0).normal(0, 0.2, 5 * RATE)
+    sound = np.concatenate([noise, np.zeros(15 * RATE)]).astype(np.float32)
+    soundfile.write(file, sound, RATE, format="MP3", bitrate_mode="VARIABLE", compression_level=0.3)
+    whole = file.getvalue()
+    streamed = whole[whole.index(whole[:2], whole.index(b"Xing")) :]
+    assert soundfile.info(io.BytesIO(streamed)).frames < 0.8 * len(sound)
+    (tmp_path / "a.mp3").write_bytes(streamed)
+    for given, name in ((streamed, "the sound"), (tmp_path / "a.mp3", str(tmp_path / "a.mp3"))):
+        said = refused(lambda given=given: DecodeAudio()(given))
+        assert said.startswith(f"{name} is an MP3 file of 20.")
+        assert said.endswith(
+            " s of it were read, since it doesn't state its length: convert it, for example by ffmpeg"
+        )
+    assert len(DecodeAudio()(whole)) == len(sound)
+    assert "is an MP3 file of 40." in refused(lambda: DecodeAudio()(whole + whole))
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.5, 3])
+@pytest.mark.parametrize("rate", [8000, 16000, 24000, 44100])
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE", "AVERAGE"])
+def test_whole_mp3s_of_every_rate_and_length_are_read(seconds: float, rate: int, mode: str) -> None:
+    for channels in (1, 2):
+        file, sound = io.BytesIO(), np.stack([tone(440, rate, seconds)] * channels, axis=1)
+        soundfile.write(file, sound, rate, format="MP3", bitrate_mode=mode)
+        whole = file.getvalue()
+        assert len(DecodeAudio(rate)(whole)) == len(sound)
+        held = samples_of_frames(whole)
+        assert len(sound) <= held <= len(sound) + 8000
+        # Tags at the end and bytes between frames are no sound.
+        assert samples_of_frames(whole + b"TAG" + b"\xff" * 125) == held
+
+
+def test_what_strangers_send_for_an_mp3_is_looked_at_for_a_while_only() -> None:
+    assert samples_of_frames(b"") == samples_of_frames(b"ID3") == 0
+    assert samples_of_frames(b"\xff" * 100_000) == 0
+    assert samples_of_frames(b"\xff" * 3000 + encoded(tone(440), kind="MP3")) == 0
 
 
 def test_a_sound_that_was_written_as_it_came_states_no_size() -> None:

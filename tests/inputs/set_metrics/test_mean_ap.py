@@ -12,6 +12,7 @@ import pytest
 from hasten.certificate.figures import Setting
 from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
+from hasten.inputs.data.missing import filled
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.boxes import GivenBoxes
 from hasten.inputs.pipeline.nms import Nms
@@ -185,6 +186,8 @@ def test_outputs_that_are_no_detections_are_refused(changed: dict[str, Array], s
         (np.array([[[0, 0, 1, 1, 0.5]]]), "map50_95: a label of sample 0 of 1 isn't a box with finite corners, a "
          "whole number for its class, and 0 or 1 for a crowd"),
         (np.array([[[0, 0, np.nan, 1, 1]]]), "map50_95: a label of sample 0 of 1 isn't a box with finite corners, "
+         "a whole number for its class, and 0 or 1 for a crowd"),
+        (filled([[[0, 0, None, 1, 1]]]), "map50_95: a label of sample 0 of 1 isn't a box with finite corners, "
          "a whole number for its class, and 0 or 1 for a crowd"),
         (np.array([[[0, 0, 1, 1, 1]]] * 2), "map50_95 reads labels of 1 picture; got 2"),
     ],

@@ -10,11 +10,11 @@ from hasten.core.tensors import Array
 from hasten.core.words import type_in_words
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.groups import group_array
 from hasten.inputs.data.missing import filled
 from hasten.inputs.data.samples import (
     check_counts,
     check_finite,
-    complete,
     holds_numbers,
     native,
     single_number,
@@ -60,7 +60,7 @@ class ArrayDataset(Dataset):
         self.names = tuple(inputs)
         self.missing = missing
         self.labels = None if labels is None else filled(labels)
-        self.groups = None if groups is None else complete(groups)
+        self.groups = None if groups is None else group_array(groups)
         counts = {name: len(array) for name, array in inputs.items()}
         self._count = check_counts(counts, self.labels, self.groups)
 

@@ -41,7 +41,7 @@ class ClassFiles(Dataset):
         A file `groups.csv` in the folder, if there is one, names the samples that belong together
         (frames of one video, crops of one photo, recordings of one speaker). Its lines are
         `path,group`, with paths relative to the folder. Files in a folder called "unlabelled" have the
-        label -1: none is known.
+        label `NO_NUMBER`: none is known.
 
         Args:
             folder: Folder that holds one folder per class, or files.

@@ -15,7 +15,7 @@ from hasten.core.csv_lines import csv_lines
 from hasten.core.tensors import Array
 from hasten.core.words import counted
 from hasten.errors import InputError
-from hasten.inputs.data.missing import NO_CLASS
+from hasten.inputs.data.missing import NO_NUMBER
 from hasten.inputs.pipeline.base import Pipeline
 
 GROUPS = "groups.csv"
@@ -162,7 +162,7 @@ def listed(
         if not found:
             raise InputError(f"the class folder {inner} has no {noun}; fill it or remove it")
         files += found
-        labels += [numbers.get(inner, NO_CLASS)] * len(found)
+        labels += [numbers.get(inner, NO_NUMBER)] * len(found)
     return files, labels if known else None, called if known else None
 
 

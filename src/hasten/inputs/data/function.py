@@ -14,6 +14,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.groups import group_array
 from hasten.inputs.data.labels_by_output import joined, named_output
 from hasten.inputs.data.missing import filled, stacked, unlabelled
 from hasten.inputs.data.ragged import RaggedDataset, is_ragged
@@ -113,6 +114,8 @@ def from_python(
         raise InputError(
             f"{source} gave a {type(given).__name__}; give a Dataset, arrays, or an iterable of samples"
         )
+    if reread and hasattr(given, "iloc"):
+        given = list(given)
     if reread and hasattr(given, "__len__") and hasattr(given, "__getitem__"):
         return Rereading(len(given), lambda i: _reread(given[i], i, names, source), source)
     return _spooled(_each(given), names, folder, source)
@@ -140,8 +143,11 @@ def _iterable(given: Any) -> bool:
 
 
 def _each(given: Any) -> Iterator[Any]:
-    """Yield the samples; by position where there is a length, as torch's data sets require."""
-    if hasattr(given, "__len__") and hasattr(given, "__getitem__"):
+    """Yield the samples; by position where there is a length, as torch's data sets require.
+
+    An index of a `Series` of pandas is no position.
+    """
+    if not hasattr(given, "iloc") and hasattr(given, "__len__") and hasattr(given, "__getitem__"):
         return (given[i] for i in range(len(given)))
     return iter(given)
 
@@ -152,7 +158,12 @@ def _array(value: Any) -> Array:
     Raises:
         InputError: a value is masked, or is NaN beside texts.
     """
-    return complete(value.detach().cpu() if hasattr(value, "detach") else value)
+    return complete(_on_host(value))
+
+
+def _on_host(value: Any) -> Any:
+    """Return a tensor of torch as one in the host's memory; anything else as it is."""
+    return value.detach().cpu() if hasattr(value, "detach") else value
 
 
 def _whole(inputs: Any, labels: Any, groups: Any, names: Sequence[str], source: str) -> Dataset:
@@ -175,10 +186,11 @@ def _whole(inputs: Any, labels: Any, groups: Any, names: Sequence[str], source: 
     arrays = _named(inputs, names, source)
     if isinstance(rows["labels"], _LISTS):
         rows["labels"] = filled(rows["labels"])
-    taken = {role: None if value is None else _array(value) for role, value in rows.items()}
+    told = None if rows["labels"] is None else _array(rows["labels"])
+    together = _on_host(rows["groups"])
     if any(isinstance(samples, list) for samples in arrays.values()):
-        return RaggedDataset(arrays, taken["labels"], taken["groups"])
-    return ArrayDataset(arrays, taken["labels"], taken["groups"])
+        return RaggedDataset(arrays, told, together)
+    return ArrayDataset(arrays, told, together)
 
 
 def _samples(value: Any) -> Any:
@@ -235,9 +247,9 @@ def _spooled(samples: Iterator[Any], names: Sequence[str], folder: Path, source:
                 labels.append(_label(parts[1], known, index, source))
                 known = labels[-1] if known is None else known
             if width > 2:
-                groups.append(parts[2])
+                groups.append(np.asarray(_on_host(parts[2]))[()])
         return writer.finish(
-            stacked(labels) if width > 1 else None, complete(groups) if width > 2 else None
+            stacked(labels) if width > 1 else None, group_array(groups) if width > 2 else None
         )
 
 

@@ -1,6 +1,6 @@
 """Labels that aren't there: -1 for a class, NaN for a number, None or an empty text for either.
 
-Among whole numbers None is `NO_NUMBER`, since -1 may be a number of a regression.
+Among whole numbers None is `NO_NUMBER`, since -1 may be a number of a regression, or meant as a class.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hasten.errors import InputError
 NO_CLASS = -1
 """Class of a sample without a label."""
 NO_NUMBER = int(np.iinfo(np.int64).min)
-"""Whole number of a sample without a label, where nothing says that labels are classes."""
+"""Whole number of a sample without a label, as data are opened."""
 
 
 def unlabelled(labels: Array, *, classes: bool) -> Array:
@@ -34,27 +34,22 @@ def unlabelled(labels: Array, *, classes: bool) -> Array:
     kind = labels.dtype.kind
     if kind in "US":
         return np.asarray((rows == rows.dtype.type()).all(axis=1))
-    missing = np.isnan(rows) if kind in "fc" else _no_numbers(rows)
+    missing = lacking(rows)
     if classes and kind in "if":
         missing = missing | (rows == NO_CLASS)
     return np.asarray(missing.all(axis=1))
 
 
-def _no_numbers(labels: Array) -> Array:
-    """Return where labels that aren't floats are `NO_NUMBER`, bool of their shape."""
+def lacking(labels: Array) -> Array:
+    """Return where a number of labels isn't there, bool of their shape: NaN, or `NO_NUMBER` among whole numbers."""
+    if labels.dtype.kind in "fc":
+        return np.isnan(labels)
     return labels == NO_NUMBER if labels.dtype == np.int64 else np.zeros(labels.shape, bool)
-
-
-def in_part(labels: Array) -> int | None:
-    """Return the position of the first label of whole numbers that lacks some of them; None where there is none."""
-    lacking = _no_numbers(labels.reshape(len(labels), -1))
-    found = np.flatnonzero(lacking.any(axis=1) & ~lacking.all(axis=1))
-    return int(found[0]) if len(found) else None
 
 
 def with_no_class(labels: Array) -> Array:
     """Return labels that are classes with -1 for each that is missing among whole numbers."""
-    return np.where(_no_numbers(labels), NO_CLASS, labels) if labels.dtype == np.int64 else labels
+    return np.where(lacking(labels), NO_CLASS, labels) if labels.dtype == np.int64 else labels
 
 
 def none_for(labels: Array | None, count: int, *, classes: bool) -> Array:
@@ -80,7 +75,9 @@ def filled(labels: Any) -> Array:
     Args:
         labels: Array of any type, or a list.
     """
-    given = labels if isinstance(labels, np.ndarray) else np.asarray(labels)
+    if not isinstance(labels, np.ndarray) and is_masked(labels):
+        labels = _with_none(labels)
+    given = labels if isinstance(labels, np.ndarray) else array_of(labels)
     if given is not labels and given.dtype.kind == "U":
         given = np.array(labels, object)  # else NaN beside texts becomes the text "nan"
     if isinstance(given, np.ma.MaskedArray):
@@ -106,9 +103,40 @@ def filled(labels: Any) -> Array:
     return given
 
 
+def array_of(values: Any) -> Array:
+    """Return a list, or anything else that numpy takes, as an array.
+
+    Raises:
+        InputError: it has lists of different lengths.
+    """
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        if not isinstance(values, (list, tuple)):
+            raise
+        raise InputError(
+            "a list of the data has lists or arrays of different lengths: pad them to one length, or give inputs that "
+            "differ in shape as a list of arrays"
+        ) from error
+
+
+def is_masked(values: Any) -> bool:
+    """Whether a value is masked in an array of numpy, or in one of those in a list, whatever lists it is in."""
+    if isinstance(values, np.ma.MaskedArray):
+        return bool(np.ma.is_masked(values))
+    return isinstance(values, (list, tuple)) and any(map(is_masked, values))
+
+
+def _with_none(values: Any) -> Any:
+    """Return a list of masked arrays as one of lists, with None for each value that is masked."""
+    if isinstance(values, np.ndarray):
+        return values.tolist()
+    return [_with_none(one) for one in values] if isinstance(values, (list, tuple)) else values
+
+
 def _absent(value: Any) -> bool:
     """Whether a value of a list or a data frame stands for one that isn't there."""
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+    if value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType"):
         return True
     return isinstance(value, float) and value != value
 

@@ -21,6 +21,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data import labels_by_output
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.groups import group_array
 from hasten.inputs.data.ragged import SHAPES, RaggedArray, checked_shapes
 from hasten.inputs.data.raw import RawArray, is_possible
 from hasten.inputs.data.samples import (
@@ -171,7 +172,8 @@ def _open(path: Path, names: Sequence[str] | None, spool: Path, *, missing: bool
         if by_output:
             each = {n: _whole(archive, info, "labels", count) for n, info in by_output.items()}
             rows["labels"] = labels_by_output.joined(each)
-    return NpzDataset(arrays, rows.get("labels"), rows.get("groups"), str(path), missing=missing)
+    together = group_array(rows["groups"]) if "groups" in rows else None
+    return NpzDataset(arrays, rows.get("labels"), together, str(path), missing=missing)
 
 
 def _check_unpacked(archive: zipfile.ZipFile, path: Path) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 from hasten.core.records import digest
 from hasten.core.tensors import Array
 from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.groups import group_name, spellings
 from hasten.inputs.data.near_copies import Remembered, check_near_copies
-from hasten.inputs.data.splits import Earlier, Splits, group_name, spellings, split
+from hasten.inputs.data.splits import Earlier, Splits, split
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.base import Metric
 
@@ -107,6 +108,7 @@ def lay_out(
     began = time.monotonic()
     splits = split(dataset, calibration=calibration, seed=seed, training=training, earlier=earlier)
     notes = _repeats(splits) if dataset.groups is None else ()
+    notes += groups_on_one_side(training, dataset)
     if splits.withheld:
         notes += (
             f"{splits.withheld:,} more samples than usual are in the search split instead of the "
@@ -129,6 +131,18 @@ def lay_out(
         reservation="" if found is None else found.reservation(),
         read_s=(time.monotonic() - began) / max(1, len(dataset)),
         searched=splits.search,
+    )
+
+
+def groups_on_one_side(training: Dataset | None, judged: Dataset) -> tuple[str, ...]:
+    """Return a note if only one of training data and data to judge on has groups, so that none can be found in both."""
+    if training is None or (training.groups is None) == (judged.groups is None):
+        return ()
+    names = ("the training data", "the data to judge on")
+    having, lacking = names if judged.groups is None else names[::-1]
+    return (
+        f"{having} has groups, but {lacking} has none, so nothing shows whether both have samples of one group: give "
+        f"groups with {lacking} too",
     )
 
 

@@ -13,12 +13,12 @@ import numpy.typing as npt
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset, ShapesOf
+from hasten.inputs.data.groups import group_array
 from hasten.inputs.data.missing import NO_NUMBER, filled
 from hasten.inputs.data.raw import MOST_AXES, RawArray
 from hasten.inputs.data.samples import (
     check_counts,
     check_rank,
-    complete,
     holds_numbers,
     stack,
     tensors_hash,
@@ -192,7 +192,7 @@ class RaggedDataset(Dataset):
         self._samples = {n: list(map(unmasked, samples)) for n, samples in inputs.items()}
         self.names = tuple(inputs)
         self.labels = None if labels is None else filled(labels)
-        self.groups = None if groups is None else complete(groups)
+        self.groups = None if groups is None else group_array(groups)
         counts = {name: len(samples) for name, samples in self._samples.items()}
         self._count = check_counts(counts, self.labels, self.groups)
         for name, samples in self._samples.items():

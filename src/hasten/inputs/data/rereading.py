@@ -11,6 +11,8 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.errors import HastenError, InputError, told
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.groups import group_array, in_text
+from hasten.inputs.data.missing import stacked
 from hasten.inputs.data.samples import check_counts, check_finite, stack, tensors_hash
 
 _LOOKED_AT, _TIMES = 32, 3
@@ -56,7 +58,7 @@ class Rereading(Dataset):
                 raise InputError(f"{source}: {error}") from error
             self._hashes.append(tensors_hash(inputs))
             self._shapes.append({name: np.shape(array) for name, array in inputs.items()})
-            rows.append(tuple(np.asarray(part) for part in more))
+            rows.append((*map(np.asarray, more[:1]), *map(np.asarray, map(in_text, more[1:]))))
             if len(rows[-1]) != len(rows[0]):
                 raise InputError(
                     f"{source}: sample {index} has {1 + len(more)} parts, but the first has "
@@ -69,8 +71,8 @@ class Rereading(Dataset):
                 )
         self.names = tuple(self._read(0)[0])
         self.ragged = any(one != self._shapes[0] for one in self._shapes)
-        self.labels = np.stack([row[0] for row in rows]) if rows[0] else None
-        self.groups = np.array([row[1][()] for row in rows]) if len(rows[0]) > 1 else None
+        self.labels = stacked([row[0] for row in rows]) if rows[0] else None
+        self.groups = group_array([row[1][()] for row in rows]) if len(rows[0]) > 1 else None
         check_counts({"samples": count}, self.labels, self.groups, source)
         looked_at = np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int)
         self.repeats = all(

@@ -12,7 +12,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.core.words import amount
 from hasten.errors import InputError
-from hasten.inputs.data.missing import unlabelled
+from hasten.inputs.data.missing import array_of, is_masked, unlabelled
 
 RESERVED = ("labels", "groups")
 SAME_HASH = frozenset(map(np.dtype, ("bool", "float32", "uint8")))
@@ -118,17 +118,18 @@ def holds_numbers(dtype: np.dtype[Any]) -> bool:
 def unmasked(array: Array) -> Array:
     """Return an array without numpy's mask, under which there are numbers that mean nothing.
 
+    Args:
+        array: An array; or a list, which stays as it is.
+
     Raises:
-        InputError: a value is masked.
+        InputError: a value is masked, also in an array in a list.
     """
-    if not isinstance(array, np.ma.MaskedArray):
-        return array
-    if np.ma.is_masked(array):
+    if is_masked(array):
         raise InputError(
             "an array of the data has masked values: fill them in, as by x.filled(0), or leave out the samples that "
             "have some"
         )
-    return array.data
+    return array.data if isinstance(array, np.ma.MaskedArray) else array
 
 
 def complete(values: Any) -> Array:
@@ -140,12 +141,12 @@ def complete(values: Any) -> Array:
     Raises:
         InputError: a value is masked, or is NaN beside texts.
     """
-    found = np.asarray(unmasked(values))
+    found = array_of(unmasked(values))
     if found.dtype.kind == "U" and isinstance(values, (list, tuple)):
         for index, one in enumerate(values):
             if isinstance(one, (float, np.floating)) and one != one:
                 raise InputError(
-                    f"a list of labels or groups has texts, but NaN for sample {index}: name what it is, or leave the "
+                    f"a list of labels has texts, but NaN for sample {index}: name what it is, or leave the "
                     "sample out"
                 )
     return found

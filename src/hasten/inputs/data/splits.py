@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import heapq
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,13 +12,10 @@ import numpy.typing as npt
 
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.groups import group_name
 from hasten.inputs.data.samples import check_counts
 
 Indices = npt.NDArray[np.int64]
-_MIDNIGHT = " 00:00:00"
-_DATE = re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d(\.\d+)?)?")
-_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)")
-"""Text of a whole number."""
 KNOWN_BYTES = 16
 """Bytes of a content hash by which samples of earlier runs are known."""
 
@@ -343,41 +338,6 @@ def _from_training(
                 f"({both[0]} is the first); remove them from one of the two"
             )
     return Subset(training, np.array([index for _, index in chosen], np.int64))
-
-
-def group_name(group: object) -> str:
-    """Return a group's name as a text: 7, 7.0, "7" and b"7" are one group, since forms of data differ in type."""
-    if isinstance(group, (datetime.date, np.datetime64)):
-        return dated(group)
-    text = group.decode("utf-8", "replace") if isinstance(group, bytes) else str(group)
-    if _DATE.fullmatch(text):
-        return text.removesuffix(_MIDNIGHT)
-    return text[:-2] if text.endswith(".0") and _WHOLE.fullmatch(text[:-2]) else text
-
-
-def spellings(name: str) -> tuple[str, ...]:
-    """Return a group's name, and those of older bundles: 7 was "7.0" as a float, and "b'7'" as bytes."""
-    as_bytes = str(name.encode())
-    if _WHOLE.fullmatch(name):
-        return name, f"{name}.0", as_bytes
-    if not _DATE.fullmatch(name):
-        return name, as_bytes
-    whole = name if " " in name else name + _MIDNIGHT
-    try:
-        moments = [str(np.datetime64(whole.replace(" ", "T"), unit)) for unit in ("s", "us", "ns")]
-    except ValueError:  # no date, though it looks like one
-        moments = []
-    return name, as_bytes, whole, *moments
-
-
-def dated(one: datetime.date | np.datetime64) -> str:
-    """Return a date or a timestamp as a text, which is the same in an array, in a column and in a CSV file."""
-    if isinstance(one, np.datetime64) and isinstance(one.item(), int):  # nanoseconds
-        whole = one.astype("datetime64[us]")
-        text = str(whole.item() if whole == one else one)
-    else:
-        text = str(one.item() if isinstance(one, np.datetime64) else one)
-    return text.removesuffix(_MIDNIGHT)
 
 
 def _all_seen(samples: int) -> str:

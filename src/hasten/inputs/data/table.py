@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
-import decimal
 import math
-import uuid
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +13,13 @@ import numpy as np
 
 from hasten.core.csv_lines import csv_lines
 from hasten.core.tensors import Array
+from hasten.core.words import type_in_words
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
-from hasten.inputs.data.missing import NO_CLASS
+from hasten.inputs.data.groups import checked_groups
+from hasten.inputs.data.missing import NO_CLASS, NO_NUMBER
 from hasten.inputs.data.samples import RESERVED
-from hasten.inputs.data.splits import dated
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.row_arrays import RowArrays
 from hasten.inputs.pipeline.rows import Row
@@ -196,7 +194,7 @@ def check_names(said: Path | str, names: Sequence[str]) -> None:
 
 
 def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
-    """Return the columns of a CSV file: numbers, words as texts, and None for what isn't there."""
+    """Return the columns of a CSV file: numbers, words as texts, and None for what isn't there; others as texts."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv_lines(path, file)
@@ -216,22 +214,23 @@ def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read as CSV in UTF-8: {error}") from error
     words, known = dict(row.words), set(row.columns)
-    # "NA" may be a hashed column's category, and "01" another group than "1".
+    # "NA" may be a hashed column's category or a class, and "01" another group or class than "1".
     return {
         name: [text or None for text in column]
-        if name in row.hashed or (name == GROUPS and name not in known)
-        else [_value(text, words.get(name), bits=name in known) for text in column]
+        if name in row.hashed or name not in known
+        else [_value(text, words.get(name)) for text in column]
         for name, column in zip(names, columns, strict=True)
     }
 
 
-def _value(text: str, words: tuple[str | float, ...] | None, *, bits: bool) -> Any:
-    """Return a CSV value as a word of its column, a number, None, or the text that it is.
+def _value(text: str, words: tuple[str | float, ...] | None) -> Any:
+    """Return a value of a column that the model takes as a word, a number, None, or the text that it is.
+
+    True and false are the numbers 1 and 0, unless all words are texts.
 
     Args:
         text: The value.
         words: Words of its column; None for a column without words.
-        bits: Whether true and false are the numbers 1 and 0, unless all words are texts.
     """
     if words is not None and text in words:
         return text
@@ -239,7 +238,7 @@ def _value(text: str, words: tuple[str | float, ...] | None, *, bits: bool) -> A
         return None
     if words is not None and all(isinstance(word, str) for word in words):
         return text
-    if bits and text.strip() in _BITS:
+    if text.strip() in _BITS:
         return _BITS[text.strip()]
     try:
         return float(text)
@@ -256,10 +255,8 @@ def _columns_of(source: Any, row: Row, *, read: bool) -> dict[str, Sequence[Any]
         check_names("the table", [str(name) for name in source.columns])
         return {str(name): source[name].to_list() for name in source.columns}
     if isinstance(source, Mapping) and (read or source.keys() & set(row.columns)):
-        return {
-            str(name): column.tolist() if isinstance(column, np.ndarray) else list(column)
-            for name, column in source.items()
-        }
+        _check_columns({name: source[name] for name in row.columns if name in source})
+        return {str(name): _listed(column) for name, column in source.items()}
     if isinstance(source, (list, tuple)) and source and all(isinstance(r, Mapping) for r in source):
         if not any(name in row.columns for name in source[0]):
             return None
@@ -273,10 +270,30 @@ def _columns_of(source: Any, row: Row, *, read: bool) -> dict[str, Sequence[Any]
                 f"the model takes {len(row.columns)} columns, from {row.columns[0]!r} to "
                 f"{row.columns[-1]!r}, but the array has {source.shape[1]}"
             )
-        if source.dtype.kind in "OU" or row.hashed:  # a whole number may be a category
-            return {n: source[:, i].tolist() for i, n in enumerate(row.columns)}
+        if source.dtype.kind in "OUMm" or row.hashed:  # a whole number may be a category
+            return {n: _listed(source[:, i]) for i, n in enumerate(row.columns)}
         return source
     return None
+
+
+def _check_columns(columns: Mapping[str, Any]) -> None:
+    """Check that columns are lists of equally many values: a text would be one of its characters.
+
+    Raises:
+        InputError: one isn't.
+    """
+    for name, column in columns.items():
+        if isinstance(column, (str, bytes)) or not isinstance(column, Iterable):
+            raise InputError(
+                f"the table: the column {name!r} is {type_in_words(column)}: give a list with a value for each row"
+            )
+    counts = {name: len(column) for name, column in columns.items() if isinstance(column, Sized)}
+    first, count = next(iter(counts.items()), ("", 0))
+    odd = next((name for name in counts if counts[name] != count), None)
+    if odd is not None:
+        raise InputError(
+            f"the table: the column {odd!r} has {counts[odd]} values, but {first!r} has {count}: give one for each row"
+        )
 
 
 def _check_whole(rows: Sequence[Mapping[Any, Any]], columns: Sequence[str]) -> None:
@@ -358,7 +375,8 @@ def _named(names: Iterable[str]) -> str:
 
 
 def _listed(labels: Any) -> Sequence[Any]:
-    if getattr(getattr(labels, "dtype", None), "kind", "") == "M":
+    """Return the values of a column, or labels or groups, as Python's own where there are such."""
+    if getattr(getattr(labels, "dtype", None), "kind", "") in ("M", "m"):
         return list(labels)  # of nanoseconds, tolist makes whole numbers
     return labels.tolist() if hasattr(labels, "tolist") else list(labels)
 
@@ -388,13 +406,17 @@ def _plain(value: Any) -> Any:
         return int(value)
     if is_absent(value):
         return None
+    if isinstance(
+        value, (np.datetime64, np.timedelta64)
+    ):  # of nanoseconds, `item` makes a whole number
+        return value.astype(f"{value.dtype.kind}8[us]").item()
     return value.item() if isinstance(value, np.generic) else value
 
 
 def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
     """Return labels as numbers: those of classes are their places among the classes' names.
 
-    Where a label is missing stands -1 for a class, and NaN for another number.
+    Where a label is missing stands `NO_NUMBER` for a class, and NaN for another number.
 
     Raises:
         InputError: a label is no class, or the name of several.
@@ -432,8 +454,12 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
                 )
             )
         place_ = next(iter(own), None)
-        if place_ is None and absent and (_missing(value) or _number(value) == NO_CLASS):
-            place_ = NO_CLASS
+        if (
+            place_ is None and absent
+        ):  # a -1 may be meant as a class, which is refused where it seems so
+            place_ = (
+                NO_NUMBER if _missing(value) else NO_CLASS if _number(value) == NO_CLASS else None
+            )
         if place_ is None:
             raise InputError(
                 f"{said}: row {number}: the label must be one of "
@@ -444,48 +470,12 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
     return np.array(found, np.int64)
 
 
-def checked_groups(groups: Sequence[Any], said: str, column: str = "") -> list[Any]:
-    """Return groups, checked to be a text, a number or a date for each sample; spaces around a text don't count.
-
-    Args:
-        groups: Group of each sample; dates and timestamps become texts.
-        said: Name of the data in messages.
-        column: Name of the groups' column, where only its name says that it has them.
-
-    Raises:
-        InputError: a sample has no group, or one of another kind.
-    """
-    found = []
-    for number, one in enumerate(groups, 1):
-        text = isinstance(one, (str, bytes))
-        named = one.strip() if text else one
-        unknown = isinstance(one, (float, np.generic)) and one != one  # NaN and NaT
-        if unknown or is_absent(one) or (text and not named):
-            instead = (
-                f"name one, leave the row out, or rename the column {column!r} if it isn't about rows that belong "
-                "together"
-                if column
-                else "name one, or leave the row out"
-            )
-            raise InputError(f"{said}: row {number} has no group: {instead}")
-        if isinstance(one, (datetime.date, np.datetime64)):
-            named = dated(one)
-        elif isinstance(one, (decimal.Decimal, uuid.UUID)):  # ids of a database
-            named = str(one)
-        elif not isinstance(one, (str, bytes, int, float, np.generic)):
-            raise InputError(
-                f"{said}: row {number}: the group must be a text, a number or a date: got {one!r:.80}"
-            )
-        found.append(named)
-    return found
-
-
 def as_classes(numbers: Array) -> Array:
-    """Return labels as numbers of classes, if all are whole numbers that a float holds exactly."""
+    """Return labels as whole numbers, if all are such that a float holds exactly; `NO_NUMBER` where one is missing."""
     known = ~np.isnan(numbers)
     if not ((np.abs(numbers[known]) <= _MOST_EXACT) & (numbers[known] % 1 == 0)).all():
         return numbers
-    return np.where(known, numbers, NO_CLASS).astype(np.int64)
+    return np.where(known, numbers, float(NO_NUMBER)).astype(np.int64)
 
 
 def _missing(value: Any) -> bool:

@@ -18,8 +18,9 @@ from hasten.errors import InputError
 from hasten.inputs.data.class_folders import groups_of, has_files, listed, named_by, numbering
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.function import from_python
-from hasten.inputs.data.missing import filled, with_no_class
-from hasten.inputs.data.table import as_classes, check_names, checked_groups, label_numbers
+from hasten.inputs.data.groups import checked_groups
+from hasten.inputs.data.missing import filled
+from hasten.inputs.data.table import as_classes, check_names, label_numbers
 from hasten.inputs.data.tagged_words import Tags, is_words, joined, token_labels, words_column
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
@@ -173,7 +174,8 @@ def texts_of(source: Any, pipeline: Pipeline) -> Texts:
         return Texts(said, texts, named, _groups(groups, said))
     samples = _in_order(source)
     if isinstance(samples[0], Mapping):
-        return _columns(said, samples, None, pipeline)
+        kinds = getattr(source, "features", None)
+        return _columns(said, _in_order_of(named_by(pipeline), samples, kinds), None, pipeline)
     classes = named_by(pipeline)
     if all(isinstance(one, list) and len(one) == 2 and one[1] in classes for one in samples):
         raise InputError(
@@ -195,6 +197,37 @@ def texts_of(source: Any, pipeline: Pipeline) -> Texts:
         _numbers(labels, pipeline, said) if labels is not None else None,
         _groups([one[2] for one in parts] if width > 2 else None, said),
     )
+
+
+def _in_order_of(
+    names: Sequence[str], rows: Sequence[Mapping[str, Any]], features: Any
+) -> Sequence[Mapping[str, Any]]:
+    """Return rows of a Hugging Face data set with the numbers of classes that a pipeline gives them.
+
+    Args:
+        names: Names that the pipeline gives the classes, in order.
+        rows: Rows by the names of their columns.
+        features: Kinds of the columns by name, of which some name classes, in an order of their own; only where both
+            name the same ones, in capital or small letters, numbers change. None where the data has no such kinds.
+    """
+    called = [name.casefold() for name in names]
+    for column, kind in features.items() if isinstance(features, Mapping) else ():
+        own = [
+            str(n).casefold() for n in getattr(getattr(kind, "feature", kind), "names", None) or ()
+        ]
+        if own == called or sorted(own) != sorted(called) or len({*own}) < len(own):
+            continue
+        places = {number: called.index(name) for number, name in enumerate(own)}
+        rows = [
+            {
+                **row,
+                column: [places.get(one, one) for one in row[column]]
+                if isinstance(row[column], list)
+                else places.get(row[column], row[column]),
+            }
+            for row in rows
+        ]
+    return rows
 
 
 def tokenized(
@@ -406,7 +439,7 @@ def _label_among(said: str, names: Sequence[str], group: str | None) -> str | No
 def _numbers(labels: Any, pipeline: Pipeline, said: str) -> Sequence[Any] | None:
     """Return labels as numbers: those of classes by the names that the pipeline gives them.
 
-    Where a label is missing stands -1 for a class, and NaN for another number. None where all are.
+    Where a label is missing stands `NO_NUMBER` for a class, and NaN for another number. None where all are.
     """
     values = [None if is_absent(one) else one for one in labels]
     if all(one is None for one in values):
@@ -437,9 +470,8 @@ def _numbers(labels: Any, pipeline: Pipeline, said: str) -> Sequence[Any] | None
             f"{said}: row {huge}: the label {read[huge - 1]} has more than 64 bits: give smaller numbers"
         )
     found = filled(np.array(read, object))
-    if not _picks_class(pipeline):
-        return list(found)
-    return list(as_classes(found) if found.dtype.kind == "f" else with_no_class(found))
+    picks = found.dtype.kind == "f" and _picks_class(pipeline)
+    return list(as_classes(found) if picks else found)
 
 
 def _picks_class(pipeline: Pipeline) -> bool:
@@ -448,14 +480,15 @@ def _picks_class(pipeline: Pipeline) -> bool:
     return isinstance(step, TopK) or (isinstance(step, Threshold) and step.position is not None)
 
 
-def _several(label: Any, said: str, row: int) -> Array:
-    """Return a label that is a list as an array."""
+def _several(label: Any, said: str, row: int) -> Any:
+    """Return a label that is a list, checked to be the rows of an array."""
     try:
-        return np.asarray(label)
+        np.asarray(label)
     except ValueError:
         raise InputError(
             f"{said}: row {row}: the label has lists of different lengths: give them one length"
         ) from None
+    return label
 
 
 def _fits(number: int) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
+from hasten.inputs.data.missing import lacking
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.detections import detections, steps_to_boxes
 from hasten.inputs.metrics.outputs import number, of_samples
@@ -107,6 +108,11 @@ def _labelled(labels: Array, count: int) -> list[Found]:
             f"detection_f1 reads labels (n, k, 5): x0, y0, x1, y1, class; got {of_samples(labels, count)}"
         )
     kept = [rows[rows[:, 4] >= 0] for rows in labels]
+    if any(lacking(rows[:, :4]).any() for rows in kept):
+        raise InputError(
+            "detection_f1 reads x0, y0, x1 and y1 of each true box, but one has None, NaN or a masked value there: "
+            "repair it, or give the box a class below 0, which is padding"
+        )
     return [Found(rows[:, :4].astype(np.float64), rows[:, 4]) for rows in kept]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from hasten.core.records import type_name
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
+from hasten.inputs.data.missing import lacking
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.outputs import (
     equal_numbers,
@@ -128,6 +129,11 @@ class Keypoints(Metric):
                 f"whether each is visible; got {labels.dtype} {of_samples(labels, count)}"
             )
         visible = labels[:, :, 2] > 0 if wide == 3 else np.ones(labels.shape[:2], bool)
+        if lacking(labels[:, :, :2])[visible].any():
+            raise InputError(
+                f"{type_name(self)} reads x and y of each visible point, but one has None, NaN or a masked value there: "
+                f"repair it, or give labels (n, {points}, 3) whose third number is 0 for a point that isn't visible"
+            )
         return labels[:, :, :2].astype(np.float64), visible
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
-from hasten.inputs.data.missing import in_part
+from hasten.inputs.data.missing import lacking
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.outputs import equal_numbers, number, of_samples, one_output
 
@@ -78,10 +78,10 @@ class Regression(Metric):
             raise InputError(
                 f"regression reads labels that are numbers; got {labels.dtype} {of_samples(labels)}"
             )
-        elif in_part(labels) is not None:
+        elif lacking(labels).any():
             raise InputError(
-                "regression reads every number of a label, but one has None or a masked value among its numbers: repair "
-                "it, or leave the whole label out"
+                "regression reads every number of a label, but one has None, NaN or a masked value among its numbers: "
+                "repair it, or leave the whole label or its sample out"
             )
         else:
             truth = labels.astype(np.float64)

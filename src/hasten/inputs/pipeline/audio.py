@@ -17,6 +17,7 @@ from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Step
 from hasten.inputs.pipeline.decoded_bytes import allowed_bytes
 from hasten.inputs.pipeline.memory import make_room
+from hasten.inputs.pipeline.mp3 import samples_of_frames
 
 MAX_SAMPLES = 2**26
 """Largest number of samples, 67 million: an hour at 16 kHz, or 256 MiB as float32."""
@@ -40,6 +41,9 @@ _STATING = (b"Xing", b"Info", b"VBRI")
 """Marks by which an MP3 file says that it states its length; without one the decoder guesses it from the first frames."""
 _BEGINNING_BYTES = 4096
 """Bytes of an MP3 file, after its tags, in which such a mark is."""
+_BESIDE = 12_000
+"""Samples of an MP3 file's frames that aren't sound: those that the encoder puts before and after it, and the frame with
+the marks above."""
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF")
 
 
@@ -84,6 +88,28 @@ def _check_whole(name: str, value: bytes | Path, format_: str, read: int, stated
         cut = cut or read < _WHOLE * stated
     if cut or not read:
         raise InputError(f"{name} is cut short or empty: give the whole sound, or leave it out")
+
+
+def _check_frames(name: str, value: bytes | Path, read: int, rate: int) -> None:
+    """Check that an MP3 file's sound is as long as its frames.
+
+    Where the file states no length, or that of its first part alone, the decoder reads only what it takes for the whole.
+
+    Args:
+        name: Name of the sound in messages.
+        value: The file's bytes, or its path.
+        read: Number of samples that were read.
+        rate: Samples per second of the file.
+
+    Raises:
+        InputError: it isn't.
+    """
+    held = samples_of_frames(value if isinstance(value, bytes) else value.read_bytes())
+    if read + _BESIDE < _WHOLE * held:
+        raise InputError(
+            f"{name} is an MP3 file of {held / rate:.1f} s, but only {read / rate:.1f} s of it were read, since it doesn't "
+            "state its length: convert it, for example by ffmpeg"
+        )
 
 
 def check_header(path: Path) -> None:
@@ -134,7 +160,7 @@ class DecodeAudio(Step):
         """Decode a sound.
 
         Raises:
-            InputError: the file can't be read, or it is cut short, too long, takes too much memory for its
+            InputError: the file can't be read as a whole, or it is cut short, too long, takes too much memory for its
                 bytes, or has samples that aren't finite.
         """
         try:
@@ -159,6 +185,8 @@ class DecodeAudio(Step):
                     self._check_bytes(file, result, len(value))
                 samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
                 _check_whole(name, value, file.format, len(samples), file.frames)
+                if file.format == "MP3":
+                    _check_frames(name, value, len(samples), rate)
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise _unreadable(name, error) from error
         mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)

@@ -40,8 +40,8 @@ def plain_row(value: Any) -> Any:
 
 
 def is_absent(value: Any) -> bool:
-    """Whether a value is None, or what pandas has where there is no value."""
-    return value is None or type(value).__name__ in _ABSENT
+    """Whether a value is None, or what pandas or a masked array of numpy has where there is no value."""
+    return value is None or value is np.ma.masked or type(value).__name__ in _ABSENT
 
 
 def is_table(value: Any) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import amount
 from hasten.errors import InputError
+from hasten.inputs.data.missing import lacking
 from hasten.inputs.metrics.detections import detections, steps_to_boxes
 from hasten.inputs.pipeline.base import Pipeline, PostStep
 from hasten.inputs.set_metrics.base import SetMetric
@@ -144,8 +145,9 @@ def _true(labels: Array, who: str) -> list[Boxes]:
             f"are crowds; got {labels.dtype} {list(labels.shape)}"
         )
     pictures = []
-    for picture, rows in enumerate(labels.astype(np.float64)):
-        kept = rows[~(rows[:, 4] < 0)]
+    for picture, rows in enumerate(labels):
+        there = rows[~(rows[:, 4] < 0)]
+        kept = np.where(lacking(there), np.nan, there.astype(np.float64))
         crowds = kept[:, 5] if labels.shape[2] == 6 else np.zeros(len(kept))
         whole = kept[:, 4] == np.floor(kept[:, 4])
         if not (np.isfinite(kept[:, :5]).all() and whole.all() and np.isin(crowds, (0, 1)).all()):
