@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from hasten.evaluation.scenarios import load_test
     from hasten.inputs.data.ragged import save_ragged
     from hasten.lightening.packing import pack_lossy
-    from hasten.lightening.run import TrainingPlan, lighten
+    from hasten.lightening.plan import TrainingPlan
+    from hasten.lightening.run import lighten
     from hasten.lightening.shortlisting import shortlist
     from hasten.measure.effort import Effort
     from hasten.optimization.optimize import optimize
@@ -58,7 +59,7 @@ _WHERE = {
     "profile": "hasten.evaluation.profiling",
     "Effort": "hasten.measure.effort",
     "Order": "hasten.optimization.order",
-    "TrainingPlan": "hasten.lightening.run",
+    "TrainingPlan": "hasten.lightening.plan",
     "ModelOptions": "hasten.serving.options",
     "SequenceLimits": "hasten.serving.options",
     "Monitoring": "hasten.serving.options",

@@ -35,7 +35,7 @@ from hasten.inputs.metrics.top_k import Top1
 from hasten.lightening.lossy.clustering import clustered
 from hasten.lightening.lossy.weights import Compressible, PrunedWeight, SharedWeight, kept_at
 from hasten.lightening.packing import pack_lossy
-from hasten.lightening.run import TrainingPlan
+from hasten.lightening.plan import TrainingPlan
 from hasten.lightening.training.loop import Recipe, Trainer
 from hasten.lightening.training.network import Network
 from hasten.lightening.training.objective import Objective

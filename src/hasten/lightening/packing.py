@@ -23,14 +23,9 @@ from hasten.inputs.metrics import parse_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.models import onnx
 from hasten.inputs.models.source import find_model
-from hasten.lightening.run import (
-    TrainingPlan,
-    begin_race,
-    check_judged,
-    cleared_up,
-    loss_of,
-    training_folders,
-)
+from hasten.lightening.checks import check_judged
+from hasten.lightening.folders import begin_race, cleared_up, training_folders
+from hasten.lightening.plan import TrainingPlan, loss_of
 from hasten.measure.environment import versions
 from hasten.optimization.delivery import deliver
 from hasten.optimization.job import claimed

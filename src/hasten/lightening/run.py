@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
-from hasten.bundle import MANIFEST, replaceable
-from hasten.certificate.certification import guarded
-from hasten.certificate.ledger import Past, user_ledger
-from hasten.certificate.promise import Promise
+from hasten.bundle import replaceable
+from hasten.certificate.ledger import user_ledger
 from hasten.core.extras import missing_extra
 from hasten.core.invocation import asking, invocation
-from hasten.core.objects import load_object
 from hasten.core.progress import Listener, Outline, Progress, nobody
-from hasten.core.records import digest, source_digest, type_name
+from hasten.core.records import digest
 from hasten.core.target import Target
 from hasten.engines.installed import engine_kinds, tried_on
-from hasten.errors import CandidateError, InputError
-from hasten.inputs.data.near_copies import check_near_copies
-from hasten.inputs.data.parts import groups_on_one_side
-from hasten.inputs.data.splits import split
-from hasten.inputs.metrics.unlabelled import check_labelled
+from hasten.errors import InputError
 from hasten.inputs.models.source import find_model
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.config import from_module
-from hasten.inputs.set_metrics import chosen
+from hasten.lightening.checks import budget_s, check_judged, check_order
+from hasten.lightening.folders import begin_race, cleared_up, training_folders
 from hasten.lightening.outline import outline_of
+from hasten.lightening.plan import TrainingPlan, loss_of
 from hasten.lightening.shortlisting.options import check_names
 from hasten.measure.environment import versions
-from hasten.measure.journal import Journal
-from hasten.optimization.data_needed import warnings
-from hasten.optimization.memory import known_past, look_after
 from hasten.optimization.optimize import optimize
 from hasten.optimization.order import Options, Order, order_of
-from hasten.optimization.preparation import check_passes
 from hasten.optimization.workspace import begun, check_same_run, claimed_folder
 from hasten.passes.small_model import Student
 from hasten.reporting.result import Result
@@ -52,57 +40,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["students", "pruned", "scratch"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-
-
-def _check_positive(name: str, value: Any, unit: str) -> None:
-    """Check that an option is a finite number above 0.
-
-    Raises:
-        InputError: the option isn't a finite number above 0.
-    """
-    if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
-        raise InputError(f"the {name} is in {unit}, above 0: got {value!r}")
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """Settings for training lighter networks.
-
-    Attributes:
-        minutes: Longest time that each method trains, in minutes.
-        epochs: Largest number of passes over the training data.
-        batch: Number of samples in a training step.
-        rate: Highest learning rate.
-        loss: Function that replaces the loss on labels, or its place as "my.py:loss"; called with
-            the outputs by name and the labels, it returns a scalar tensor.
-        features: Weight of inner layers in the loss, 0 to 1; by default 0 if the outputs can be
-            learned, 1 if they have no gradient.
-
-    Raises:
-        InputError: a setting is out of its range.
-    """
-
-    minutes: float = 30.0
-    epochs: float = 100.0
-    batch: int = 64
-    rate: float = 2e-3
-    loss: Any = None
-    features: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value, unit in (
-            ("time for each method", self.minutes, "minutes"),
-            ("number of epochs", self.epochs, "passes over the data"),
-            ("learning rate", self.rate, "AdamW's steps"),
-        ):
-            _check_positive(name, value, unit)
-        if self.batch < 2:
-            raise InputError(
-                "a batch must have at least 2 samples, because their mean and variance normalize "
-                f"it: got {self.batch}"
-            )
-        if self.features is not None and not 0 <= self.features <= 1:
-            raise InputError(f"the weight of features must be between 0 and 1: got {self.features}")
 
 
 def lighten(
@@ -148,7 +85,7 @@ def lighten(
             unchanged model already meets it.
     """
     order = order_of(**options)
-    _check_order(order)
+    check_order(order)
     asked = invocation(
         "lighten",
         {
@@ -196,7 +133,7 @@ def lighten(
             module,
             recipe,
             folder,
-            budget_ns=1e9 * _budget_s(order),
+            budget_ns=1e9 * budget_s(order),
             max_drop=order.max_drop,
             engines=engines,
             calibration=order.calibration,
@@ -241,49 +178,6 @@ def _compared(
     )
 
 
-def _check_order(order: Order) -> None:
-    """Check that an order is one that lighter networks can be trained for.
-
-    Raises:
-        InputError: it has no budget, or asks for something that training rules out.
-    """
-    if order.target != "host":
-        raise InputError(
-            f"lighten times networks on this host alone: leave out target={order.target!r}, or optimize the "
-            "model for that device"
-        )
-    check_passes(order.passes)
-    if order.ask_labels is not None:
-        raise InputError(
-            "lighten learns from labels: give them with the data, and leave out ask_labels="
-        )
-    if order.states:
-        raise InputError(
-            "lighten trains networks that answer each request by itself: leave out states=, or optimize "
-            "the model"
-        )
-    if order.pad:
-        raise InputError(
-            "pad= is for samples that differ in shape, but lighter networks are trained on "
-            "samples of one shape: leave it out"
-        )
-    _budget_s(order)
-
-
-def _budget_s(order: Order) -> float:
-    """Return the longest time that one request may take, in seconds.
-
-    Raises:
-        InputError: the order states none.
-    """
-    if order.budget_s is None:
-        raise InputError(
-            "lighten needs a budget, the longest time in seconds that one request may take on this "
-            "machine: give budget_s=0.003 for 3 ms"
-        )
-    return order.budget_s
-
-
 def _network(model: Any) -> torch.nn.Module:
     """Return the live network to train by.
 
@@ -323,40 +217,6 @@ def _given(
     return Given.read(module, train, data, preparation, order.metric, folder)
 
 
-def check_judged(given: Given, order: Order, listen: Listener, *, resumed: bool) -> None:
-    """Check before anything is trained that the data to judge on suits the order, and tell where it is too little.
-
-    Args:
-        given: Model, data and metric.
-        order: Order of the comparison after the trainings.
-        listen: Callback that is told where even a perfect candidate couldn't be certified on so little data, and where
-            only one side has groups.
-        resumed: Whether the trainings began before, and what earlier runs did was checked then.
-
-    Raises:
-        InputError: the data, or a part of the order, can't be used, or earlier runs searched on all of the data.
-    """
-    asked = 1 - order.confidence
-    past = Past() if resumed else known_past(order.out, user_ledger())
-    splits = split(
-        given.judged,
-        calibration=order.calibration,
-        seed=order.seed,
-        training=given.training,
-        earlier=past.earlier(asked),
-    )
-    check_near_copies(given.training, given.judged, order.allow_near_copies)
-    chosen(order.report, given.judged.labels, given.source.outputs, given.preparation)
-    metric = guarded(given.metric.around(given.preparation), order.guard)
-    for part in (splits.search, splits.sealed):
-        check_labelled(metric, part.labels, type_name(metric))
-    promise = Promise(metric, order.guard, order.max_drop, order.confidence, order.mean_over)
-    tested = look_after(past, splits, asked=asked).promise(promise)
-    one_side = groups_on_one_side(given.training, given.judged)
-    for warning in (*one_side, *warnings(splits, promise, 0, tested)):
-        listen(Progress("prepare", "splitting the data", 0, 1, news=warning))
-
-
 def _facts(given: Given, order: Order, engines: Sequence[str]) -> dict[str, Any]:
     """Return what must be the same where a run continues, apart from the training itself."""
     return {
@@ -382,76 +242,14 @@ def _outline(
         methods,
         students=students,
         minutes=plan.minutes,
-        budget_ns=1e9 * _budget_s(order),
+        budget_ns=1e9 * budget_s(order),
         trained_on=len(given.training),
         judged_on=len(given.judged),
     )
 
 
-def training_folders(bundle: Path, *, resume: bool) -> tuple[Path, Path]:
-    """Return the folder of the trainings, and the one of the comparison after them.
-
-    Args:
-        bundle: Folder of the bundle to make.
-        resume: Whether a run that was stopped may be continued.
-
-    Raises:
-        InputError: a run was stopped there, and isn't to be continued.
-    """
-    folder = bundle.with_name(bundle.name + ".training")
-    work = bundle.with_name(bundle.name + ".work")
-    if begun(work) and not resume:
-        raise InputError(
-            f"there is an unfinished run in {work}: continue it with resume=True, or remove it and "
-            f"{folder}"
-        )
-    return folder, work
-
-
-def begin_race(journal: Journal, bundle: Path, folder: Path, work: Path) -> None:
-    """Record that the trainings are done, and that what they made is compared from here on.
-
-    Args:
-        journal: Journal of the trainings.
-        bundle: Folder of the bundle to make.
-        folder: Folder of the trainings.
-        work: Folder of the comparison.
-
-    Raises:
-        InputError: the comparison was over, too, when the run was killed; its folder is then removed.
-    """
-    if journal.last("race") is not None and not begun(work) and _newer(bundle, journal.path):
-        shutil.rmtree(folder, ignore_errors=True)  # the run was killed just before doing so
-        raise InputError(f"nothing to resume: the run has finished, and its bundle is {bundle}")
-    journal.append("race")
-
-
-def _newer(bundle: Path, journal: Path) -> bool:
-    """Return whether a bundle was written after the last entry of a journal."""
-    manifest = bundle / MANIFEST
-    return manifest.is_file() and manifest.stat().st_mtime > journal.stat().st_mtime
-
-
 def _listed(names: str | Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
-
-
-def loss_of(plan: TrainingPlan) -> tuple[Any, list[Any] | None]:
-    """Return the loss that replaces the usual one, and what tells it from another; None for none.
-
-    Raises:
-        InputError: it can't be imported, or is no function.
-    """
-    loss = load_object(plan.loss) if isinstance(plan.loss, str) else plan.loss
-    if loss is None:
-        return None, None
-    if not callable(loss):
-        raise InputError(f"a loss must be a function of outputs and labels: got {plan.loss}")
-    return loss, [_named(loss), source_digest(loss)]
-
-
-def _named(function: Any) -> str:
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _check_methods(methods: Sequence[str], students: int) -> None:
@@ -467,20 +265,3 @@ def _check_methods(methods: Sequence[str], students: int) -> None:
         )
     if students < 1:
         raise InputError(f"give at least 1 student, or leave that method out: got {students}")
-
-
-@contextlib.contextmanager
-def cleared_up(folder: Path, *, resume: bool) -> Iterator[None]:
-    """Remove the work folder of a failed run, unless the run was resumed or has a checkpoint.
-
-    Raises:
-        InputError: the block raised it, or raised a `CandidateError`, which is converted.
-    """
-    try:
-        yield
-    except (InputError, CandidateError) as error:
-        if not resume and not any(folder.glob("ways/*/*/checkpoint.pt")):
-            shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, CandidateError):
-            raise InputError(str(error)) from error
-        raise

@@ -15,13 +15,14 @@ from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.class_files import ClassFiles
 from hasten.inputs.data.class_folders import has_files
+from hasten.inputs.data.csv_files import is_csv
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.function import call_function, called, from_python
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.missing import NO_NUMBER
 from hasten.inputs.data.npz import open_npz
 from hasten.inputs.data.sounds import SoundFolder, reads_sounds
-from hasten.inputs.data.table import have_numbers, is_csv, label_numbers, reads_rows, rows_of
+from hasten.inputs.data.table import have_numbers, label_numbers, reads_rows, rows_of
 from hasten.inputs.data.text_files import holds_texts, names_texts, reads_texts, texts_of, tokenized
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from hasten.core.csv_lines import csv_lines
 from hasten.core.tensors import Array
 from hasten.core.words import type_in_words
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.csv_files import ABSENT, BITS, check_names, csv_and_label, read_csv
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.groups import checked_groups
 from hasten.inputs.data.missing import NO_CLASS, NO_NUMBER
@@ -27,15 +26,6 @@ from hasten.inputs.pipeline.tables import is_absent
 
 _MOST_EXACT = 2.0**53
 """Largest magnitude below which a float holds every whole number."""
-_ABSENT = frozenset(("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>"))
-"""Texts that stand for a value that isn't there, in a column that doesn't have them among its words."""
-_BITS = {
-    **dict.fromkeys(("True", "true", "TRUE"), 1.0),
-    **dict.fromkeys(("False", "false", "FALSE"), 0.0),
-}
-"""Texts that stand for true and false, as pandas, polars and R write them, in a column that the model takes."""
-
-
 _KEPT_ROWS, _KEPT_VALUES = 1_000, 1_000_000
 """Largest number of rows, and of their values, that are kept as a table has them."""
 
@@ -60,11 +50,6 @@ def reads_rows(pipeline: Pipeline | None) -> Row | None:
     """Return the step that reads a row, where a pipeline consists of it; else None."""
     steps = () if pipeline is None else pipeline.steps
     return steps[0] if len(steps) == 1 and isinstance(steps[0], Row) else None
-
-
-def is_csv(source: str | Path) -> bool:
-    """Whether a user named a CSV file that exists, "rows.csv", or one with its label, "rows.csv:label"."""
-    return _csv_and_label(source) is not None
 
 
 def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | None:
@@ -120,7 +105,7 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
 def _spelled_bits(table: Mapping[str, Sequence[Any]], row: Row, said: str) -> Iterator[str]:
     """Yield a note for each column of categories that has only true and false, spelled as texts."""
     for name in row.hashed:
-        if _BITS.keys() >= set(map(str, table[name])) and isinstance(table[name][0], str):
+        if BITS.keys() >= set(map(str, table[name])) and isinstance(table[name][0], str):
             yield (
                 f"{said}: the column {name!r} has only texts such as {table[name][0]!r}, which are categories as they "
                 "are: if CatBoost was trained with truth values, which are 1 and 0 to it, write these"
@@ -158,92 +143,13 @@ def _opened(source: Any, row: Row) -> tuple[dict[str, Sequence[Any]] | Array | N
     label: Any = None
     groups: Any = None
     said = "the table"
-    file = _csv_and_label(source) if isinstance(source, (str, Path)) else None
+    file = csv_and_label(source) if isinstance(source, (str, Path)) else None
     if file is not None:
         label = file[1]
-        said, source = str(file[0]), _read_csv(file[0], row)
+        said, source = str(file[0]), read_csv(file[0], row)
     elif isinstance(source, tuple) and len(source) in (2, 3):
         source, label, groups = (*source, None)[:3]
     return _columns_of(source, row, read=file is not None), label, groups, said
-
-
-def _csv_and_label(source: str | Path) -> tuple[Path, str | None] | None:
-    path = Path(source)
-    if path.suffix == ".csv" and path.is_file():
-        return path, None
-    head, _, label = str(source).rpartition(":")
-    if head.endswith(".csv") and label and Path(head).is_file():
-        return Path(head), label
-    return None
-
-
-def check_names(said: Path | str, names: Sequence[str]) -> None:
-    """Check that a table names each column once.
-
-    Args:
-        said: Name of the table in messages.
-        names: Names of its columns.
-
-    Raises:
-        InputError: a column comes twice.
-    """
-    counts = Counter(names)
-    twice = next((name for name in names if counts[name] > 1), None)
-    if twice is not None:
-        raise InputError(f"{said} has the column {twice!r} twice: name each column once")
-
-
-def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
-    """Return the columns of a CSV file: numbers, words as texts, and None for what isn't there; others as texts."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv_lines(path, file)
-            _, names = next(lines, (0, []))
-            check_names(path, names)
-            columns: list[list[str]] = [[] for _ in names]
-            for number, (_, line) in enumerate(lines, 1):
-                if not line:
-                    continue
-                if len(line) != len(names):
-                    raise InputError(
-                        f"{path}: row {number} has {len(line)} values, but the first line names "
-                        f"{len(names)} columns"
-                    )
-                for column, value in zip(columns, line, strict=True):
-                    column.append(value)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read as CSV in UTF-8: {error}") from error
-    words, known = dict(row.words), set(row.columns)
-    # "NA" may be a hashed column's category or a class, and "01" another group or class than "1".
-    return {
-        name: [text or None for text in column]
-        if name in row.hashed or name not in known
-        else [_value(text, words.get(name)) for text in column]
-        for name, column in zip(names, columns, strict=True)
-    }
-
-
-def _value(text: str, words: tuple[str | float, ...] | None) -> Any:
-    """Return a value of a column that the model takes as a word, a number, None, or the text that it is.
-
-    True and false are the numbers 1 and 0, unless all words are texts.
-
-    Args:
-        text: The value.
-        words: Words of its column; None for a column without words.
-    """
-    if words is not None and text in words:
-        return text
-    if text.strip() in _ABSENT:
-        return None
-    if words is not None and all(isinstance(word, str) for word in words):
-        return text
-    if text.strip() in _BITS:
-        return _BITS[text.strip()]
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _columns_of(source: Any, row: Row, *, read: bool) -> dict[str, Sequence[Any]] | Array | None:
@@ -430,7 +336,7 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{said}: this model needs numbers as labels: {error}") from error
         return as_classes(numbers) if getattr(step, "position", None) is not None else numbers
-    absent = _ABSENT.isdisjoint(map(str, names))
+    absent = ABSENT.isdisjoint(map(str, names))
     by_number = have_numbers(names)
     places: dict[Any, set[int]] = {}
     if not by_number:  # then a number can only be a class's place
@@ -480,7 +386,7 @@ def as_classes(numbers: Array) -> Array:
 
 def _missing(value: Any) -> bool:
     """Whether a value of a label's column stands for none: None, NaN, or an empty cell."""
-    if value is None or (isinstance(value, str) and value.strip() in _ABSENT):
+    if value is None or (isinstance(value, str) and value.strip() in ABSENT):
         return True
     return isinstance(value, float) and math.isnan(value)
 

@@ -16,11 +16,12 @@ from hasten.core.tensors import Array
 from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.data.class_folders import groups_of, has_files, listed, named_by, numbering
+from hasten.inputs.data.csv_files import check_names
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.function import from_python
 from hasten.inputs.data.groups import checked_groups
 from hasten.inputs.data.missing import filled
-from hasten.inputs.data.table import as_classes, check_names, label_numbers
+from hasten.inputs.data.table import as_classes, label_numbers
 from hasten.inputs.data.tagged_words import Tags, is_words, joined, token_labels, words_column
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
