@@ -204,11 +204,11 @@ def test_load_says_how_long_it_took_and_keeps_what_was_compiled(
     monkeypatch.setenv("HASTEN_CACHE", str(tmp_path / "cache"))
     said = [run("load", exact_bundle, "--warm").output.splitlines() for _ in range(2)]
     assert [re.sub(r"[0-9.]+", "N", line) for line in said[0][:2]] == [
-        "opened in N s",
+        "opened in N s (unsigned)",
         "first answer after N ms more",
     ]
     assert said[0][2] == f"what was compiled is kept in {tmp_path / 'cache'}"
-    assert said[1][0].endswith(" s, with what an earlier opening compiled")
+    assert said[1][0].endswith(" s, with what an earlier opening compiled (unsigned)")
 
 
 def test_load_cannot_keep_anything_without_a_cache(exact_bundle: Path) -> None:
