@@ -123,7 +123,8 @@ class Escalation:
     def _margins(self, base: Trial, rank: int) -> tuple[str, Array, Array]:
         """Return the output that holds class scores, and each search sample's margin and score."""
         metric: Any = self._trials.promise.metric
-        bench, found, scores = self._trials.bench, [], []
+        bench, scores = self._trials.bench, []
+        found: list[Array] = []
         if base.artifact is None:
             raise CandidateError(f"{base.candidate.label} was not built")
         opened = bench.open_built(base.candidate.engine, base.artifact)
