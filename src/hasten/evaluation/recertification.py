@@ -122,8 +122,8 @@ def certify(
         other_guard = guard not in (None, "changed")
         if any(one is not None for one in for_bundles) or other_guard or mean_over == "groups":
             raise InputError(
-                "a chain is compared with the chain of its exact models over samples, under the guard 'changed' "
-                "and with its bundles' own pipelines: leave out the metric, figures, pipeline, other guards and "
+                "a chain is compared with the chain of its exact models, under the guard 'changed' and "
+                "with its bundles' own pipelines: leave out the metric, figures, pipeline, other guards and "
                 "means, batch sizes, operator libraries and the reference engine"
             )
         from hasten.evaluation.chains import certify_chain
