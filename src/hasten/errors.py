@@ -8,6 +8,8 @@ from pathlib import Path
 
 _MOST_LETTERS, _LAST_LETTERS = 2000, 400
 """Most letters of a message, and those of its end, which says what to do."""
+_GIVEN: dict[str, str] = {}
+"""Path of a folder that hasten made for itself -> the caller's own name for its content."""
 
 
 class HastenError(Exception):
@@ -27,8 +29,11 @@ class HastenError(Exception):
 
     @property
     def whole(self) -> str:
-        """The message with nothing left out."""
-        return visible(super().__str__())
+        """The message with nothing left out, in which the names are those that the caller gave."""
+        said = super().__str__()
+        for folder in sorted(_GIVEN, key=len, reverse=True):
+            said = said.replace(folder, _GIVEN[folder])
+        return visible(said)
 
 
 class InputError(HastenError):
@@ -109,6 +114,17 @@ class LabelsWanted(HastenError):  # noqa: N818
     def __init__(self, said: str, folder: Path, left: int) -> None:
         super().__init__(said)
         self.folder, self.left = folder, left
+
+
+def call(folder: Path, name: str) -> None:
+    """Let the messages of all errors in this process name a folder that hasten made for itself as its caller does.
+
+    Args:
+        folder: Folder that nobody gave, such as that of an unpacked bundle in the cache.
+        name: Name that the caller gave: the packed file.
+    """
+    for path in (folder, folder.absolute(), folder.resolve()):
+        _GIVEN[str(path)] = name
 
 
 def visible(text: str) -> str:

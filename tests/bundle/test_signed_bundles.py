@@ -112,6 +112,26 @@ def test_an_unsigned_bundle_is_refused_only_where_a_key_is_trusted(
         assert refused(path, signer) == refused(path, signer, which="exact") == said
 
 
+def test_a_bundle_that_is_opened_says_whether_it_is_signed_and_whether_that_was_checked(
+    bundle: Path, signer: Signer
+) -> None:
+    def told(path: Path, **more: Any) -> str:
+        with hasten.load(path, cache=False, **more) as opened:
+            return opened.signed
+
+    assert {told(path) for path in (bundle, hasten.pack(bundle).path)} == {"unsigned"}
+    assert run("load", bundle)[1].splitlines()[0].endswith(" s (unsigned)")
+    signer.sign(bundle)
+    for path in (bundle, hasten.pack(bundle).path):
+        assert told(path) == "signature not checked"
+        assert told(path, trusted=signer.public) == "signed by a trusted key"
+    assert (
+        run("load", bundle, "--trusted", signer.public)[1]
+        .splitlines()[0]
+        .endswith(" s (signed by a trusted key)")
+    )
+
+
 def test_any_of_several_keys_will_do(bundle: Path, signer: Signer, stranger: Signer) -> None:
     stranger.sign(bundle)
     for path in (bundle, hasten.pack(bundle).path):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,11 +205,11 @@ def test_load_says_how_long_it_took_and_keeps_what_was_compiled(
     monkeypatch.setenv("HASTEN_CACHE", str(tmp_path / "cache"))
     said = [run("load", exact_bundle, "--warm").output.splitlines() for _ in range(2)]
     assert [re.sub(r"[0-9.]+", "N", line) for line in said[0][:2]] == [
-        "opened in N s",
+        "opened in N s (unsigned)",
         "first answer after N ms more",
     ]
     assert said[0][2] == f"what was compiled is kept in {tmp_path / 'cache'}"
-    assert said[1][0].endswith(" s, with what an earlier opening compiled")
+    assert said[1][0].endswith(" s, with what an earlier opening compiled (unsigned)")
 
 
 def test_load_cannot_keep_anything_without_a_cache(exact_bundle: Path) -> None:
@@ -266,6 +267,16 @@ def test_a_folder_of_images_is_prepared_as_told_and_the_pipeline_is_kept(
         "regression check on data that was used before: within the limit of 20% on these samples (n="
     )
     assert f"note: {numbered}" in again.output
+    assert read(out).sealed["classes"] == ["class0", "class1"]
+    page = (out / "report.html").read_text()
+    assert "class folders" in page
+    assert "0 is class0, 1 is class1" in page
+    shutil.rmtree(tmp_path / "photos" / "class0")
+    fewer = run("certify", out, "--data", tmp_path / "photos", "--max-drop", "20%")
+    assert (
+        "note: classes have the numbers of the folders that the bundle was made with: 1 is 'class1'"
+        in fewer.output
+    )
 
 
 @pytest.mark.seconds

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from tests.support.quick import quick_runs
 import hasten
 from hasten.core.devices import at_hand
 from hasten.core.tensors import TensorSpec
+from hasten.core.workers import Worker
 from hasten.engines.onnxruntime.engine import OnnxRuntime
-from hasten.evaluation import benchmark
+from hasten.evaluation import benchmark, rivals
 from hasten.evaluation.rivals import raced
 from hasten.inputs.data.requests import random_requests
 from hasten.measure.latency import Round
@@ -87,6 +89,30 @@ def test_a_bundle_that_falls_out_is_one_line(
     with pytest.raises(hasten.CandidateError) as caught:
         hasten.bench(exact_bundle, rounds=4)
     assert str(caught.value) == "the bundle failed: it crashed"
+
+
+@pytest.mark.parametrize("opening", [1e9, 0.0])
+def test_the_interval_covers_how_two_processes_of_one_model_differ(
+    exact_bundle: Path, monkeypatch: pytest.MonkeyPatch, opening: float
+) -> None:
+    """Rounds of one process each say that a model is surely slower than itself."""
+    lasting = (100_000, 104_000, 105_000, 103_000, 100_000, 99_000, 104_000, 103_000, 104_000)
+    opened = WeakKeyDictionary[Worker, int]()
+    ask = Worker.ask
+
+    def told(self: Worker, do: str, **command: Any) -> Any:
+        reply = ask(self, do, **command)
+        if do != "time":
+            return reply
+        number = opened.setdefault(self, len(opened))
+        return [lasting[number % len(lasting)]] * len(reply)
+
+    monkeypatch.setattr(rivals, "_OPENING", opening)
+    monkeypatch.setattr(Worker, "ask", told)
+    result = hasten.bench(exact_bundle, rounds=12)
+    covered = result.bundle.ratio.low <= 1 <= result.bundle.ratio.high
+    assert covered == (opening > 0)
+    assert (rivals.ALONE in result.notes) == (opening == 0)
 
 
 @pytest.fixture
@@ -160,6 +186,7 @@ def test_a_bundle_is_timed_on_the_threads_that_it_is_opened_with(
     assert seen == [1]
     assert result.threads == 1
     assert result.notes == (
+        rivals.ALONE,
         "the bundle runs on 1 thread, those that it was made for, so both have as many here, where there are 8: run "
         "hasten optimize on this machine for a bundle that uses all",
     )

@@ -193,6 +193,50 @@ def test_a_folder_without_an_onnx_file_gets_a_metric_too(
         assert f"# the output's unit. The model gives {given}.\n" in written
 
 
+def test_an_exported_program_gets_a_metric_by_the_outputs_that_it_states(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the extra torch")
+
+    class Both(torch.nn.Module):  # type: ignore[misc,name-defined]
+        def forward(self, x: Any) -> Any:
+            scores = x @ torch.ones(4, 3)
+            return {"scores": scores, "others": -scores, "x": x.sum(1, keepdim=True)}
+
+    axes = {"x": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(Both(), (torch.ones(2, 4),), dynamic_shapes=axes)
+    torch.export.save(program, tmp_path / "net.pt2")
+    written = (init(str(tmp_path / "net.pt2"), tmp_path / "one") / "hasten.toml").read_text()
+    assert "The model gives scores: float32[" in written
+    assert tomllib.loads(written)["optimize"]["metric"] == [
+        "agreement@scores",
+        "agreement@others",
+        "regression:0.01@x_out",  # its name in ONNX, where an input is called x
+    ]
+
+
+def test_a_keras_file_gets_a_metric_by_its_outputs(tmp_path: Path) -> None:
+    keras: Any = pytest.importorskip("keras", reason="needs the extra keras")
+    made = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, name="logit")])
+    made.save(tmp_path / "net.keras")
+    written = (init(str(tmp_path / "net.keras"), tmp_path / "one") / "hasten.toml").read_text()
+    assert "The model gives logit: float32[batch, 1]." in written
+    assert tomllib.loads(written)["optimize"]["metric"] == "regression:0.01@all"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_model_that_doesnt_state_its_outputs_leaves_the_metric_to_be_named(
+    tmp_path: Path,
+) -> None:
+    torch = pytest.importorskip("torch", reason="needs the extra torch")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(4, 3)), tmp_path / "net.pt")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
+    for number, model in enumerate(("net.pt", "saved")):
+        place = init(str(tmp_path / model), tmp_path / str(number))
+        written = (place / "hasten.toml").read_text()
+        assert "# Nothing states the model's outputs. If a command says that no metric" in written
+        assert "metric" not in tomllib.loads(written)["optimize"]
+
+
 def test_a_network_by_name_gets_a_metric_too(tmp_path: Path) -> None:
     pytest.importorskip("torchvision", reason="needs the extra torch")
     place = init("torchvision:lraspp_mobilenet_v3_large@random", tmp_path / "project")
@@ -237,6 +281,8 @@ def test_a_tflite_file_states_its_inputs(tmp_path: Path) -> None:
     assert built.suffix == ".tflite"
     (line,) = lines_of(str(built), tmp_path / "project")
     assert line.endswith(": np.zeros((16,), 'float32'),")
+    script = (tmp_path / "project" / "data.py").read_text()
+    assert "a label is the number of a class, 0 to 3" in script
     (tmp_path / "no.tflite").write_bytes(b"no model")
     with pytest.raises(InputError, match=r"no\.tflite can't be read: "):
         init(str(tmp_path / "no.tflite"), tmp_path / "none")

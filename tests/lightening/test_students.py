@@ -23,6 +23,7 @@ pytestmark = pytest.mark.seconds
         (nn.Identity(), "logits"),
         (nn.Softmax(1), "probabilities"),
         (nn.LogSoftmax(1), "log-probabilities"),
+        (nn.Sigmoid(), "sigmoids"),
     ],
 )
 def test_a_students_scores_have_the_scale_of_the_models(

@@ -17,6 +17,7 @@ from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.data.text_files import TextData
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.choice import named_metric
 from hasten.inputs.metrics.top_k import Top1
@@ -171,6 +172,10 @@ def test_folders_that_number_their_classes_differently_are_refused(tmp_path: Pat
         "the training data and the data to judge on have different classes: only one of them has "
         "the folder b; give both the same class folders"
     )
+    texts = [TextData(judged, "", numbered) for numbered in (("a", "b", "c"), ("a", "c"))]
+    check_names(texts[1], texts[1])
+    with pytest.raises(InputError, match="only one of them has the folder b; give both"):
+        check_names(*texts)
 
 
 def test_a_fifth_at_most_is_held_out_and_some_of_the_rest_calibrates(

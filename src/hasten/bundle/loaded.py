@@ -54,6 +54,7 @@ class Loaded:
 
     Attributes:
         manifest: The bundle's manifest.
+        signed: "unsigned"; "signature not checked", without trusted keys; or "signed by a trusted key".
         from_cache: Whether opening the first session read a cache of compiled models.
         opened_s: Seconds that `load` took, of which compiling may be the largest part.
         padder: Padding of requests up to buckets, so that unlike ones can share a batch; None if there is none.
@@ -94,6 +95,7 @@ class Loaded:
     ) -> None:
         self.padder = padder
         self.manifest = stored.manifest
+        self.signed = stored.signed
         self.from_cache = from_cache
         self.opened_s = 0.0
         self._stored, self._prepared_by = stored, stored.manifest.pipeline_of(which)

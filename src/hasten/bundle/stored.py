@@ -33,10 +33,12 @@ class Stored(ABC):
     Attributes:
         name: Path or address of the bundle.
         manifest: Its manifest.
+        signed: "unsigned", "signature not checked", or "signed by a trusted key".
     """
 
     name: str
     manifest: Manifest
+    signed: str
 
     @abstractmethod
     def folder_with(self, names: Sequence[str]) -> Path:
@@ -90,6 +92,7 @@ class StoredFolder(Stored):
     def __init__(self, path: Path, trusted: Sequence[PublicKey] = ()) -> None:
         self.name, self._path = str(path), path.absolute()
         self.manifest = read_sizes(path, trusted)
+        self.signed = _signed(trusted, (path / SIGNATURE).is_file())
         self._checked = False
 
     def folder_with(self, names: Sequence[str]) -> Path:
@@ -154,6 +157,7 @@ class StoredPacked(Stored):
             folder = self._memory.path
             data = manifest_bytes(folder, trusted, self.name)
             self.manifest = parsed(data, folder, self.name)
+            self.signed = _signed(trusted, SIGNATURE in self._sizes)
             self._check_sizes()
         except BaseException:
             self.close()
@@ -222,6 +226,13 @@ class StoredPacked(Stored):
             self._packed.source.close()
             self._memory.close()
             self._there.clear()
+
+
+def _signed(trusted: Sequence[PublicKey], there: bool) -> str:
+    """Say whether a bundle that was opened is signed, and whether that was checked."""
+    if trusted:
+        return "signed by a trusted key"
+    return "signature not checked" if there else "unsigned"
 
 
 def stored_at(path: str | os.PathLike[str], trusted: Sequence[PublicKey] = ()) -> Stored:

@@ -43,7 +43,11 @@ class ExactCheck(Recheck):
         return "that no answer changes"
 
     def in_words(self) -> str:
-        """Return the outcome in one line."""
+        """Return the outcome in one line, and figures and notes in further ones."""
+        more = () if self.comparison is None else self.comparison.in_words()
+        return "\n".join((self._first(), *more, *(f"note: {note}" for note in self.notes)))
+
+    def _first(self) -> str:
         if not self.passed:
             changed = self.judgement.lost or 0
             return (

@@ -45,7 +45,7 @@ def opened_once(
             opened = load(bundle, custom_ops=custom_ops, cache=cache, trusted=trusted)
         with opened as model:
             how = ", with what an earlier opening compiled" if model.from_cache else ""
-            yield f"opened in {model.opened_s:.3f} s{how}"
+            yield f"opened in {model.opened_s:.3f} s{how} ({model.signed})"
             if model.requests:
                 began = time.perf_counter()
                 model(model.requests[0])

@@ -106,7 +106,7 @@ def _files(found: Any, name: str) -> dict[str, str]:
             "hasten.toml.txt",
             model_in_toml=in_toml,
             data=data,
-            metric=_metric(outputs),
+            metric="" if rows else _metric(outputs),
             fresh=fresh,
         ),
         "Makefile": _filled("Makefile.txt", model=_in_make(shlex.quote(name))),
@@ -149,8 +149,14 @@ def _label(outputs: Sequence[TensorSpec]) -> str:
 
 
 def _metric(outputs: Sequence[TensorSpec]) -> str:
-    """Return lines of TOML with a metric, where the outputs suggest none; empty elsewhere."""
-    if not outputs or class_output(outputs) or decided_output(outputs):
+    """Return lines of TOML with a metric, where the outputs suggest none; empty where they suggest one."""
+    if not outputs:
+        return (
+            "# Nothing states the model's outputs. If a command says that no metric was named, choose one here, as\n"
+            "# docs/reference/metrics.md describes them:\n"
+            '# metric = "regression:0.01@all"\n'
+        )
+    if class_output(outputs) or decided_output(outputs):
         return ""
     kinds = {spec.name: _judged_by(spec) for spec in outputs}
     value: str | list[str] = [f"{kind}@{name}" for name, kind in kinds.items()]

@@ -30,7 +30,7 @@ from hasten.engines.artifacts import artifact_digest
 from hasten.engines.buckets import padder_of
 from hasten.errors import CandidateError, InputError
 from hasten.evaluation.agreement import ExactCheck, exactness
-from hasten.evaluation.seen import Chosen, Recheck, fresh, looked, seen_by
+from hasten.evaluation.seen import Recheck, fresh, looked, seen_by
 from hasten.evaluation.subject import (
     Asked,
     Material,
@@ -76,7 +76,8 @@ def certify(
 
     An exact bundle has no certificate, and needs none: unless `max_drop` or another part of a limit is
     given, the outcome is an `ExactCheck`, which says whether it answers all of the data as its exact
-    model does.
+    model does. Such a check has no confidence. There, `confidence` is only that of the figures that
+    `report` names; without them, a note says that it was left unused.
 
     Data is fresh if neither the making of the bundle nor another run of this user's searched on it,
     and none tested on it. The same answers on the same data under the same limits are a regression
@@ -97,7 +98,8 @@ def certify(
         metric: Metric that is scored; by default the bundle's, unless that is a function. A
             bundle's word alone runs no code, so a function must be named again.
         report: Metrics over the set that are stated for the exact model and the winner; by default
-            those of a binary classification where labels are 0 and 1.
+            those of a binary classification where labels are 0 and 1, and none for an exact bundle without a
+            limit.
         pipeline: Steps from an image file to the input of the model as it was given; by default
             the bundle's. What the bundle's model does itself is left out.
         custom_ops: Paths of libraries with the model's own operators.
@@ -117,11 +119,12 @@ def certify(
     """
     if is_chain(bundle):
         for_bundles = (metric, report, pipeline, custom_ops or None, batch_sizes, reference or None)
-        if any(one is not None for one in for_bundles) or guard not in (None, "changed"):
+        other_guard = guard not in (None, "changed")
+        if any(one is not None for one in for_bundles) or other_guard or mean_over == "groups":
             raise InputError(
                 "a chain is compared with the chain of its exact models, under the guard 'changed' and "
-                "with its bundles' own pipelines: leave out the metric, the figures, the pipeline, other "
-                "guards, batch sizes, operator libraries and the reference engine"
+                "with its bundles' own pipelines: leave out the metric, figures, pipeline, other guards and "
+                "means, batch sizes, operator libraries and the reference engine"
             )
         from hasten.evaluation.chains import certify_chain
 
@@ -137,7 +140,7 @@ def certify(
         raise unusable
     material = open_material(subject, data, scored)
     if subject.unlimited:
-        return _compared(subject, material)
+        return _compared(subject, material, report, confidence)
     return _tested(subject, material, ledger, report, batch_sizes)
 
 
@@ -149,20 +152,43 @@ def _ledger() -> tuple[Ledger, InputError | None]:
         return Ledger(None), error
 
 
-def _compared(subject: Subject, material: Material) -> ExactCheck:
-    """Compare every answer of the winner with the exact model's.
+def _compared(
+    subject: Subject,
+    material: Material,
+    report: Sequence[str | SetMetric] | None,
+    confidence: float | None,
+) -> ExactCheck:
+    """Compare every answer of the winner with the exact model's, and state the figures that were asked for.
 
     Raises:
+        InputError: the figures can't be stated.
         CandidateError: the winner failed.
     """
-    comparing = Comparing(over_steps(material.metric, material.sequences), ["winner"])
     dataset = material.dataset
-    own, scores, *_ = _scores(subject, material, dataset, units_of(dataset), comparing)
+    units = units_of(dataset)
+    setting = _setting(subject, material, dataset, units, () if report is None else report)
+    answers = Answers() if setting.metrics else None
+    comparing = Comparing(over_steps(material.metric, material.sequences), ["winner"], answers)
+    own, scores, *_ = _scores(subject, material, dataset, units, comparing)
     score = scores["winner"]
     if isinstance(score, str):
         raise CandidateError(score)
     changed = comparing.changes["winner"].changed(score, own)
-    return exactness(changed, itself=subject.winner == subject.exact)
+    figures = None
+    if answers is not None:
+        label = {"winner": subject.manifest.winner.label}
+        figures = compared(setting, answers, label).get("winner")
+    notes = [*material.notes, *_elsewhere(subject), *_by_reference(subject)]
+    if confidence is not None and answers is None:
+        notes.append(
+            "the answers were only compared, so the confidence wasn't used: give a limit on the drop to "
+            "test at it"
+        )
+    return replace(
+        exactness(changed, itself=subject.winner == subject.exact),
+        comparison=figures,
+        notes=tuple(notes),
+    )
 
 
 def _tested(
@@ -183,7 +209,7 @@ def _tested(
     seen.check_groups(subject.folder, material.dataset)
     data = fresh(material.dataset, seen, ledger.past().earlier(1 - limits.confidence))
     samples, units = data.samples, data.units
-    setting = _setting(subject, material, data, report)
+    setting = _setting(subject, material, samples, units, report)
     check_labelled(metric, samples.labels, type_name(metric))
     sizes = _sizes_to_test(manifest, material, batch_sizes)
     answers, draws = Answers(setting.wanted), metric.draws(samples.labels, units)
@@ -207,7 +233,8 @@ def _tested(
     if isinstance(judgement, str):
         raise CandidateError(judgement)
     comparison = None
-    if material.sequences is None and manifest.winner != manifest.exact:
+    unlike = manifest.winner != manifest.exact
+    if material.sequences is None and (unlike or (report and setting.metrics)):
         comparison = compared(setting, answers, {"winner": manifest.winner.label}).get("winner")
     missing = missing_labels(metric, samples.labels)
     return Recheck(
@@ -312,23 +339,30 @@ class _Judge:
 def _setting(
     subject: Subject,
     material: Material,
-    data: Chosen,
+    samples: Dataset,
+    units: Array,
     report: Sequence[str | SetMetric] | None,
 ) -> Setting:
     """Return the figures to state beside the verdict.
 
+    Args:
+        subject: The bundle.
+        material: All data.
+        samples: Samples that are judged.
+        units: Number of each one's group, `(n,)`.
+        report: Figures that were asked for; None where the samples decide.
+
     Raises:
         InputError: figures were asked for, and samples are whole sequences.
     """
-    if material.sequences is not None and report is not None:
+    if material.sequences is not None and report:
         raise InputError(
             "report states figures of single answers, and this bundle was certified on whole sequences: "
             "leave report out"
         )
-    labels = data.samples.labels
     wanted = report if material.sequences is None else ("none",)
-    figures = chosen(wanted, labels, subject.exact.outputs, subject.pipeline)
-    return Setting(figures, subject.pipeline, labels, data.units, subject.limits.confidence)
+    figures = chosen(wanted, samples.labels, subject.exact.outputs, subject.pipeline)
+    return Setting(figures, subject.pipeline, samples.labels, units, subject.limits.confidence)
 
 
 def _sizes_to_test(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hasten.core.target import Target
@@ -22,6 +24,15 @@ from hasten.reporting.result import Row, row
 CANDIDATE = "bundle"
 """Name of what is compared with the baseline in the race."""
 _LIMIT_S = 60.0
+_FEWEST_SETS = 3
+"""Fewest processes of each model that an interval is taken over."""
+_OPENING = 1.0
+"""Largest time to open a set of processes, as a multiple of the time of its rounds."""
+ALONE = (
+    "each model ran in one process: the interval covers these processes, and two of one model may differ by a few "
+    "percent more"
+)
+"""Note on an interval over the rounds of one process of each model."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,8 @@ def raced(
         try:
             probe = probe_of(target)
             standings, facts = _race(other, winner, samples, desk, effort, seed, probe)
-            return standings, [*notes, *filter(None, [disturbance(probe)])], facts
+            alone = ALONE if standings.several is None else ""
+            return standings, [*notes, *filter(None, [disturbance(probe), alone])], facts
         except NotEstablished as why:
             notes.append(on_one_thread(threads, str(why)))
     raise AssertionError("one thread needs no probe")
@@ -83,38 +95,63 @@ def _race(
     seed: int,
     probe: Callable[[int], bool],
 ) -> tuple[Standings, dict[str, dict[str, str]]]:
-    entrants: dict[str, Worker] = {}
-    try:
-        for name, rival in ((BASELINE, other), (AGAIN, other), (CANDIDATE, winner)):
-            entrants[name] = desk.open_built(rival.engine, rival.artifact).worker
-        standings = race(
+    """Race in one set of processes after another, or in one alone where opening takes longer than its rounds.
+
+    Two processes of one model differ lastingly, which the rounds of a single one never show.
+    """
+    sets = min(effort.processes, effort.final_rounds // 2)
+    uneven = {
+        name
+        for name, rival in ((AGAIN, other), (CANDIDATE, winner))
+        if rival.uneven or samples.ragged
+    }
+    whole = Rules(
+        threads=desk.target.threads,
+        count=effort.final_rounds,
+        pace=effort.pace("p50"),
+        seed=seed,
+        settle=effort.settle,
+        uneven=uneven,
+    )
+    journal = Journal(desk.folder / "journal.jsonl")
+
+    def raced_by(entrants: dict[str, Worker], rules: Rules) -> Standings:
+        return race(
             f"bench/{desk.target.threads}",
             entrants,
             samples,
-            Journal(desk.folder / "journal.jsonl"),
-            Rules(
-                threads=desk.target.threads,
-                count=effort.final_rounds,
-                pace=effort.pace("p50"),
-                seed=seed,
-                settle=effort.settle,
-                uneven={
-                    name
-                    for name, rival in ((AGAIN, other), (CANDIDATE, winner))
-                    if rival.uneven or samples.ragged
-                },
-            ),
+            journal,
+            rules,
             own_samples={}
             if other.samples is None
             else dict.fromkeys((BASELINE, AGAIN), other.samples),
             probe=probe,
         )
-        return standings, {
-            name: worker.ask("properties", limit_s=_LIMIT_S) for name, worker in entrants.items()
-        }
-    finally:
-        for worker in entrants.values():
-            worker.kill()
+
+    for process in itertools.count():
+        entrants: dict[str, Worker] = {}
+        began = time.monotonic()
+        try:
+            for name, rival in ((BASELINE, other), (AGAIN, other), (CANDIDATE, winner)):
+                entrants[name] = desk.open_built(rival.engine, rival.artifact).worker
+            opened = time.monotonic()
+            part = replace(whole, count=-(-effort.final_rounds // sets), process=process)
+            several = sets >= _FEWEST_SETS
+            standings = raced_by(entrants, part if several else whole)
+            if several and process == 0:
+                several = opened - began <= _OPENING * (time.monotonic() - opened)
+                standings = standings if several else raced_by(entrants, whole)
+            facts = {
+                name: worker.ask("properties", limit_s=_LIMIT_S)
+                for name, worker in entrants.items()
+            }
+        finally:
+            for worker in entrants.values():
+                worker.kill()
+        settled = process + 1 >= sets and standings.width <= effort.settle
+        if not several or settled or process + 1 >= 2 * sets or not standings.stands(CANDIDATE):
+            return standings, facts
+    raise AssertionError("sets of processes are counted without an end")
 
 
 def row_of(role: str, rival: Rival, standings: Standings, name: str) -> Row:
@@ -128,6 +165,7 @@ def row_of(role: str, rival: Rival, standings: Standings, name: str) -> Row:
         else rival.artifact.size_bytes,
         accuracy="",
         statistic=standings.statistic_of(name),
+        processes=standings.several,
     )
 
 

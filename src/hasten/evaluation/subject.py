@@ -27,6 +27,7 @@ from hasten.engines.base import Artifact, Engine
 from hasten.errors import InputError, IntegrityError, UnknownMember
 from hasten.evaluation.agreement import comparing, needs_no_limit
 from hasten.inputs.data.class_files import ClassFiles
+from hasten.inputs.data.class_folders import renumbered
 from hasten.inputs.data.dataset import Dataset, ShapesOf
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.sequences import SequenceData, open_sequences
@@ -232,7 +233,11 @@ def open_material(subject: Subject, data: Any, scored: Metric | None) -> Materia
         opened = _opened(data, subject)
         numbering = opened.numbering if isinstance(opened, (ClassFiles, TextData)) else ""
         if numbering and metric.reads_classes:
-            notes = (numbering,)
+            assert isinstance(opened, (ClassFiles, TextData))
+            assert opened.labels is not None
+            sealed = subject.manifest.sealed
+            opened.labels, said = renumbered(opened.labels, opened.numbered, sealed)
+            notes = (said or numbering,)
         if subject.manifest.least and opened.decoded_to(subject.manifest.least) is None:
             remedy = "folder of image files, since arrays can't show it"
             if isinstance(opened, ImageFolder):

@@ -145,20 +145,25 @@ def check_samples(training: Dataset, source: Model) -> None:
 
 
 def check_names(training: Dataset, judged: Dataset) -> None:
-    """Check that two folders of images, or of sounds, have the same classes, since each numbers its own in order.
+    """Check that two folders of images, of sounds or of texts have the same classes, since each numbers its own in order.
 
     Raises:
         InputError: the folders' classes differ.
     """
-    if not (isinstance(training, ClassFiles) and isinstance(judged, ClassFiles)):
-        return
-    known, asked = training.classes or (), judged.classes or ()
+    known, asked = _folders(training), _folders(judged)
     if known and asked and known != asked:
         only = sorted(set(known) ^ set(asked))
         raise InputError(
             "the training data and the data to judge on have different classes: only one of them "
             f"has the folder {_listed(only)}; give both the same class folders"
         )
+
+
+def _folders(data: Dataset) -> tuple[str, ...]:
+    """Return the names of the classes that a folder of files numbers; none for other data."""
+    if isinstance(data, ClassFiles):
+        return data.classes or ()
+    return data.numbered if isinstance(data, TextData) else ()
 
 
 def check_labels(training: Dataset, judged: Dataset, metric: Metric, source: Model) -> None:

@@ -77,8 +77,12 @@ class StudentNetwork(Way):
         # Who reads the scores reads the model's own, which may be compared with a fixed number.
         if task.scale == "logits":
             return network
-        last = torch.nn.Softmax if task.scale == "probabilities" else torch.nn.LogSoftmax
-        return torch.nn.Sequential(network, last(1))
+        last = {
+            "probabilities": torch.nn.Softmax(1),
+            "log-probabilities": torch.nn.LogSoftmax(1),
+            "sigmoids": torch.nn.Sigmoid(),
+        }
+        return torch.nn.Sequential(network, last[task.scale])
 
     def deployed(self, module: torch.nn.Module) -> torch.nn.Module:
         return deployed(module)

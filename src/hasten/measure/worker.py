@@ -170,6 +170,21 @@ class _Process:
             keep_program=command["keep_program"],
         )
 
+    def convert_tensorflow(self, command: dict[str, Any]) -> Any:
+        """Convert a model of TensorFlow to ONNX by tf2onnx, and say how that ended."""
+        from hasten.inputs.models import tensorflow_apart
+
+        flag, path, out = command["flag"], Path(command["path"]), Path(command["out"])
+        return tensorflow_apart.convert(flag, path, command["opset"], out)
+
+    def answer_tflite(self, command: dict[str, Any]) -> Any:
+        """Open a TFLite file, and answer a request if there is one."""
+        from hasten.inputs.models import tensorflow_apart
+
+        path, arrays = Path(command["path"]), Path(command["arrays"])
+        stated = tensorflow_apart.answer(path, command["given"], command["wanted"], arrays)
+        return to_record(stated)
+
     def transform(self, command: dict[str, Any]) -> Any:
         """Run one pass, or its draft, on the original or on the result of earlier passes."""
         step = from_record(Pass, command["step"], trusted=True)

@@ -25,6 +25,7 @@ from hasten.core.varying import not_covered
 from hasten.core.words import numbers_in_words
 from hasten.engines.base import Artifact, Engine
 from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.class_folders import NUMBERED
 from hasten.measure.candidate import Candidate
 from hasten.measure.environment import environment, versions
 from hasten.optimization.data_needed import calibrating, shortfall
@@ -272,6 +273,7 @@ def manifest_of(
             "samples": len(parts.sealed),
             "sha256": digest(parts.sealed_hashes),
             **({} if look is None else {"look": look.in_words()}),
+            **({NUMBERED: list(ready.numbered)} if ready.numbered else {}),
         },
         target=shipment.target,
         environment=environment(shipment.target) | versions(bundle.step_packages(ready.pipeline)),

@@ -156,8 +156,10 @@ def prepare(
     images = isinstance(dataset, ImageFolder)
     texts = isinstance(dataset, TextData)
     files = isinstance(dataset, ClassFiles)
+    numbered: tuple[str, ...] = ()
     if isinstance(dataset, (ClassFiles, TextData)) and dataset.numbering and metric.reads_classes:
         job.notes.append(dataset.numbering)
+        numbered = dataset.numbered
     prepared = files or texts or reads_rows(preparation) is not None or isinstance(found, Folder)
     kept_pipeline = preparation if prepared else pipeline
     students = named_students(small_model)
@@ -179,6 +181,7 @@ def prepare(
         extents=laid.unlike,
         given=as_given,
         files=_unsealed(dataset, parts) if order.end_to_end and images else (),
+        numbered=numbered,
     )
     keep_earlier(job, parts)
     check_same_run(job.journal, facts(order, ready))

@@ -62,6 +62,7 @@ class Ready:
             None where nothing was folded into it.
         kept: Samples to keep as requests, where they aren't those of the search split.
         files: Image files outside the sealed data, for a run with `end_to_end`; empty elsewhere.
+        numbered: Names of the class folders whose order numbers the classes; empty elsewhere.
     """
 
     model: Model
@@ -82,6 +83,7 @@ class Ready:
     given: Given | None = None
     kept: Dataset | None = None
     files: tuple[Path, ...] = ()
+    numbered: tuple[str, ...] = ()
 
     @property
     def single(self) -> Spool:

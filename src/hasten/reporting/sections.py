@@ -267,6 +267,13 @@ def _counted(sealed: Mapping[str, object]) -> str:
     return f"{samples:,}" if isinstance(samples, int) else "-"
 
 
+def _folders(sealed: Mapping[str, object]) -> str:
+    """Say which class each folder of the data is, where their order numbers the classes."""
+    names = sealed.get("classes")
+    listed = names if isinstance(names, list) else []
+    return ", ".join(f"{number} is {name!s:.80}" for number, name in enumerate(listed))
+
+
 def comparison(report: Report) -> Html:
     """Show the figures, scores and decisions of the original and of what ships, on the sealed data."""
     found = report.result.comparison
@@ -464,6 +471,7 @@ def again(report: Report) -> Html:
         ("model's SHA-256", report.source_sha256),
         ("sealed samples' SHA-256", str(report.sealed.get("sha256", "-"))),
         ("samples in the bundle", in_words(report.requests)),
+        *([("class folders", folders)] if (folders := _folders(report.sealed)) else []),
         *([("seed", str(asked.seed))] if asked else []),
         ("made", moment(report.created)),
         ("took", span(report.result.seconds)),

@@ -495,6 +495,22 @@ def test_without_a_cache_the_folder_goes_with_the_process(
     assert _same(unpacked(pack(two_models).path), two_models)
 
 
+def test_messages_name_the_file_that_was_given_and_no_folder_of_the_cache(
+    two_models: Path, cache: Path
+) -> None:
+    whole = pack(two_models).path
+    lean = pack(two_models, keep_exact=False, keep_evidence=False).path
+    for command, file, said in (
+        (("bench",), lean, "has no exact model: say what to compare it with in --against"),
+        (("report",), lean, "has no evidence of its run, so there is nothing to report: "),
+        (("certify", "--data", "x.npz"), whole, "has no certificate and therefore no limit: "),
+    ):
+        ended = CliRunner().invoke(main, [*command, str(file)])
+        assert ended.exit_code == 2, ended.output
+        assert ended.output.startswith(f"hasten: {file} {said}")
+        assert str(cache) not in ended.output
+
+
 def test_the_exact_model_can_be_left_out(two_models: Path, tmp_path: Path) -> None:
     made = pack(two_models, tmp_path / "lean.hastenz", keep_exact=False)
     manifest = read(unpacked(made.path))

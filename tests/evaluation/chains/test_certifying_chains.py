@@ -149,11 +149,12 @@ def test_the_command_certifies_a_chain_and_says_what_it_needs(
     assert (
         run.output == "hasten: a chain has no certificate and therefore no limit: give --max-drop\n"
     )
-    run = CliRunner().invoke(
-        main, ["certify", chain, "--data", str(pictures), "--max-drop", "5%", "--guard", "net"]
-    )
-    assert run.exit_code == 2
-    assert "a chain is compared with the chain of its exact models" in run.output
+    for more in (("--guard", "net"), ("--mean-over", "groups")):
+        run = CliRunner().invoke(
+            main, ["certify", chain, "--data", str(pictures), "--max-drop", "5%", *more]
+        )
+        assert run.exit_code == 2
+        assert "a chain is compared with the chain of its exact models" in run.output
 
 
 def test_a_chain_without_exact_models_can_not_be_certified(tmp_path: Path, pictures: Path) -> None:

@@ -103,6 +103,43 @@ def test_a_limit_that_is_given_is_tested_as_of_any_bundle(tmp_path: Path) -> Non
     )
 
 
+def test_figures_that_are_asked_for_are_stated_at_the_confidence_that_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    bundle = bundle_of(tmp_path, models.solid(tmp_path))
+    nothing = json.dumps({"hashes": [], "seen": [], "groups": []}).encode()
+    forge(bundle, files={"evidence/sealed.json": nothing})
+    data = rows(tmp_path, labels=np.arange(40) % 2)
+    asked = ("--report", "brier", "--confidence", "90%")
+    for more in ((), ("--max-drop", "50%")):  # a limit that is tested loses none of them either
+        ended = run(bundle, data, *asked, *more)
+        assert ended.exit_code == 0, ended.output
+        first, *others = ended.stdout.splitlines()
+        assert first.startswith("the limit " if more else "exact, so it needs no certificate: ")
+        (figure,) = (line for line in others if line.startswith("Brier score"))
+        assert "unchanged; rises by at most " in figure
+        assert "(90%, exact, 40 draws)" in figure
+
+
+def test_figures_that_need_labels_are_refused_without_them(tmp_path: Path) -> None:
+    ended = run(bundle_of(tmp_path, models.solid(tmp_path)), rows(tmp_path), "--report", "brier")
+    assert (ended.exit_code, ended.stderr) == (
+        2,
+        "hasten: the metric brier needs labels, but the data has none; give labels\n",
+    )
+
+
+def test_a_confidence_that_nothing_uses_is_said_to_be_unused(tmp_path: Path) -> None:
+    ended = run(bundle_of(tmp_path, models.solid(tmp_path)), rows(tmp_path), "--confidence", "99%")
+    assert ended.exit_code == 0
+    first, note = ended.stdout.splitlines()
+    assert first.startswith("exact, so it needs no certificate: ")
+    assert note == (
+        "note: the answers were only compared, so the confidence wasn't used: give a limit on the drop to "
+        "test at it"
+    )
+
+
 def test_a_bundle_of_an_unfinished_run_asks_to_continue_the_run(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path, models.solid(tmp_path))
     forge(bundle, lambda record: record.update(status="uncertified", why=UNCERTIFIED_YET))

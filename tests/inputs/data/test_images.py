@@ -10,6 +10,7 @@ from PIL import Image
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data import images
+from hasten.inputs.data.class_folders import renumbered
 from hasten.inputs.data.dataset import Subset
 from hasten.inputs.data.images import SUFFIXES, ImageFolder
 from hasten.inputs.data.missing import NO_NUMBER
@@ -96,6 +97,25 @@ def test_the_numbers_of_classes_are_told_where_nothing_names_them(tmp_path: Path
     )
     loose = photo(tmp_path / "loose" / "1.png").parent
     assert ImageFolder(loose, PIPELINE, "x").numbering == ""
+
+
+def test_classes_that_a_bundle_numbered_keep_their_numbers_where_folders_are_missing() -> None:
+    """The order of fewer folders would give a class another one's number, and a note alone said so."""
+    sealed = {"classes": ["ant", "cat", "dog"]}
+    labels = np.array([0, 1, -1, 1])
+    found, said = renumbered(labels, ("ant", "dog"), sealed)
+    assert found.tolist() == [0, 2, -1, 2]
+    assert said.endswith(": 0 is 'ant', 2 is 'dog'")
+    for own in ("ant", "cat", "dog"), ("a", "b", "c"):
+        assert renumbered(labels, own, sealed) == (labels, "")
+    assert renumbered(labels, ("ant", "dog"), {}) == (labels, "")  # of an earlier version
+    assert renumbered(labels, ("ant", "dog"), {"classes": [7, {}]}) == (labels, "")
+    with pytest.raises(InputError) as error:
+        renumbered(labels, ("ant", "cow"), sealed)
+    assert str(error.value) == (
+        "nothing says which class the folder 'cow' is: the bundle was made with 3 class folders, such as 'ant', "
+        "and no labels of the pipeline name the classes. Name each folder as there"
+    )
 
 
 @pytest.mark.parametrize(

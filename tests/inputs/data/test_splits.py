@@ -257,7 +257,7 @@ def test_groups_of_training_data_are_known_whatever_their_type() -> None:
             split(judged, training=training)
 
 
-@pytest.mark.parametrize("unit", ["s", "us", "ns"])
+@pytest.mark.parametrize("unit", ["h", "m", "s", "ms", "us", "ns"])
 def test_dates_of_older_bundles_are_known_in_every_form_of_data(unit: str) -> None:
     days = np.array(["2020-01-01", "2021-02-03"], f"M8[{unit}]")
     older = {hashlib.sha256(str(days[0]).encode()).hexdigest()}
@@ -266,6 +266,7 @@ def test_dates_of_older_bundles_are_known_in_every_form_of_data(unit: str) -> No
         assert groups_seen(groups, older) == [True, False]
         assert hashed_groups(groups) == hashed_groups(days)
     assert groups_seen(days + np.timedelta64(1, "s"), older) == [False, False]
+    assert groups_seen(days + np.timedelta64(1, "ms"), older) == [False, False]
 
 
 def test_a_group_that_is_written_in_two_ways_is_not_divided() -> None:

@@ -77,6 +77,7 @@ def test_a_folder_for_each_class_is_numbered_as_the_pipeline_names_the_classes(
     assert other.numbering == (
         "classes were numbered by the order of the folders' names: 0 is 'fine', 1 is 'poor'"
     )
+    assert (data.numbered, other.numbered) == ((), ("fine", "poor"))
 
 
 def test_files_of_text_without_a_class_keep_their_groups(tmp_path: Path) -> None:

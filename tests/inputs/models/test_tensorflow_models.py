@@ -1,15 +1,21 @@
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner
+from onnx import numpy_helper
 from tests.support.tflite import with_custom_operator
 
 from hasten.cli import main
+from hasten.core.processes import descendants, name_of
+from hasten.core.target import Target
 from hasten.engines.litert.tflite.conversion import convert
 from hasten.errors import InputError
+from hasten.inputs.models import apart
 from hasten.inputs.models.onnx import load
 from hasten.inputs.models.source import check_has_program, find_model, load_model, stated_pipeline
 from hasten.inputs.models.stated_inputs import stated_inputs
@@ -98,6 +104,82 @@ def test_what_cant_be_converted_is_said_in_one_line(tmp_path: Path) -> None:
         "; save the model without that operation, or export the model to ONNX yourself"
     )
     assert "\n" not in said
+
+
+def converter(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Let a program of this code run in place of tf2onnx."""
+    own = folder / "own" / "tf2onnx"
+    own.mkdir(parents=True)
+    (own / "__init__.py").touch()
+    (own / "convert.py").write_text(code)
+    monkeypatch.syspath_prepend(str(own.parent))
+    before = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(own.parent), before))))
+
+
+@pytest.mark.parametrize("off", [0.0, 1.0])
+def test_answers_of_a_tflite_file_are_compared_with_those_of_its_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: float
+) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs the extra litert")
+    proto = onnx.load(linear_classifier(tmp_path))
+    convert(load(linear_classifier(tmp_path)), tmp_path / "m.tflite")
+    for tensor in proto.graph.initializer:
+        tensor.CopyFrom(
+            numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(off), tensor.name)
+        )
+    onnx.save(proto, tmp_path / "converted.onnx")
+    copied = f"import shutil, sys; shutil.copy({str(tmp_path / 'converted.onnx')!r}, sys.argv[sys.argv.index('--output') + 1])"
+    converter(tmp_path, monkeypatch, copied)
+    found = find_model(tmp_path / "m.tflite")
+    if off:
+        with pytest.raises(InputError, match=r"'logits' is off by .* from TensorFlow's"):
+            load_model(found, None, tmp_path)
+    else:
+        assert [str(spec) for spec in load_model(found, None, tmp_path).outputs] == [
+            "logits: float32[batch, 4]"
+        ]
+
+
+@pytest.mark.parametrize(
+    ("code", "limit_s", "share_bytes", "why"),
+    [
+        ("import time; time.sleep(999)", 3.0, 1 << 40, "hung: no answer within 3 s"),
+        (
+            "import time; held = b'x' * (1 << 30); time.sleep(999)",
+            600.0,
+            1 << 29,
+            r"ran out of memory: it held \d+ MiB of the \d+ MiB",
+        ),
+    ],
+)
+def test_a_conversion_that_takes_all_time_or_memory_is_ended(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    limit_s: float,
+    share_bytes: int,
+    why: str,
+) -> None:
+    converter(tmp_path, monkeypatch, code)
+    monkeypatch.setattr(apart, "LIMIT_S", limit_s)
+    monkeypatch.setattr(apart, "MEMORY_SHARE", share_bytes / Target.host().memory_bytes)
+    (tmp_path / "m.tflite").write_bytes(b"no model")
+    with pytest.raises(InputError, match=why) as error:
+        load_model(find_model(tmp_path / "m.tflite"), None, tmp_path)
+    assert str(error.value).startswith(f"tf2onnx can't convert {tmp_path}/m.tflite: ")
+    assert str(error.value).endswith(", killed; export the model to ONNX yourself")
+    assert "tf2onnx.convert" not in map(name_of, descendants(os.getpid()))
+
+
+def test_a_tflite_file_that_takes_all_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs the extra litert")
+    convert(load(linear_classifier(tmp_path)), tmp_path / "m.tflite")
+    monkeypatch.setattr(apart, "MEMORY_SHARE", 1e-4)
+    with pytest.raises(InputError, match=r"m\.tflite can't be used: ran out of memory: it held "):
+        stated_inputs(find_model(tmp_path / "m.tflite"))
 
 
 def test_models_of_tensorflow_are_found_without_importing_it(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ from hasten.cli import main
 from hasten.core import forked
 from hasten.core.processes import descendants
 from hasten.errors import InputError
+from hasten.inputs.models import apart, torchscript
 from hasten.inputs.models import torch as frontend
-from hasten.inputs.models import torch_file, torchscript
 from hasten.inputs.models.source import find_model, load_model, load_with_data
 from hasten.inputs.models.stated_inputs import stated_inputs
 
@@ -296,7 +296,7 @@ def test_the_process_ends_with_the_model_that_nobody_exports(tmp_path: Path) -> 
 def test_code_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = scripted(Endless(), tmp_path / "net.pt")
     found = find_model(path)
-    monkeypatch.setattr(torch_file, "_LIMIT_S", 1.0)
+    monkeypatch.setattr(apart, "LIMIT_S", 1.0)
     with pytest.raises(InputError) as error:
         load_model(found, {"x": X}, tmp_path)
     assert str(error.value) == f"{path} can't be used: hung: no answer within 1 s, killed"
@@ -307,7 +307,7 @@ def test_a_file_that_takes_all_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = scripted(net(), tmp_path / "net.pt")
-    monkeypatch.setattr(torch_file, "_MEMORY_SHARE", 1e-4)
+    monkeypatch.setattr(apart, "MEMORY_SHARE", 1e-4)
     with pytest.raises(InputError, match=r"can't be used: ran out of memory: it held \d+ MiB"):
         find_model(path)
     assert with_torch() == []
@@ -495,7 +495,7 @@ def read(path, kind, **settings):
 
 def stated(model):
     from hasten.core.tensors import TensorSpec
-    from hasten.inputs.models.torch_file import Stated
+    from hasten.inputs.models.apart import Stated
     return Stated(("x",), (TensorSpec("x", "float32", ("b", 4)),))
 
 def export(model, names, samples, workdir, *, keep_program):
@@ -658,7 +658,7 @@ def test_a_process_that_reads_nothing_is_ended(
     worker = found._worker
     many = {f"x{n}": X for n in range(1000)}
     os.kill(worker.pid, signal.SIGSTOP)
-    monkeypatch.setattr(torch_file, "_LIMIT_S", 1.0)
+    monkeypatch.setattr(apart, "LIMIT_S", 1.0)
     with pytest.raises(InputError) as error:
         load_model(found, lambda _: many, tmp_path, further=lambda _: 100 * [many])
     assert str(error.value) == f"{path} can't be used: hung: no answer within 1 s, killed"

@@ -65,6 +65,20 @@ def test_probabilities_are_taken_as_such() -> None:
     assert torch.allclose(log_shares(shares, 1.0), torch.log_softmax(LOGITS, 1), atol=1e-5)
 
 
+def test_sigmoids_are_compared_class_by_class_and_by_their_height() -> None:
+    """A softmax over them would take a class that is sure for one that is a little ahead."""
+    own = torch.sigmoid(LOGITS).requires_grad_()
+    same = Objective(teacher_weight=1.0).distance({"y": own}, {"y": torch.sigmoid(LOGITS)})
+    higher = Objective(teacher_weight=1.0).distance({"y": own}, {"y": torch.sigmoid(LOGITS + 1)})
+    assert same.item() == pytest.approx(0, abs=1e-6)
+    assert higher.item() > 0.2
+    wanted = -(torch.sigmoid(LOGITS)[[0, 1], [0, 1]].log().sum()) / 2
+    others = -torch.sigmoid(-LOGITS)[[0, 0, 1, 1], [1, 2, 0, 2]].log().sum() / 2
+    for labels in (torch.tensor([0, 1]), torch.tensor([[1, 0, 0], [0, 1, 0]])):
+        found = Objective().of(Batch(torch.arange(2).numpy(), {}, labels), {"y": own}, None)
+        assert found.item() == pytest.approx((wanted + others).item(), abs=1e-4)
+
+
 def test_numbers_are_compared_relative_to_how_much_they_vary() -> None:
     wanted = torch.tensor([[0.0], [2.0]])
     assert relative_error(wanted + 1, wanted).item() == pytest.approx(1.0, rel=1e-4)
@@ -94,3 +108,4 @@ def test_probabilities_are_recognized_in_bfloat16(classes: int) -> None:
     assert (shares.sum(1) - 1).abs().max() > 1e-3
     assert scale_of(shares) == "probabilities"
     assert scale_of(logits) == scale_of(logits.abs()) == "logits"
+    assert scale_of(torch.sigmoid(logits).bfloat16().float()) == "sigmoids"

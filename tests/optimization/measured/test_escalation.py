@@ -219,6 +219,46 @@ def test_a_small_model_is_backed_by_the_original_beside_a_quantized_one(search: 
     assert {candidate.passes for candidate in proposed} == {COARSE.passes, beside.passes}
 
 
+def test_a_small_model_whose_scores_are_of_another_kind_gets_no_cascade(
+    search: Search, tmp_path: Path
+) -> None:
+    """Some rows of the answers would be probabilities, and others logits."""
+    original = search.trials.bench.model
+    proto = read_onnx(original)
+    (scores,) = proto.graph.output
+    proto.graph.node.append(onnx.helper.make_node("Softmax", [scores.name], ["shares"], axis=1))
+    scores.name = "shares"
+    onnx.save(proto, tmp_path / "shares.onnx")
+    little = SmallModel.of(load(tmp_path / "shares.onnx"), original, "little")
+    made = search.trials.run(Single((little,), FAST))
+    coarse = search.trials.done[COARSE.key]
+    beside = dataclasses.replace(coarse, candidate=made.candidate, artifact=made.artifact)
+    search.trials.done[made.candidate.key] = beside  # it isn't accurate enough alone
+    proposed: list[Single] = []
+    Escalation(search.trials, proposed.extend, search.likely, search.surely, search.notes).escalate(
+        [beside, beside, coarse]
+    )
+    assert {candidate.passes for candidate in proposed} == {COARSE.passes}
+    assert search.notes == [
+        "no cascade was tried: small model little gives probabilities and the original logits, so some answers "
+        "would be of one kind and some of the other: give a small model that gives logits"
+    ]
+
+
+def test_kinds_of_scores_are_told_apart_by_their_values() -> None:
+    from hasten.optimization.measured.escalation import _check_kind, _kind
+
+    logits = 3 * np.random.default_rng(0).standard_normal((50, 10))
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    rounded = np.round(shares * 60) / 60  # as int8 does, so that sums are far from 1
+    with np.errstate(divide="ignore"):
+        kinds = [_kind(each) for each in (logits, shares, rounded, np.log(shares), np.log(rounded))]
+    named = "logarithms of probabilities"
+    assert kinds == ["logits", "probabilities", "probabilities", named, named]
+    assert _kind(1 / (1 + np.exp(-logits))) == "probabilities"
+    _check_kind("little", np.log(shares), logits)
+
+
 def test_a_model_that_chooses_the_class_itself_gets_no_cascade(tmp_path: Path) -> None:
     x = np.random.default_rng(1).standard_normal((SAMPLES, 16), dtype=np.float32)
     samples = write_spool(ArrayDataset({"x": x}), tmp_path / "search")

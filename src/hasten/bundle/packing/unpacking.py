@@ -27,7 +27,7 @@ from hasten.bundle.signatures import PublicKey, Trusted, keys_of
 from hasten.bundle.stored import stored_at
 from hasten.core.cache_folder import cache_folder
 from hasten.core.memory_folder import room
-from hasten.errors import InputError, IntegrityError
+from hasten.errors import InputError, IntegrityError, call
 
 _FOLDER = "unpacked"
 _UNPACKED = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.[0-9a-f]{8}")
@@ -137,6 +137,7 @@ def unpacked(path: str | os.PathLike[str], trusted: Sequence[PublicKey] = ()) ->
         key = bytes(file.source.read(file.end, layout.END_BYTES)).hex()
         root = _root()
         goal = root / key
+        call(goal, os.fspath(path))
         if _still_good(goal, file):
             _hold(goal)
             return goal

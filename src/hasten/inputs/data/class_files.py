@@ -30,6 +30,7 @@ class ClassFiles(Dataset):
             the names of the folders, sorted, where no folder is. None if there are no class folders.
         numbering: Sentence on how the folders' order numbers the classes; empty where names that the
             pipeline gives number them, or there are no classes.
+        numbered: Names of the folders whose order numbers the classes; empty where `numbering` is.
     """
 
     suffixes: ClassVar[frozenset[str]]
@@ -61,6 +62,7 @@ class ClassFiles(Dataset):
         names = named_by(pipeline)
         self.files, labels, self.classes = listed(folder, names, self.suffixes, self.noun)
         self.numbering = numbering(self.classes, names)
+        self.numbered = self.classes or () if self.numbering else ()
         self.labels = None if labels is None else np.array(labels, np.int64)
         self.groups = groups_of(folder, self.files)
         check_counts({name: len(self.files)}, self.labels, self.groups, str(folder))

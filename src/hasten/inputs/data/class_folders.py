@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 
@@ -22,6 +22,8 @@ GROUPS = "groups.csv"
 UNLABELLED = frozenset(("unlabelled", "unlabeled"))
 """Names of a folder, beside those of classes, of files whose class isn't known."""
 
+NUMBERED = "classes"
+"""Key of a manifest's `sealed` for the names of the class folders whose order numbers the classes."""
 _SHOWN = 4
 """Largest number of classes that the sentence on their numbers shows."""
 
@@ -120,9 +122,51 @@ def numbering(classes: Sequence[str] | None, names: Sequence[str]) -> str:
     pairs = [f"{number} is {name!r}" for number, name in enumerate(classes)]
     if names:
         pairs = [f"{pair} ({label!r})" for pair, label in zip(pairs, names, strict=True)]
-    shown = pairs if len(pairs) <= _SHOWN else [*pairs[: _SHOWN - 1], "...", pairs[-1]]
     why = "; the pipeline's labels name none of them" if names else ""
-    return f"classes were numbered by the order of the folders' names{why}: {', '.join(shown)}"
+    return f"classes were numbered by the order of the folders' names{why}: {_shown(pairs)}"
+
+
+def _shown(pairs: list[str]) -> str:
+    return ", ".join(pairs if len(pairs) <= _SHOWN else [*pairs[: _SHOWN - 1], "...", pairs[-1]])
+
+
+def renumbered(
+    labels: Array, own: Sequence[str], sealed: Mapping[str, object]
+) -> tuple[Array, str]:
+    """Number classes as the folders of the data that a bundle was made with, if it states them.
+
+    Of as many folders, each has the class of its place, whatever its name is.
+
+    Args:
+        labels: Labels by the order of the data's own folders, integers `(n,)`.
+        own: Names of these folders, in order.
+        sealed: What the bundle's manifest states of its data.
+
+    Returns:
+        The labels, and a sentence on what numbers them; "" where that is the order of the data's own folders.
+
+    Raises:
+        InputError: a folder is none of the bundle's.
+    """
+    known = sealed.get(NUMBERED)
+    if not isinstance(known, list) or not all(isinstance(name, str) for name in known):
+        return labels, ""
+    if len(own) == len(known) or len({*known}) < len(known):
+        return labels, ""
+    strange = next((name for name in own if name not in known), None)
+    if strange is not None:
+        raise InputError(
+            f"nothing says which class the folder {strange!r:.80} is: the bundle was made with "
+            f"{counted(len(known), 'class folder')}, such as {known[0]!r:.80}, and no labels of the pipeline name "
+            "the classes. Name each folder as there"
+        )
+    places = [known.index(name) for name in own]
+    numbers = np.where(labels < 0, labels, np.array(places)[labels])
+    pairs = [f"{place} is {name!r}" for place, name in zip(places, own, strict=True)]
+    return (
+        numbers,
+        f"classes have the numbers of the folders that the bundle was made with: {_shown(pairs)}",
+    )
 
 
 def listed(

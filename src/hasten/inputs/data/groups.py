@@ -124,11 +124,14 @@ def spellings(name: str) -> tuple[str, ...]:
     if not _DATE.fullmatch(name):
         return name, as_bytes
     whole = name if " " in name else name + _MIDNIGHT
+    written = whole.replace(" ", "T")
     try:
-        moments = [str(np.datetime64(whole.replace(" ", "T"), unit)) for unit in ("s", "us", "ns")]
+        moments = [str(np.datetime64(written, unit)) for unit in ("h", "m", "s", "ms", "us", "ns")]
     except ValueError:  # no date, though it looks like one
         moments = []
-    return name, as_bytes, whole, *moments
+    # A unit that is too coarse cuts more than zeros off: that is another group.
+    cut = written.rstrip("0:.")
+    return name, as_bytes, whole, *(one for one in moments if one.rstrip("0:.") == cut)
 
 
 def dated(one: datetime.date | np.datetime64) -> str:

@@ -48,6 +48,7 @@ class Texts:
         groups: Group of each sample; None if there are none.
         numbering: Sentence on how the folders' order numbers the classes; empty elsewhere.
         tags: Tags of each sample's words, from which its tokens get labels; None if there are none.
+        numbered: Names of the folders whose order numbers the classes; empty elsewhere.
     """
 
     said: str
@@ -56,6 +57,7 @@ class Texts:
     groups: Sequence[Any] | None = None
     numbering: str = ""
     tags: Sequence[Tags] | None = None
+    numbered: tuple[str, ...] = ()
 
 
 class TextData(Dataset):
@@ -63,10 +65,13 @@ class TextData(Dataset):
 
     Attributes:
         numbering: Sentence on how the folders' order numbers the classes; empty elsewhere.
+        numbered: Names of the folders whose order numbers the classes; empty elsewhere.
     """
 
-    def __init__(self, tokens: Dataset, numbering: str = "") -> None:
-        self.tokens, self.numbering = tokens, numbering
+    def __init__(
+        self, tokens: Dataset, numbering: str = "", numbered: tuple[str, ...] = ()
+    ) -> None:
+        self.tokens, self.numbering, self.numbered = tokens, numbering, numbered
         self.names, self.labels, self.groups = tokens.names, tokens.labels, tokens.groups
         self.ragged = tokens.ragged
 
@@ -259,9 +264,8 @@ def tokenized(
         found = replace(found, labels=token_labels(found.texts, found.tags, step, found.said))
     samples = _Samples(found, step, names)
     given = samples if reread else iter(samples)
-    return TextData(
-        from_python(given, list(names), folder, found.said, reread=reread), found.numbering
-    )
+    tokens = from_python(given, list(names), folder, found.said, reread=reread)
+    return TextData(tokens, found.numbering, found.numbered)
 
 
 class _Samples(Sequence[Any]):
@@ -329,8 +333,14 @@ def _folder(folder: Path, pipeline: Pipeline) -> Texts:
     files, labels, classes = listed(folder, names, _FOLDER, "texts")
     own = None if labels is None else [np.int64(label) for label in labels]
     groups = groups_of(folder, files)
+    said = numbering(classes, names)
     return Texts(
-        str(folder), files, own, None if groups is None else list(groups), numbering(classes, names)
+        str(folder),
+        files,
+        own,
+        None if groups is None else list(groups),
+        said,
+        numbered=classes or () if said else (),
     )
 
 

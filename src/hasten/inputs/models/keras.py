@@ -220,7 +220,7 @@ def export(model: Any, sample: Mapping[str, Array] | Sequence[Array], workdir: P
             raise InputError(
                 f"keras can't export the model to ONNX: {_first_line(error)}"
             ) from error
-    rename(path, names, _output_names(model, len(wanted)))
+    rename(path, names, output_names(model, len(wanted)))
     exported = onnx.load(path)
     _check(exported, given, wanted)
     return exported
@@ -285,7 +285,7 @@ def _flat(outputs: Any) -> list[Array]:
     return [keras.ops.convert_to_numpy(tensor) for tensor in keras.tree.flatten(outputs)]
 
 
-def _output_names(model: Any, count: int) -> list[str]:
+def output_names(model: Any, count: int) -> list[str]:
     """Return the names that keras gives the outputs, else numbered names."""
     import keras
 
@@ -363,7 +363,7 @@ def _through_torch(model: Any, given: dict[str, Array], workdir: Path) -> Model:
     from hasten.inputs.models import torch as torch_frontend
 
     names = list(given)
-    ends = _output_names(model, len(model.outputs)) if getattr(model, "outputs", None) else None
+    ends = output_names(model, len(model.outputs)) if getattr(model, "outputs", None) else None
 
     class Flat(torch.nn.Module):
         """Module that takes the inputs one by one and returns the outputs by name."""

@@ -14,6 +14,7 @@ from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.models import onnx
 from hasten.inputs.models.hugging_face import Folder
+from hasten.inputs.models.keras import output_names
 from hasten.inputs.models.tensorflow import TensorFlowModel
 from hasten.inputs.models.torch_file import TorchFile
 
@@ -42,7 +43,8 @@ def stated_inputs(found: Any) -> tuple[TensorSpec, ...]:
         return found.stated.inputs
     keras, torch = sys.modules.get("keras"), sys.modules.get("torch")
     if keras is not None and isinstance(found, keras.Model):
-        return _of_keras(found)
+        tensors = getattr(found, "inputs", None) or ()
+        return _of_keras(tensors, [str(tensor.name) for tensor in tensors])
     if torch is not None and isinstance(found, torch.export.ExportedProgram):
         return _of_program(found)
     if torch is not None and isinstance(found, torch.nn.Module):
@@ -51,9 +53,10 @@ def stated_inputs(found: Any) -> tuple[TensorSpec, ...]:
 
 
 def stated_outputs(found: Any) -> tuple[TensorSpec, ...]:
-    """Return the outputs of an ONNX file, of a folder of Hugging Face or of a network by name; empty for other models.
+    """Return the outputs of a model, the batch first; empty where nothing states them, as in TorchScript and SavedModels.
 
-    What no file states is read from two answers of the module to samples that are made up.
+    Of a folder of Hugging Face and a network by name, what no file states is read from two answers of the module to
+    samples that are made up. No other model runs.
 
     Args:
         found: Model that `find_model` returned.
@@ -65,6 +68,16 @@ def stated_outputs(found: Any) -> tuple[TensorSpec, ...]:
         return onnx.load(found).outputs
     if isinstance(found, Folder) and found.sentence is None:
         return _outputs_of_folder(found)
+    if isinstance(found, TensorFlowModel):
+        return found.stated_outputs()
+    if isinstance(found, TorchFile):
+        return found.stated.outputs
+    keras, torch = sys.modules.get("keras"), sys.modules.get("torch")
+    if keras is not None and isinstance(found, keras.Model):
+        tensors = getattr(found, "outputs", None) or ()
+        return _of_keras(tensors, output_names(found, len(tensors)))
+    if torch is not None and isinstance(found, torch.export.ExportedProgram):
+        return _outputs_of_program(found)
     shape = getattr(found, "hasten_sample", None)
     if shape is not None:
         return _answered(found, {"x": np.ones(shape, np.float32)}, ())
@@ -150,15 +163,39 @@ def _of_folder(folder: Folder) -> tuple[TensorSpec, ...]:
     )
 
 
-def _of_keras(model: Any) -> tuple[TensorSpec, ...]:
+def _of_keras(tensors: Sequence[Any], names: Sequence[str]) -> tuple[TensorSpec, ...]:
     specs = []
-    for tensor in getattr(model, "inputs", None) or ():
+    for tensor, name in zip(tensors, names, strict=True):
         sizes = [
             size if size is not None else "batch" if axis == 0 else f"axis_{axis}"
             for axis, size in enumerate(tensor.shape)
         ]
-        specs.append(TensorSpec(str(tensor.name), str(tensor.dtype), tuple(sizes)))
+        specs.append(TensorSpec(name, str(tensor.dtype), tuple(sizes)))
     return tuple(specs)
+
+
+def _outputs_of_program(program: Any) -> tuple[TensorSpec, ...]:
+    """Return a program's outputs, by the names that its ONNX file will have; empty where they aren't plain tensors."""
+    from torch.utils import _pytree as pytree
+
+    from hasten.inputs.models.torch import flat_outputs
+
+    nodes = {node.name: node for node in program.graph.nodes}
+    signature = program.graph_signature
+    try:
+        values = [nodes[name].meta["val"] for name in signature.user_outputs]
+        named = flat_outputs(pytree.tree_unflatten(values, program.call_spec.out_spec))
+    except Exception:  # a file may state anything
+        return ()
+    taken = set(map(str, signature.user_inputs))
+    return tuple(
+        TensorSpec(
+            f"{name}_out" if name in taken else name,
+            str(value.dtype).removeprefix("torch."),
+            tuple(size if isinstance(size, int) else str(size) for size in value.shape),
+        )
+        for name, value in named.items()
+    )
 
 
 def _of_program(program: Any) -> tuple[TensorSpec, ...]:

@@ -1,15 +1,12 @@
-"""TensorFlow's SavedModel folders and TFLite files, by tf2onnx in a process of its own (extra `keras`)."""
+"""TensorFlow's SavedModel folders and TFLite files, by tf2onnx and LiteRT in processes of their own (extra `keras`)."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,51 +15,16 @@ import numpy as np
 from hasten.core.extras import missing_extra
 from hasten.core.model import Model
 from hasten.core.tensors import Array, TensorSpec
-from hasten.errors import InputError, told, visible
+from hasten.core.workers import CrashedError, KilledError, Worker
+from hasten.errors import CandidateError, InputError, told
 from hasten.inputs.data.made_up import make_up, plans
-from hasten.inputs.models import onnx
+from hasten.inputs.models import apart, onnx
+from hasten.inputs.models.apart import Stated, stated_of
 from hasten.inputs.models.keras import OPSET, TOLERANCE, quiet, rename
-from hasten.inputs.models.tabular.base import check_survives
 
 SAVED = ("saved_model.pb", "saved_model.pbtxt")
 _PREFIXES = ("serving_default_", "serving_default:")
 _FAULTS = ("Error", "not supported", "Unsupported", "unsupported")
-_RUN = """
-import json, sys
-import numpy as np
-try:
-    from ai_edge_litert.interpreter import Interpreter
-except ImportError:
-    import tensorflow
-    Interpreter = tensorflow.lite.Interpreter
-asked = json.load(sys.stdin)
-try:
-    interpreter = Interpreter(sys.argv[1])
-    details = interpreter.get_input_details()
-    if asked["answers"]:
-        with open(asked["file"], "rb") as file:
-            given = {name: np.load(file) for name in asked["inputs"]}
-        for entry in details:
-            interpreter.resize_tensor_input(entry["index"], given[entry["name"]].shape)
-        interpreter.allocate_tensors()
-        for entry in details:
-            interpreter.set_tensor(entry["index"], given[entry["name"]])
-        interpreter.invoke()
-        index = {entry["name"]: entry["index"] for entry in interpreter.get_output_details()}
-        with open(asked["file"], "wb") as file:
-            for name in asked["answers"]:
-                np.save(file, interpreter.get_tensor(index[name]), allow_pickle=False)
-    rows = [(one["name"], np.dtype(one["dtype"]).name, one["shape_signature"].tolist()) for one in details]
-    said = {"inputs": rows}
-except Exception as error:
-    said = {"refused": f"{type(error).__name__}: {error}"}
-sys.stdout.write("\\0" + json.dumps(said))
-"""
-"""Program that opens a TFLite file in LiteRT, or in TensorFlow where that is missing, and answers a request.
-
-Prints, after a zero, its inputs, or why it can't. LiteRT checks neither the settings of custom operators nor all that
-its operators are given, so it may crash.
-"""
 
 
 @dataclass(frozen=True)
@@ -120,56 +82,81 @@ class TensorFlowModel:
         Raises:
             InputError: the file can't be read.
         """
-        if self.kind == "SavedModel":
-            return ()
-        if not any(map(importlib.util.find_spec, ("ai_edge_litert", "tensorflow"))):
-            return ()
-        found = self._apart({"answers": []})
-        names = _plain([name for name, *_ in found])
-        return tuple(
-            TensorSpec(
-                name,
-                dtype,
-                tuple(
-                    size if size >= 0 else "batch" if axis == 0 else f"axis_{axis}"
-                    for axis, size in enumerate(sizes)
-                ),
-            )
-            for name, (_, dtype, sizes) in zip(names, found, strict=True)
-        )
+        return self._stated.inputs
 
-    def _apart(self, asked: dict[str, Any]) -> list[Any]:
-        """Run `_RUN`, and return the names, types and sizes of the file's inputs.
+    def stated_outputs(self) -> tuple[TensorSpec, ...]:
+        """Return the outputs that a TFLite file states; empty for a SavedModel, which would have to run.
 
         Raises:
-            InputError: the file can't be opened or answer, or the program crashes.
+            InputError: the file can't be read.
         """
-        printed = check_survives(self.path, "LiteRT", _RUN, content=json.dumps(asked).encode())
-        *_, last = printed.partition("\0")  # before it, there may be warnings
-        said: dict[str, Any] = json.loads(last) if last else {"refused": "LiteRT can't be imported"}
-        if "refused" in said:
-            why = (said["refused"].splitlines() or [""])[0]
-            raise InputError(f"{self.path} can't be read: {visible(why)[:300]}")
-        found: list[Any] = said["inputs"]
-        return found
+        return self._stated.outputs
+
+    @cached_property
+    def _stated(self) -> Stated:
+        """What a TFLite file states; nothing of a SavedModel, or where no interpreter is installed."""
+        readers = ("ai_edge_litert", "tensorflow")
+        if self.kind == "SavedModel" or not any(map(importlib.util.find_spec, readers)):
+            return Stated((), ())
+        with apart.started(self.path, "litert") as (worker, folder):
+            found = self._answered(worker, given=[], wanted=[], arrays=folder)
+        inputs, outputs = (
+            tuple(replace(spec, name=name) for spec, name in zip(own, names, strict=True))
+            for own in (found.inputs, found.outputs)
+            for names in (_plain([spec.name for spec in own]),)
+        )
+        return replace(found, inputs=inputs, outputs=outputs)
+
+    def _answered(self, worker: Worker, **request: Any) -> Stated:
+        """Ask the process to open the TFLite file, and to answer a request if there is one.
+
+        Raises:
+            InputError: the file can't be opened or answer, or LiteRT crashes, or takes too much memory or time.
+        """
+        try:
+            record = worker.ask(
+                "answer_tflite", limit_s=apart.LIMIT_S, path=self.path.absolute(), **request
+            )
+        except InputError as why:
+            raise InputError(f"{self.path} can't be read: {why}") from why
+        except CrashedError as error:
+            raise InputError(
+                f"{self.path} is damaged: LiteRT crashed ({error.how}) while it read the file"
+            ) from error
+        except KilledError as error:
+            raise InputError(
+                f"{self.path} can't be read: LiteRT was killed, probably for lack of memory"
+            ) from error
+        except CandidateError as error:
+            raise InputError(f"{self.path} can't be used: {error}") from error
+        stated = stated_of(record)
+        if stated is None:
+            raise InputError(
+                f"{self.path} can't be used: LiteRT states inputs or outputs that no model has"
+            )
+        return stated
 
     def _convert(self, path: Path) -> None:
         if importlib.util.find_spec("tf2onnx") is None:
             raise missing_extra(f"{self.path}, a {self.kind} model,", "keras")
         flag = "--saved-model" if self.kind == "SavedModel" else "--tflite"
-        done = subprocess.run(
-            [
-                *(sys.executable, "-P", "-m", "tf2onnx.convert", flag, str(self.path)),
-                *("--output", str(path), "--opset", str(OPSET)),
-            ],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode or not path.exists():
+        try:
+            with apart.started(self.path, "tf2onnx") as (worker, _):
+                done = worker.ask(
+                    "convert_tensorflow",
+                    limit_s=apart.LIMIT_S,
+                    flag=flag,
+                    path=self.path.absolute(),
+                    opset=OPSET,
+                    out=path.absolute(),
+                )
+        except CandidateError as error:
             raise InputError(
-                f"tf2onnx can't convert {self.path}: {_reason(done)}; save the model "
+                f"tf2onnx can't convert {self.path}: {error}; export the model to ONNX yourself"
+            ) from error
+        if done["code"] or not path.exists():
+            raise InputError(
+                f"tf2onnx can't convert {self.path}: {_reason(**done)}; save the model "
                 "without that operation, or export the model to ONNX yourself"
             )
 
@@ -215,13 +202,13 @@ class TensorFlowModel:
             tensors = {key: tensorflow.constant(plain[key]) for key in keys}
             answers: dict[str, Any] = signature(**tensors)
             return [answers[name].numpy() for name in _plain(outputs)]
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder) / "arrays"
-            with place.open("wb") as file:
+        with apart.started(self.path, "litert") as (worker, folder):
+            arrays = folder / "arrays"
+            with arrays.open("wb") as file:
                 for array in feed.values():
                     np.save(file, array, allow_pickle=False)
-            self._apart({"inputs": [*feed], "answers": [*outputs], "file": str(place)})
-            with place.open("rb") as file:
+            self._answered(worker, given=[*feed], wanted=[*outputs], arrays=arrays)
+            with arrays.open("rb") as file:
                 return [np.load(file) for _ in outputs]
 
 
@@ -244,10 +231,10 @@ def _plain(names: Sequence[str]) -> list[str]:
     return plain if len(set(plain)) == len(plain) else list(names)
 
 
-def _reason(ended: subprocess.CompletedProcess[str]) -> str:
+def _reason(code: int, said: str) -> str:
     """Return the line of tf2onnx's output that says what failed, or the signal that ended it."""
-    if ended.returncode < 0:
-        return f"it ended with {signal.Signals(-ended.returncode).name}"
-    lines = [line.strip() for line in ended.stderr.splitlines() if line.strip()]
+    if code < 0:
+        return f"it ended with {signal.Signals(-code).name}"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     found = [line for line in lines if any(word in line for word in _FAULTS)]
     return (found or lines or ["it says nothing"])[-1][:300]

@@ -12,8 +12,9 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.inputs.models import torch, torch_inputs, torchscript
-from hasten.inputs.models.stated_inputs import stated_inputs
-from hasten.inputs.models.torch_file import PROGRAM, Kind, Stated
+from hasten.inputs.models.apart import Stated
+from hasten.inputs.models.stated_inputs import stated_inputs, stated_outputs
+from hasten.inputs.models.torch_file import PROGRAM, Kind
 
 
 def read(path: Path, kind: Kind, *, torchvision: bool) -> Any:
@@ -36,11 +37,11 @@ def read(path: Path, kind: Kind, *, torchvision: bool) -> Any:
 
 
 def stated(model: Any) -> Stated:
-    """Return the inputs that a program or a module of TorchScript states."""
+    """Return the inputs that a program or a module of TorchScript states, and a program's outputs."""
     names = (
         torch_inputs.input_names(model) if _is_program(model) else torchscript.input_names(model)
     )
-    return Stated(names, stated_inputs(model))
+    return Stated(names, stated_inputs(model), stated_outputs(model) if _is_program(model) else ())
 
 
 def export(

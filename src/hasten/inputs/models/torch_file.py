@@ -7,18 +7,15 @@ that the user's code registered.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
-import re
 import shutil
 import stat
 import sys
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -26,41 +23,15 @@ import numpy as np
 
 from hasten.core.extras import missing_extra
 from hasten.core.model import Model
-from hasten.core.records import from_record
-from hasten.core.target import Target
-from hasten.core.tensors import Array, TensorSpec
+from hasten.core.tensors import Array
 from hasten.core.workers import CrashedError, KilledError, Worker
-from hasten.errors import CandidateError, InputError, IntegrityError
-from hasten.inputs.models import onnx
+from hasten.errors import CandidateError, InputError
+from hasten.inputs.models import apart, onnx
+from hasten.inputs.models.apart import Stated, stated_of
 
 Kind: TypeAlias = Literal["program", "TorchScript"]
 PROGRAM = "program.pt2"
 """Name of the program that is kept beside the ONNX file."""
-_LIMIT_S = 3600.0
-"""Longest time to load a file, or to run and export it, in seconds; the code in it could run without end."""
-_LONGEST_BYTES = 1 << 20
-"""Largest number of bytes of what the process says: inputs that a file states, or a message."""
-_MEMORY_SHARE = 0.75
-"""Share of this machine's memory that the process may take, so that it's ended before the system ends others."""
-
-_MOST = 1000
-"""Largest number of inputs that a file may state, and of letters of each name."""
-_MOST_DIMENSIONS = 64
-_TYPE = re.compile(r"bool|(bfloat|float|complex|u?int)[0-9][0-9a-z_]{,20}", re.ASCII)
-"""Pattern of the names of torch's types of numbers."""
-
-
-@dataclass(frozen=True)
-class Stated:
-    """Inputs that a file of torch states.
-
-    Attributes:
-        names: Names of the required inputs, in order.
-        inputs: Specs of the inputs, as far as the file states them, the batch first.
-    """
-
-    names: tuple[str, ...]
-    inputs: tuple[TensorSpec, ...]
 
 
 class TorchFile:
@@ -158,11 +129,8 @@ class TorchFile:
         Raises:
             InputError: no model states that.
         """
-        try:
-            stated = from_record(Stated, record)
-        except IntegrityError:
-            stated = None
-        if stated is None or not _plausible(stated):
+        stated = stated_of(record)
+        if stated is None:
             self._close()
             raise InputError(
                 f"{self.path} can't be used: the process that loaded it states inputs that no model has: save the "
@@ -192,21 +160,7 @@ class TorchFile:
         An earlier one may have ended: where no server forks it, with the thread that started it.
         """
         self._close()
-        with contextlib.ExitStack() as start:
-            try:
-                self._folder = Path(tempfile.mkdtemp(prefix="hasten-torch-"))
-                start.callback(shutil.rmtree, self._folder, ignore_errors=True)
-                self._worker = Worker(
-                    self._folder / "torch.log",
-                    int(_MEMORY_SHARE * Target.host().memory_bytes),
-                    longest_bytes=_LONGEST_BYTES,
-                )
-            except OSError as error:
-                raise InputError(
-                    f"no process can be started for {self.path}, with its files in {tempfile.gettempdir()}: "
-                    f"{error.strerror or error}; free memory and space, or let TMPDIR name another folder"
-                ) from error
-            start.pop_all()
+        self._worker, self._folder = apart.start(self.path, "torch")
         self._end = weakref.finalize(self, _end, self._worker, self._folder, os.getpid())
         self._owner = os.getpid()
         return self._ask(
@@ -246,7 +200,7 @@ class TorchFile:
         """
         assert self._worker is not None
         try:
-            return self._worker.ask(do, limit_s=_LIMIT_S, **command)
+            return self._worker.ask(do, limit_s=apart.LIMIT_S, **command)
         except BaseException as error:
             self._close()
             if not isinstance(error, CandidateError):
@@ -256,20 +210,6 @@ class TorchFile:
     def _close(self) -> None:
         self._end()
         self._worker = None
-
-
-def _plausible(stated: Stated) -> bool:
-    """Whether a model may have these inputs; names, types and sizes are of bounded length."""
-    if max(len(stated.names), len(stated.inputs)) > _MOST:
-        return False
-    texts = [*stated.names]
-    for spec in stated.inputs:
-        if len(spec.shape) > _MOST_DIMENSIONS or not _TYPE.fullmatch(spec.dtype):
-            return False
-        if any(isinstance(size, int) and not 0 <= size < 1 << 63 for size in spec.shape):
-            return False
-        texts += [spec.name, *(size for size in spec.shape if isinstance(size, str))]
-    return all(len(text) <= _MOST for text in texts)
 
 
 def _in_words(error: CandidateError, what: str) -> str:

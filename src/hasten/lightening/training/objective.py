@@ -16,9 +16,11 @@ Outputs: TypeAlias = Mapping[str, torch.Tensor]
 Loss: TypeAlias = Callable[[Outputs, "torch.Tensor | None"], torch.Tensor]
 """Function from a network's outputs and the labels to a scalar."""
 Kind: TypeAlias = Literal["classes", "values"]
-Scale: TypeAlias = Literal["logits", "probabilities", "log-probabilities"]
-"""Scale of class scores."""
+Scale: TypeAlias = Literal["logits", "probabilities", "log-probabilities", "sigmoids"]
+"""Scale of class scores; sigmoids are a probability of each class, and don't sum to 1."""
 _TINY = 1e-12
+_RARE = 1e-7
+"""Distance of a sigmoid from 0 and 1 up to which float32 tells it from them."""
 _SLACK = 1e-2
 """Largest distance from 1 of the sum of a row's probabilities, which may be rounded to bfloat16."""
 
@@ -90,6 +92,8 @@ class Objective:
     def _apart(self, own: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         if self.kind == "values" or wanted.ndim < 2:
             return relative_error(own, wanted)
+        if scale_of(wanted) == "sigmoids" == scale_of(own):
+            return class_by_class(own, wanted)
         own, wanted = log_shares(own, self.temperature), log_shares(wanted, self.temperature)
         apart = functional.kl_div(own, wanted, log_target=True, reduction="none").sum(-1).mean()
         return apart * self.temperature**2
@@ -112,6 +116,10 @@ class Objective:
                 "holds class scores: give a loss"
             )
         chosen = labels.reshape(len(labels), -1)
+        if scale_of(scores[0]) == "sigmoids":
+            if chosen.shape[1] != scores[0].shape[1]:
+                chosen = functional.one_hot(chosen[:, 0].long(), scores[0].shape[1])
+            return class_by_class(scores[0], chosen)
         classes = chosen.argmax(1) if chosen.shape[1] == scores[0].shape[1] else chosen[:, 0]
         return functional.nll_loss(log_shares(scores[0], 1.0), classes.long())
 
@@ -131,12 +139,27 @@ def scale_of(scores: torch.Tensor) -> Scale:
     """Return the scale of class scores of shape `(n, ..., classes)`, by their own values."""
     if _are_shares(scores):
         return "probabilities"
-    return "log-probabilities" if _are_shares(scores.exp()) else "logits"
+    if _are_shares(scores.exp()):
+        return "log-probabilities"
+    return "sigmoids" if bool(((scores >= 0) & (scores <= 1)).all()) else "logits"
 
 
 def _are_shares(scores: torch.Tensor) -> bool:
     sums = scores.sum(-1)
     return bool((scores >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=_SLACK)
+
+
+def class_by_class(own: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return the divergence of each class's own probability from the wanted one, a scalar.
+
+    Args:
+        own: Sigmoids of shape `(n, ..., classes)`.
+        wanted: Wanted probabilities, or labels of 0 and 1, of the same shape.
+    """
+    own, wanted = (one.float().clamp(_RARE, 1 - _RARE) for one in (own, wanted))
+    there = wanted * (wanted / own).log()
+    absent = (1 - wanted) * ((1 - wanted) / (1 - own)).log()
+    return (there + absent).sum(-1).mean()
 
 
 def relative_error(own: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,12 @@ _BASES = 3
 """Number of fast models of a kind to look at until one has a threshold."""
 _SAFER = 1.5
 """Factor on the answers asked again, for the second proposal where no affordable one is sure."""
+_SLACK = 0.1
+"""Distance from [0, 1] within which scores are probabilities, as rounding to int8 may leave them."""
+
+
+class _OtherKind(CandidateError):  # noqa: N818
+    """A fast model's scores are of another kind than the original's, so no answers of both go together."""
 
 
 class Escalation:
@@ -88,6 +94,10 @@ class Escalation:
         afford = (beat * (1 - SCREEN_NOISE) - self._trials.ratio(base).estimate) / careful_ratio
         try:
             output, close, scores = self._margins(base, rank)
+        except _OtherKind as why:
+            if (note := f"no cascade was tried: {why}") not in self._notes:
+                self._notes.append(note)
+            return False
         except CandidateError as why:
             self._notes.append(f"no cascade was tried: {why}")
             return True  # any other model would fail alike
@@ -113,7 +123,8 @@ class Escalation:
     def _margins(self, base: Trial, rank: int) -> tuple[str, Array, Array]:
         """Return the output that holds class scores, and each search sample's margin and score."""
         metric: Any = self._trials.promise.metric
-        bench, found, scores = self._trials.bench, [], []
+        bench, scores = self._trials.bench, []
+        found: list[Array] = []
         if base.artifact is None:
             raise CandidateError(f"{base.candidate.label} was not built")
         opened = bench.open_built(base.candidate.engine, base.artifact)
@@ -126,6 +137,9 @@ class Escalation:
                 output = next(name for name, array in outputs.items() if array is chosen)
                 if chosen.shape[1] <= rank:
                     raise CandidateError(f"its {chosen.shape[1]} classes have no margin")
+                small = small_model_of(base.candidate.passes)
+                if small is not None and not found:
+                    _check_kind(small.words(), chosen, own[output])
                 found.append(margins(chosen, rank))
                 scores.append(scored_where_known(metric, outputs, own, labels))
         finally:
@@ -166,3 +180,36 @@ class Escalation:
             surely = min(most, round(_SAFER * probably))
         counts = dict.fromkeys(count for count in (probably, surely) if count is not None)
         return [float(order[count]) for count in counts]
+
+
+def _check_kind(words: str, scores: Array, own: Array) -> None:
+    """Check that some answers of a small model are scores of the original's kind.
+
+    Logarithms of probabilities are logits too.
+
+    Args:
+        words: Name of the small model, for people.
+        scores: Its class scores, `(n, classes)`.
+        own: The original's class scores on the same samples.
+
+    Raises:
+        _OtherKind: they aren't.
+    """
+    kind, wanted = _kind(scores), _kind(own)
+    if kind != wanted and (kind, wanted) != ("logarithms of probabilities", "logits"):
+        raise _OtherKind(
+            f"{words} gives {kind} and the original {wanted}, so some answers would be of one kind and some of "
+            f"the other: give a small model that gives {wanted}"
+        )
+
+
+def _kind(scores: Array) -> str:
+    """Return the kind of class scores `(n, classes)`, by their values."""
+    known = scores[np.isfinite(scores)]
+    if known.min(initial=0) >= -_SLACK and known.max(initial=0) <= 1 + _SLACK:
+        return "probabilities"
+    if known.max(initial=-np.inf) <= _SLACK:
+        sums = np.exp(scores.astype(np.float64)).sum(axis=1)
+        if 0.5 < np.nanmedian(sums) < 2:
+            return "logarithms of probabilities"
+    return "logits"

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from hasten.bundle import SIGNATURE, Loaded, Manifest, answers_as, load, read, unpacked
+from hasten.bundle import Loaded, Manifest, answers_as, load, read, unpacked
 from hasten.bundle.batch_mates import (
     MOST_BYTES,
     made_up,
@@ -234,10 +234,7 @@ def open_bundle(
             batched=_batched(sessions[0]),
             notes=list(sessions[0].not_certified),
         )
-        if settings.trusted:
-            opened.signed = "signed by a trusted key"
-        elif (folder / SIGNATURE).exists():
-            opened.signed = "signature not checked"
+        opened.signed = sessions[0].signed
         if manifest.varying:
             opened.notes.append(f"served without batching: {no_batches(manifest.varying)}")
         if any(one.manifest != manifest for one in opened.everything):
