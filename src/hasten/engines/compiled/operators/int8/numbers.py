@@ -23,7 +23,7 @@ MOST_RESULT = float(1 << 30)
 """Largest magnitude of a scaled sum, before it is cut to a byte."""
 _MOST_FACTOR = (1 << 15) - 1
 _MOST_SHIFT = 30
-_BLOCK = 1 << 20
+_BLOCK = 1 << 16
 """Weights that are looked at together."""
 
 
