@@ -325,7 +325,7 @@ def compiled_and_run(
     team = f"c.team = hasten_team({written.threads})" if written.threads > 1 else "c.team = 0"
     text = text[: text.index("/* Calls from Python")]
     (folder / "m.c").write_text(text + sizes + f"#define TEAM {team}\n" + _DRIVER)
-    (folder / "tables").write_bytes(written.tables)
+    (folder / "tables").write_bytes(written.tables.data)
     names = (one.given[name] for name in one.plan.inputs)
     (folder / "given").write_bytes(b"".join(array.tobytes() for array in names))
     words = [*command, "-o", "m", "m.c", "-lm", "-lpthread"]

@@ -182,6 +182,19 @@ def test_no_bit_of_an_entry_can_change(place: int, cache: CacheFolder) -> None:
     assert content(cache) is None
 
 
+def test_no_part_of_a_large_entry_can_change(cache: CacheFolder) -> None:
+    data = os.urandom(3_000_000)
+    cache.put(KEY, data)
+    assert content(cache) == content_in_own_memory(cache) == data
+    kept = (cache.path / KEY).read_bytes()
+    for place in range(HEAD_BYTES, len(kept), 99_991):
+        changed = bytearray(kept)
+        changed[place] ^= 1
+        for read in (content, content_in_own_memory):
+            (cache.path / KEY).write_bytes(changed)
+            assert read(cache) is None
+
+
 def test_a_file_that_was_changed_or_lost_is_never_handed_out(
     cache: CacheFolder, tmp_path: Path
 ) -> None:

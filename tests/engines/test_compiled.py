@@ -166,7 +166,7 @@ def test_an_array_of_another_size_is_refused_before_it_is_read(
     assert_one_line(caught.value)
 
 
-@pytest.mark.parametrize("which", ["the tables", "the shared object", "both"])
+@pytest.mark.parametrize("which", ["the facts", "the tables", "the shared object", "all"])
 def test_what_is_damaged_in_the_cache_is_made_anew(
     which: str, artifact: Artifact, target: Target, tmp_path: Path
 ) -> None:
@@ -175,50 +175,66 @@ def test_what_is_damaged_in_the_cache_is_made_anew(
     with CompiledC().open_cached(artifact, target, kept) as session:
         answer = session.run(request_for(artifact.inputs))
     entries = list(folder.path.iterdir())
-    assert len(entries) == 2
+    assert len(entries) == 3
     for entry in entries:
         whole = bytearray(entry.read_bytes())
-        holds = "the shared object" if b"ELF" in whole else "the tables"
-        if which in (holds, "both"):
+        if which in (_holds(bytes(whole)), "all"):
             whole[len(whole) // 2] ^= 1
             entry.write_bytes(whole)
     again = CompileCache(folder)
     with CompiledC().open_cached(artifact, target, again) as session:
         for name, array in session.run(request_for(artifact.inputs)).items():
             assert np.array_equal(array, answer[name])
-    assert (again.found, again.kept) == {
-        "the tables": (1, 1),
-        "the shared object": (0, 2),
-        "both": (0, 2),
-    }[which]
+    assert again.kept == (3 if which in ("the shared object", "all") else 2)
+    with CompiledC().open_cached(artifact, target, last := CompileCache(folder)):
+        assert (last.found, last.kept) == (3, 0)
+
+
+def _holds(entry: bytes) -> str:
+    """Return what an entry of the cache holds."""
+    return (
+        "the shared object"
+        if b"ELF" in entry
+        else "the facts"
+        if b'"plan"' in entry
+        else "the tables"
+    )
 
 
 @pytest.mark.parametrize(
     "content",
     [
         b"",
-        b"no line",
-        b"[]\n",
-        b"{}\n",
-        b'{"arena": 1, "threads": 0, "library": "a"}\n',
-        b'{"arena": -1, "threads": 1, "library": "a"}\n',
-        b'{"arena": 1e99, "threads": 1, "library": "a"}\n',
-        b'{"arena": true, "threads": 1, "library": "a"}\n',
+        b"no JSON",
+        b"[]",
+        b"{}",
+        {"arena_bytes": -1},
+        {"arena_bytes": 1 << 40},
+        {"arena_bytes": True},
+        {"threads": 0},
+        {"threads": "1"},
+        {"tables_bytes": 1},
+        {"library": "a"},
+        {"plan": {}},
     ],
 )
-def test_tables_that_another_program_kept_are_made_anew(
-    content: bytes, artifact: Artifact, target: Target, tmp_path: Path
+def test_what_another_program_kept_is_made_anew(
+    content: bytes | dict[str, Any], artifact: Artifact, target: Target, tmp_path: Path
 ) -> None:
     folder = CacheFolder(tmp_path / "cache")
     with CompiledC().open_cached(artifact, target, CompileCache(folder)) as session:
         answer = session.run(request_for(artifact.inputs))
-    (entry,) = (one for one in folder.path.iterdir() if b"ELF" not in one.read_bytes())
+    (entry,) = (one for one in folder.path.iterdir() if _holds(one.read_bytes()) == "the facts")
+    if isinstance(content, dict):
+        with folder.entry(entry.name) as kept:
+            assert kept is not None
+            content = json.dumps(json.loads(kept.content) | content).encode()
     folder.put(entry.name, content)
     again = CompileCache(folder)
     with CompiledC().open_cached(artifact, target, again) as session:
         for name, array in session.run(request_for(artifact.inputs)).items():
             assert np.array_equal(array, answer[name])
-    assert again.kept == 1
+    assert again.kept == 2
 
 
 def test_a_second_opening_writes_no_c(

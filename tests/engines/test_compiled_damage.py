@@ -535,6 +535,20 @@ def test_tables_and_text_beyond_all_measure_are_refused(monkeypatch: pytest.Monk
     assert len(write(plan, bytes(half), Target.host()).tables) < 2 * half
 
 
+def test_weights_are_read_from_a_file_as_from_memory_unless_it_was_cut_off(
+    sound_bytes: tuple[Plan, bytes], tmp_path: Path
+) -> None:
+    (plan, weights), path = sound_bytes, tmp_path / "weights"
+    path.write_bytes(weights)
+    target, wanted = Target.host(), write(plan, weights, Target.host())
+    with path.open("rb") as file:
+        found = write(plan, file, target)
+    assert (found.text, found.tables.tobytes()) == (wanted.text, wanted.tables.tobytes())
+    path.write_bytes(weights[: len(weights) // 2])
+    with path.open("rb") as file, pytest.raises(IntegrityError, match="were cut off while"):
+        write(plan, file, target)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0, -1.0, 3e38])
 def test_scales_that_are_no_small_positive_numbers_are_refused(
     sound_bytes: tuple[Plan, bytes], value: float
@@ -655,7 +669,7 @@ def run_checked(written: Source, folder: Path) -> subprocess.CompletedProcess[st
     defined = "enum {{ ARENA = {}, TABLES = {} }};".format(*sizes)
     text = written.text[: written.text.index("/* Calls from Python")]
     (folder / "m.c").write_text(text + defined + _MAIN)
-    (folder / "tables").write_bytes(written.tables)
+    (folder / "tables").write_bytes(written.tables.data)
     checked = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     flags = ["-std=gnu11", "-O0", "-march=native", "-w", *checked, "-fno-math-errno"]
     command = ["cc", *flags, "-o", "m", "m.c", "-lm"]

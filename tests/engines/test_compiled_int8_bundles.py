@@ -17,7 +17,7 @@ import pytest
 from tests.support.bundles import built, forge, stated
 from tests.support.quantized import quantized, ran
 
-from hasten.bundle import load, write
+from hasten.bundle import artifact_of, load, read, write
 from hasten.core.cache_folder import CacheFolder
 from hasten.core.target import Target
 from hasten.engines.base import Session
@@ -25,7 +25,7 @@ from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.engine import CompiledC, CompiledSession
 from hasten.engines.compiled.integers import Integers
 from hasten.engines.compiled.kept import shared_tables
-from hasten.errors import HastenError
+from hasten.errors import HastenError, IntegrityError
 
 _TEXT = """
     <ir_version: 8, opset_import: ["": 17]>
@@ -41,12 +41,16 @@ _TEXT = """
 _SHAPES = {"w": (6, 6, 3, 3), "b": (6,), "v": (4, 6, 1, 1)}
 
 
+def _open_batch(model: onnx.ModelProto) -> onnx.ModelProto:
+    for one in (model.graph.input[0], model.graph.output[0]):
+        one.type.tensor_type.shape.dim[0].dim_param = "N"
+    return model
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of bytes that takes any batch."""
-    made = quantized(_TEXT, _SHAPES)
-    for one in (made.graph.input[0], made.graph.output[0]):
-        one.type.tensor_type.shape.dim[0].dim_param = "N"
+    made = _open_batch(quantized(_TEXT, _SHAPES))
     path = tmp_path_factory.mktemp("gated") / "gated.onnx"
     onnx.save(made, path)
     return path
@@ -218,6 +222,34 @@ def test_sessions_read_one_table_of_weights_each_with_memory_of_its_own(
 def _address(session: Session) -> int:
     assert isinstance(session, CompiledSession)
     return session._tables.ctypes.data
+
+
+def test_what_was_kept_of_another_model_is_never_opened_in_a_bundles_place(
+    bundle: Path, tmp_path: Path
+) -> None:
+    """Whoever changes a bundle's files may know another model that was opened here."""
+    other = tmp_path / "other.onnx"
+    onnx.save(_open_batch(quantized(_TEXT, _SHAPES, seed=1)), other)
+    part = built(tmp_path, other, CompiledC())
+    write(tmp_path / "other.hasten", stated(part, part), {})
+    request = {"x": np.random.default_rng(4).standard_normal((1, 6, 9, 7)).astype(np.float32)}
+    target, folder = Target.host(), CacheFolder(tmp_path / "cache")
+    answers = []
+    for place in (bundle, tmp_path / "other.hasten"):
+        manifest = read(place)
+        artifact = artifact_of(place, manifest.winner, manifest, ())
+        with CompiledC().open_cached(artifact, target, CompileCache(folder)) as session:
+            answers.append(session.run(request)["y"])
+    assert not np.array_equal(answers[0], answers[1])
+    for file in (artifact.path, *artifact.files):
+        file.write_bytes((bundle / file.relative_to(tmp_path / "other.hasten")).read_bytes())
+    with CompiledC().open_cached(artifact, target, CompileCache(folder)) as session:
+        np.testing.assert_array_equal(session.run(request)["y"], answers[1])
+    with (
+        pytest.raises(IntegrityError, match="was changed after it was written"),
+        CompiledC().open_cached(artifact, target, CompileCache(CacheFolder(tmp_path / "empty"))),
+    ):
+        pass
 
 
 def test_tables_are_shared_only_while_they_are_equal_and_read() -> None:

@@ -43,11 +43,12 @@ def compiled_once(folder: Path, lasting: Path | None) -> Iterator[None]:
         forget_the_oldest(lasting, MOST_BYTES)
 
     @functools.wraps(compiled)
-    def kept(self: Compiler, source: str, limit_s: float) -> Built:
+    def kept(self: Compiler, source: str | tuple[str, ...], limit_s: float) -> Built:
         if not os.access(tempfile.gettempdir(), os.W_OK):  # as a test may have it
             return compiled(self, source, limit_s)
         around = (own, _processor(), *(str(bool(os.environ.get(name))) for name in _HANGS_ON))
-        words = "\0".join((*self.command, self.version, *self.flags, *around, source))
+        text = source if isinstance(source, str) else "".join(source)
+        words = "\0".join((*self.command, self.version, *self.flags, *around, text))
         program = shutil.which(self.command[0]) or self.command[0]
         passing = program == sys.executable or Path(program).is_relative_to(folder.parent)
         place = folder if lasting is None or passing else lasting

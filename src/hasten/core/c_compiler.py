@@ -84,11 +84,11 @@ class Compiler:
         """Flags that C is compiled with."""
         return (*FLAGS, *_OPTIMIZED.get(self.version.partition("-")[0], ("-O3",)))
 
-    def compile(self, source: str, limit_s: float = LIMIT_S) -> Built:
+    def compile(self, source: str | tuple[str, ...], limit_s: float = LIMIT_S) -> Built:
         """Compile C into a shared object for this machine's processor.
 
         Args:
-            source: Text in C, of one file, that includes nothing.
+            source: Text in C, of one file, that includes nothing; or its parts in order.
             limit_s: Longest time in seconds.
 
         Raises:
@@ -102,11 +102,12 @@ class Compiler:
                 f"the C compiler ({self.version}) can't be run: {error}"
             ) from error
 
-    def _compiled(self, source: str, limit_s: float) -> Built:
+    def _compiled(self, source: str | tuple[str, ...], limit_s: float) -> Built:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="hasten-c-") as folder:
             made = Path(folder, "model.so")
-            Path(folder, "model.c").write_text(source)
+            with Path(folder, "model.c").open("w") as file:
+                file.writelines((source,) if isinstance(source, str) else source)
             words = [*self.command, *self.flags, "-o", made.name, "model.c"]
             code, said = _run(words, folder, limit_s)
             if code is None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from hasten.core.pieces import hash_of, hash_of_file, read_hashed
 from hasten.errors import InputError
 
 LIMIT_BYTES = 2 << 30
@@ -97,7 +98,7 @@ class CacheFolder:
                 self._tell(error)
             yield found
 
-    def put(self, key: str, content: bytes, bulk: Path | None = None) -> bool:
+    def put(self, key: str, content: bytes | memoryview, bulk: Path | None = None) -> bool:
         """Keep bytes under a key, and a file with them, and drop old entries past the limit.
 
         The entry is whole or absent; processes that use an older one under this key still can.
@@ -120,11 +121,13 @@ class CacheFolder:
                 bulk_hash, token = bytes(_HASH_BYTES), bytes(_TOKEN_BYTES)
                 if bulk is not None:
                     token = bulk.name.removeprefix(f"{key}.").encode()
-                    with bulk.open("rb") as file:
+                    with bulk.open("rb", buffering=0) as file:
+                        bulk_hash = hash_of_file(file.fileno())
                         parts = iter(lambda: file.read(_CHUNK_BYTES), b"")
-                        bulk_hash = self._write(folder, bulk.name, parts)
-                rest = bulk_hash + token + content
-                self._write(folder, key, iter([_hash(key, rest), rest]))
+                        self._write(folder, bulk.name, parts)
+                rest = bulk_hash + token
+                whole = _hash(key, rest, hash_of(content))
+                self._write(folder, key, iter([whole, rest, content]))
         except (OSError, _RefusedError) as error:
             self._tell(error)
             return False
@@ -173,17 +176,17 @@ class CacheFolder:
             content = b""
             if into is None:
                 content = file.readall()
-                whole = _hash(key, rest, content)
+                found = hash_of(content)
             else:
                 room = into(max(os.fstat(file.fileno()).st_size - _HEAD_BYTES, 0))
-                whole = _hash(key, rest, room[: _filled(file, room)])
-            if stated != whole:
+                found = read_hashed(file.fileno(), _HEAD_BYTES, room)
+            if stated != _hash(key, rest, found):
                 raise self._damaged(folder, key)
         bulk_hash, token = rest[:_HASH_BYTES], rest[_HASH_BYTES:].decode()
         if not any(bulk_hash):
             return Entry(content, None)
         with self._file(folder, f"{key}.{token}") as file:
-            if hashlib.file_digest(file, "sha256").digest() != bulk_hash:
+            if hash_of_file(file.fileno()) != bulk_hash:
                 raise self._damaged(folder, key)
         # The path goes by the descriptor: the folder that was checked, whatever has its name by now.
         return Entry(content, Path(f"/proc/self/fd/{folder}/{key}.{token}"))
@@ -207,15 +210,14 @@ class CacheFolder:
             os.unlink(key, dir_fd=folder)
         return _RefusedError("an entry was damaged, and is dropped")
 
-    def _write(self, folder: int, name: str, parts: Iterator[bytes]) -> bytes:
-        """Write a file under another name and rename it; return the hash of its content."""
-        beside, whole = f".{name[:64]}.{secrets.token_hex(8)}", hashlib.sha256()
+    def _write(self, folder: int, name: str, parts: Iterator[bytes | memoryview]) -> None:
+        """Write a file under another name and rename it."""
+        beside = f".{name[:64]}.{secrets.token_hex(8)}"
         try:
             with io.FileIO(os.open(beside, _NEW, 0o600, dir_fd=folder), "wb") as file:
                 with contextlib.suppress(OSError):  # a file system without locks
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 for part in parts:
-                    whole.update(part)
                     left = memoryview(part)
                     while left:
                         left = left[file.write(left) :]
@@ -224,7 +226,6 @@ class CacheFolder:
             with contextlib.suppress(OSError):
                 os.unlink(beside, dir_fd=folder)
             raise
-        return whole.digest()
 
     def _make_room(self, folder: int, key: str, size_bytes: int) -> None:
         """Drop what killed processes left, older files of this key, and past the limit others."""
@@ -332,17 +333,12 @@ def _check(facts: os.stat_result, what: str) -> None:
         raise _RefusedError(f"{what} can be written by others")
 
 
-def _filled(file: io.FileIO, room: memoryview) -> int:
-    """Read a file into memory; return the number of bytes that it had for it."""
-    size = 0
-    while size < len(room) and (read := file.readinto(room[size:])):
-        size += read
-    return size
+def _hash(key: str, head: bytes, content: bytes) -> bytes:
+    """Return the hash that an entry begins with; an entry under another key's name doesn't fit.
 
-
-def _hash(key: str, *parts: bytes | memoryview) -> bytes:
-    """Return the hash that an entry begins with; an entry under another key's name doesn't fit."""
-    whole = hashlib.sha256(key.encode())
-    for part in parts:
-        whole.update(part)
-    return whole.digest()
+    Args:
+        key: Key of the entry.
+        head: What stands between that hash and the content.
+        content: Hash of the content.
+    """
+    return hashlib.sha256(b"".join((key.encode(), head, content))).digest()

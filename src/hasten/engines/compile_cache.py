@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hasten.core.cache_folder import CacheFolder, Entry, Room
-from hasten.core.records import digest, file_digest
+from hasten.core.pieces import hash_of_file
+from hasten.core.records import digest
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine
+from hasten.engines.checked import CheckedArtifact
 
 _FORMAT = 1
 """Number to raise when an engine keeps something else than before."""
@@ -47,7 +49,7 @@ class CompileCache:
             self.found += found is not None
             yield found
 
-    def put(self, key: str, content: bytes, bulk: Path | None = None) -> None:
+    def put(self, key: str, content: bytes | memoryview, bulk: Path | None = None) -> None:
         """Keep what an engine made, with a file that it reads in place, if the folder takes it."""
         self.kept += self.folder.put(key, content, bulk)
 
@@ -70,17 +72,22 @@ class CompileCache:
             what: Word that tells an engine's things from each other.
         """
         files = (artifact.path, *artifact.files)
+        known = dict(self.digests)
+        if isinstance(artifact, CheckedArtifact):
+            known |= artifact.digests  # whatever is in the files by now, nothing else is opened
         return digest(
             {
                 "format": _FORMAT,
                 "what": what,
                 "engine": engine,
                 "version": type(engine).version(),
-                "files": [[file.name, self._digest(file)] for file in files],
+                "files": [[file.name, known.get(file) or _digest(file)] for file in files],
                 "specs": [artifact.inputs, artifact.outputs, artifact.request],
                 "target": {**dataclasses.asdict(target), "memory_bytes": None},
             }
         )
 
-    def _digest(self, file: Path) -> str:
-        return self.digests.get(file) or file_digest(file)
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return f"by pieces {hash_of_file(opened.fileno()).hex()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import tempfile
@@ -33,8 +34,8 @@ from hasten.engines.compiled.kept import (
     prepared,
     shared_tables,
 )
-from hasten.engines.compiled.library import Library, aligned
-from hasten.engines.compiled.plan import ALIGNMENT, Operation, Plan
+from hasten.engines.compiled.library import Library
+from hasten.engines.compiled.plan import Operation, Plan
 from hasten.engines.compiled.source import Source, shared_operations, write
 from hasten.engines.layers import LayerTime
 from hasten.engines.weights import Stretch
@@ -220,15 +221,14 @@ class CompiledC(Engine):
         what = digest({"code": code(), "compiler": facts})
         before_s = compiled.compiling_s
         key = compiled.key(replace(self, threads=threads), artifact, target, what)
-        with private(artifact) as copy:
-            plan = _plan(copy)
 
-            def written() -> Source:
-                return _source(*read(copy), target, threads)
+        def written() -> tuple[Plan, Source]:
+            with private(artifact) as copy:
+                plan = _plan(copy)
+                with _weights(copy) as weights:
+                    return plan, _source(plan, weights, target, threads)
 
-            session = CompiledSession(
-                artifact, plan, *prepared(key, written, target, compiled), key
-            )
+        session = CompiledSession(artifact, *prepared(key, written, target, compiled), key)
         session.compiling_s = compiled.compiling_s - before_s
         with _open(session) as made:
             yield made
@@ -269,7 +269,7 @@ class CompiledSession(Session):
 
     Args:
         artifact: Artifact that was opened.
-        plan: Its plan.
+        plan: Its plan, with or without its steps.
         source: C text that was compiled, with its tables.
         library: The shared object.
         key: Key of the tables, which sessions of one process share; "" for tables of its own.
@@ -286,8 +286,7 @@ class CompiledSession(Session):
         self._constants = Constants(artifact, plan)
         self._library = library
         self._closed = np.zeros(1, np.int32)
-        tables = _aligned(source.tables)
-        self._tables = shared_tables(key, tables) if key else tables
+        self._tables = shared_tables(key, source.tables) if key else source.tables
         self._threads = source.threads
         self._team = library.team(source.threads) if source.threads > 1 else None
         self._arena_bytes = source.arena_bytes
@@ -365,16 +364,6 @@ class CompiledSession(Session):
         return found
 
 
-def _aligned(tables: bytearray | memoryview) -> Array:
-    """Return tables as uint8 where vectors can be read from; a copy, unless they lie there already."""
-    found = np.frombuffer(tables, np.uint8)
-    if found.ctypes.data % ALIGNMENT == 0:
-        return found
-    copied = aligned(len(found))
-    copied[:] = found
-    return copied
-
-
 @contextmanager
 def _open(session: CompiledSession) -> Iterator[CompiledSession]:
     """Lend a session, and close it in the end."""
@@ -443,7 +432,7 @@ def row_counts(artifact: Artifact, plan: Plan) -> tuple[int, ...] | None:
 def tensors_of(artifact: Artifact) -> Iterator[Stretch]:
     """Yield where the constants of a plan lie in its file of weights; nothing if it can't be read."""
     try:
-        plan, _ = read(artifact)
+        plan = _plan(artifact)
     except CandidateError:
         return
     for name, tensor in plan.tensors.items():
@@ -483,8 +472,30 @@ def _plan(artifact: Artifact, weights: int | None = None) -> Plan:
         raise CandidateError(f"the compiled engine can't open the model: {error}") from error
 
 
+@contextmanager
+def _weights(artifact: Artifact) -> Iterator[bytes | io.BufferedReader]:
+    """Lend the file with a plan's constants.
+
+    Raises:
+        CandidateError: it can't be read.
+    """
+    if not artifact.files:
+        yield b""
+        return
+    try:
+        with artifact.files[0].open("rb") as file:
+            yield file
+    except OSError as error:
+        raise CandidateError(f"the compiled engine can't open the model: {error}") from error
+
+
 def _source(
-    plan: Plan, weights: bytes, target: Target, threads: int = 1, *, timed: bool = False
+    plan: Plan,
+    weights: bytes | io.BufferedReader,
+    target: Target,
+    threads: int = 1,
+    *,
+    timed: bool = False,
 ) -> Source:
     """Write C of a plan.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import logging
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -17,17 +19,15 @@ import numpy as np
 
 from hasten.core.c_compiler import Compiler
 from hasten.core.forks import ForkedLock
-from hasten.core.records import digest
+from hasten.core.records import digest, from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.library import Library, aligned
-from hasten.engines.compiled.plan import ALIGNMENT, MOST_BYTES
+from hasten.engines.compiled.plan import MOST_BYTES, Plan
 from hasten.engines.compiled.source import Source
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, InputError, IntegrityError
 
-_MOST_HEAD = 4096
-"""Largest number of bytes of the line before kept tables."""
 _SHARING = ForkedLock()
 _tables: weakref.WeakValueDictionary[str, Array] = weakref.WeakValueDictionary()
 """Tables that sessions of this process read, by the key of their model."""
@@ -51,43 +51,109 @@ def code() -> str:
     return found.hexdigest()
 
 
-def prepared(
-    key: str, write: Callable[[], Source], target: Target, compiled: CompileCache
-) -> tuple[Source, Library]:
-    """Return the tables and the shared object of a model, from the cache as far as it has them.
+@dataclass(frozen=True)
+class _Kept:
+    """What is kept under a model's key.
 
-    Tables are kept under the model's key; the shared object under that of its text, which models that
-    differ in numbers alone have in common, and one model on different numbers of threads.
+    Attributes:
+        plan: Plan without its steps, which was checked.
+        tables_bytes: Size of the tables.
+        arena_bytes: Memory that a call needs for tensors in between.
+        threads: Largest number of threads that share a call.
+        library: Key of the shared object.
+    """
+
+    plan: Plan
+    tables_bytes: int
+    arena_bytes: int
+    threads: int
+    library: str
+
+
+def prepared(
+    key: str, write: Callable[[], tuple[Plan, Source]], target: Target, compiled: CompileCache
+) -> tuple[Plan, Source, Library]:
+    """Return a model's plan without its steps, its tables and its shared object, from the cache if it has all.
+
+    The plan and what a call needs are kept under the model's key, and the tables under another one. The shared
+    object is kept under that of its text, which models that differ in numbers alone have in common, and one
+    model on different numbers of threads.
 
     Args:
         key: Key of the model with all that its C depends on.
-        write: Writes the C of the model.
+        write: Reads and checks the model's plan, and writes its C.
         target: Processor.
         compiled: The cache.
 
     Raises:
         CandidateError: `write` failed, there is no compiler, or it failed.
     """
+    if (found := _found(key, compiled)) is not None:
+        return found
+    plan, source = write()
+    plan = plan.outline
+    _give_back()
+    library, below = library_of(source, target, compiled), _library_key(source, target)
+    source = replace(source, lines=())
+    _give_back()
+    compiled.put(_tables_key(key), source.tables.data)
+    kept = _Kept(plan, len(source.tables), source.arena_bytes, source.threads, below)
+    compiled.put(key, json.dumps(to_record(kept)).encode())
+    return plan, source, library
+
+
+def _give_back() -> None:
+    """Give memory that was freed back to the system, where the C library can: a call needs more of it."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _found(key: str, compiled: CompileCache) -> tuple[Plan, Source, Library] | None:
+    """Return what the cache has of a model; None unless it has all."""
+    with compiled.entry(key) as entry:
+        if entry is None:
+            return None
+    with suppress(ValueError, IntegrityError):
+        kept = from_record(_Kept, json.loads(entry.content))
+        library = _loaded(kept.library, compiled)
+        tables = _tables_of(key, kept.tables_bytes, compiled) if library else None
+        bounded = 0 <= kept.arena_bytes <= 2 * MOST_BYTES and kept.threads >= 1
+        if library and tables is not None and bounded:
+            return kept.plan, Source((), tables, kept.arena_bytes, kept.threads), library
+    compiled.drop(key)
+    return None
+
+
+def _tables_key(key: str) -> str:
+    return digest({"tables": key})
+
+
+def _tables_of(key: str, size: int, compiled: CompileCache) -> Array | None:
+    """Return a model's tables from the cache, aligned; None if it has none of that size."""
     rooms: list[Array] = []
 
-    def room(size: int) -> memoryview:
-        rooms.append(aligned(size))
+    def room(there: int) -> memoryview:
+        rooms.append(aligned(there))
         return rooms[0].data
 
-    with compiled.entry(key, room) as entry:
-        if entry is not None:
-            with suppress(ValueError):
-                source, below = _unpacked(rooms[0])
-                with compiled.entry(below) as second, suppress(CandidateError):
-                    if second is not None:
-                        return source, Library.load(second.content)
-    if entry is not None:
-        compiled.drop(key)
-    source = write()
-    below = _library_key(source, target)
-    library = library_of(source, target, compiled)
-    compiled.put(key, _packed(source, below))
-    return source, library
+    with compiled.entry(_tables_key(key), room) as entry:
+        if entry is None:
+            return None
+    if len(rooms[0]) == size:
+        return rooms[0]
+    compiled.drop(_tables_key(key))
+    return None
+
+
+def _loaded(key: str, compiled: CompileCache) -> Library | None:
+    """Return a shared object from the cache; None if it has none that can be loaded."""
+    with compiled.entry(key) as entry:
+        if entry is None:
+            return None
+    with suppress(CandidateError):
+        return Library.load(entry.content)
+    compiled.drop(key)
+    return None
 
 
 def shared_tables(key: str, tables: Array) -> Array:
@@ -116,14 +182,10 @@ def library_of(source: Source, target: Target, compiled: CompileCache) -> Librar
         CandidateError: there is no compiler, or it failed.
     """
     key = _library_key(source, target)
-    with compiled.entry(key) as entry:
-        if entry is not None:
-            with suppress(CandidateError):
-                return Library.load(entry.content)
-    if entry is not None:
-        compiled.drop(key)
+    if (found := _loaded(key, compiled)) is not None:
+        return found
     compiler = _compiler()
-    built = compiler.compile(source.text)
+    built = compiler.compile(source.lines)
     _log.info("the model was compiled by %s in %.2f s", compiler.version, built.seconds)
     compiled.compiling_s += built.seconds
     library = Library.load(built.content)
@@ -159,32 +221,3 @@ def _compiler() -> Compiler:
 def _library_key(source: Source, target: Target) -> str:
     facts = [*compiler_facts(), target.processor, target.isa]
     return digest({"c": source.digest, "facts": facts})
-
-
-def _packed(source: Source, library: str) -> bytes:
-    """Return tables behind one line that says how a call uses them, and under which key the shared object is."""
-    head = {"arena": source.arena_bytes, "threads": source.threads, "library": library}
-    line = json.dumps(head).encode()
-    spaces = b" " * (-(len(line) + 1) % ALIGNMENT)  # so that the tables are aligned, too
-    return b"".join((line, spaces, b"\n", source.tables))
-
-
-def _unpacked(content: Array) -> tuple[Source, str]:
-    """Return a source without its text, and the key of its shared object.
-
-    Args:
-        content: Bytes that were kept, as uint8, aligned; the source's tables are a part of them.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    line, ended, _ = content[:_MOST_HEAD].tobytes().partition(b"\n")
-    head = json.loads(line)
-    if not (ended and isinstance(head, dict)):
-        raise ValueError("no head")
-    arena, threads, library = (head.get(one) for one in ("arena", "threads", "library"))
-    if not (type(arena) is type(threads) is int and type(library) is str):
-        raise ValueError("no numbers of a call")
-    if not (0 <= arena <= 2 * MOST_BYTES and threads >= 1):
-        raise ValueError("numbers out of bounds")
-    return Source("", content[len(line) + 1 :].data, arena, threads), library

@@ -6,12 +6,13 @@ what would read or write outside a tensor, or take too much memory, before any C
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -424,10 +425,30 @@ class Plan:
                 f"{MOST_BYTES / 1e6:,.0f} MB"
             )
 
-    def constant(self, name: str, weights: bytes | memoryview) -> Array:
-        """Return a constant's numbers, which can't be written to."""
+    @property
+    def outline(self) -> Plan:
+        """The plan without its steps: what a session knows of it."""
+        tensors = {name: self.tensor(name) for name in (*self.inputs, *self.outputs)}
+        return replace(self, tensors=tensors, operations=(), sources={})
+
+    def constant(self, name: str, weights: bytes | io.BufferedReader) -> Array:
+        """Return a constant's numbers, which can't be written to.
+
+        Args:
+            name: Name of its tensor.
+            weights: All constants, or the file with them, of which no more is read.
+
+        Raises:
+            IntegrityError: the file was cut off.
+        """
         tensor = self.tensor(name)
-        return np.frombuffer(weights, tensor.dtype, tensor.size, tensor.offset or 0)
+        offset = tensor.offset or 0
+        if isinstance(weights, io.BufferedReader):
+            weights.seek(offset)
+            weights, offset = weights.read(tensor.bytes), 0
+            if len(weights) < tensor.bytes:
+                raise IntegrityError("the weights were cut off while they were read")
+        return np.frombuffer(weights, tensor.dtype, tensor.size, offset)
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import io
 import itertools
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 
-import numpy as np
-
 from hasten.core.target import Target
+from hasten.core.tensors import Array
 from hasten.engines.compiled.coverage import unproven
 from hasten.engines.compiled.plan import (
     ALIGNMENT,
@@ -45,31 +46,44 @@ class Source:
     """C of a model.
 
     Attributes:
-        text: The whole text; empty where its shared object was kept.
-        tables: Constants as the C reads them: packed and padded, aligned.
+        lines: The text, some lines each; empty where its shared object was kept.
+        tables: Constants as the C reads them: packed and padded, as uint8, aligned.
         arena_bytes: Memory that a call needs for tensors in between.
         threads: Largest number of threads that share a call; 1 where no operation is worth more.
     """
 
-    text: str
-    tables: bytearray | memoryview
+    lines: tuple[str, ...]
+    tables: Array
     arena_bytes: int
     threads: int = 1
 
     @property
+    def text(self) -> str:
+        """The whole text."""
+        return "".join(self.lines)
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the text in hex."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        whole = hashlib.sha256()
+        for some in self.lines:
+            whole.update(some.encode())
+        return whole.hexdigest()
 
 
 def write(
-    plan: Plan, weights: bytes, target: Target, threads: int = 1, *, timed: bool = False
+    plan: Plan,
+    weights: bytes | io.BufferedReader,
+    target: Target,
+    threads: int = 1,
+    *,
+    timed: bool = False,
 ) -> Source:
     """Write a plan, which was checked, as C for a processor.
 
     Args:
         plan: Plan of the model.
-        weights: Constants of the plan.
+        weights: Constants of the plan, or the file with them.
         target: Processor, whose instruction sets decide how wide vectors are.
         threads: Largest number of threads that are to share a call, where operations are worth it.
             The text is the same for all numbers, so the answers are, too: a compiler rounds two
@@ -79,10 +93,6 @@ def write(
     Raises:
         IntegrityError: it asks for too much memory, or its trees or truths are damaged.
     """
-    for name, tensor in plan.tensors.items():
-        truths = tensor.dtype == "bool" and tensor.offset is not None
-        if truths and plan.constant(name, weights).view(np.uint8).max() > 1:
-            raise IntegrityError(f"the plan is damaged: {name!r:.100} isn't true or false")
     wide = 64 if "avx512f" in target.isa else 32 if "avx2" in target.isa else 16
     places, row_bytes = _arena(plan)
     block = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(1, row_bytes))) if plan.by_row else 1
@@ -123,8 +133,9 @@ struct call {{
         head += f"enum {{ OPERATIONS = {len(parted)} }};\n{text_of('clock.c')}"
     runner = _runner(parted, block, timed, cleared)
     checks = text_of("unknown.c") if plan.rounded_inputs else ""
-    text = "\n".join((head, writer.statics, *functions, runner, checks, text_of("python.c")))
-    return Source(text, writer.tables, arena_bytes, threads)
+    before = (head, "\n", writer.statics, "\n")
+    lines = (*before, *functions, runner, "\n", checks, "\n", text_of("python.c"))
+    return Source(lines, writer.tables, arena_bytes, threads)
 
 
 def _nan_facts(plan: Plan) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,7 +13,7 @@ from importlib import resources
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.plan import ALIGNMENT, C_TYPES, MOST_BYTES, Plan, Tensor, Weights
+from hasten.engines.compiled.plan import ALIGNMENT, C_TYPES, MOST_BYTES, Plan, Tensor
 from hasten.errors import IntegrityError
 
 MOST_TEXT = 16 << 20
@@ -20,6 +22,61 @@ _EVEN = 16
 """Iterations of a loop from which shares of it are about even."""
 _STEP = 64
 """Neighbouring numbers that stay in one share, so that no two parts write into one line of the cache."""
+_SPARE_BYTES = 64 << 10
+"""Memory for tables of the smallest plans; what isn't used of it isn't taken from the system."""
+_LARGE_PAGE = 2 << 20
+"""Bytes of a large page: reading from such, a processor looks up fewer addresses."""
+
+
+class Tables:
+    """Constants as the C reads them, each at a multiple of `ALIGNMENT`, in one memory that grows.
+
+    Args:
+        least: Bytes that they take together, most likely at least; twice as many are enough for most plans.
+    """
+
+    def __init__(self, least: int) -> None:
+        self._room, self._size = _memory(least), 0
+
+    def room(self, dtype: str, count: int) -> tuple[Tensor, Array]:
+        """Return the tensor of some more numbers, and their bytes as uint8, all 0, to be filled at once.
+
+        Raises:
+            IntegrityError: they are too many.
+        """
+        offset = -(-self._size // ALIGNMENT) * ALIGNMENT
+        tensor = Tensor(dtype, count, offset)
+        self._size = offset + tensor.bytes
+        if self._size > MOST_BYTES:
+            raise IntegrityError(
+                f"the plan asks for more than {MOST_BYTES / 1e6:,.0f} MB of tables"
+            )
+        if self._size > len(self._room):
+            larger = _memory(self._size)
+            larger[:offset] = self._room[:offset]
+            self._room = larger
+        return tensor, self._room[offset : self._size]
+
+    def add(self, array: Array) -> Tensor:
+        """Store an array and return its tensor."""
+        tensor, room = self.room(str(array.dtype), int(array.size))
+        room.view(array.dtype).reshape(array.shape)[...] = array
+        return tensor
+
+    @property
+    def content(self) -> Array:
+        """All of them, as uint8."""
+        return self._room[: self._size]
+
+
+def _memory(least: int) -> Array:
+    """Return zeros as uint8, aligned, for at least twice some bytes; what isn't used of them takes no memory."""
+    found = mmap.mmap(-1, 2 * least + _SPARE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    large = least // _LARGE_PAGE * _LARGE_PAGE
+    if large and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a system without large pages
+            found.madvise(mmap.MADV_HUGEPAGE, 0, large)
+    return np.frombuffer(found, np.uint8)
 
 
 @dataclass
@@ -40,7 +97,7 @@ class Writer:
 
     plan: Plan
     vector_bytes: int
-    _weights: bytes
+    _weights: bytes | io.BufferedReader
     _places: dict[str, int]
     _arena_bytes: int
     scratch_bytes: int = 0
@@ -53,7 +110,6 @@ class Writer:
     _within_share: bool = False
     _start: int = 0
     _row: str = ""
-    _tables: Weights = field(default_factory=lambda: Weights(bytearray()))
     _lines: list[str] = field(default_factory=list)
     _declared: dict[str, str] = field(default_factory=dict)
     _kept: dict[str, Tensor] = field(default_factory=dict)
@@ -64,6 +120,12 @@ class Writer:
     _text_bytes: int = 0
     _parts: dict[str, str] = field(default_factory=dict)
     _statics: dict[tuple[str, str], str] = field(default_factory=dict)
+    _constants: dict[str, Array] = field(default_factory=dict)
+    """Constants that the operation has asked for, so that it sees each as it was checked."""
+
+    def __post_init__(self) -> None:
+        constants = (one.bytes for one in self.plan.tensors.values() if one.offset is not None)
+        self._tables = Tables(sum(constants))
 
     @property
     def byte_widths(self) -> tuple[int, ...]:
@@ -84,8 +146,17 @@ class Writer:
         return self.vector_bytes // dtype.itemsize
 
     def constant(self, name: str) -> Array:
-        """Return a constant's numbers, flat."""
-        return self.plan.constant(name, self._weights)
+        """Return a constant's numbers, flat.
+
+        Raises:
+            IntegrityError: it is to be of truths, and has other bytes than 0 and 1.
+        """
+        if name not in self._constants:
+            found = self.plan.constant(name, self._weights)
+            if found.dtype == np.bool_ and found.view(np.uint8).max() > 1:
+                raise IntegrityError(f"the plan is damaged: {name!r:.100} isn't true or false")
+            self._constants[name] = found
+        return self._constants[name]
 
     def line(self, text: str) -> None:
         """Write a statement, or any line."""
@@ -250,7 +321,12 @@ class Writer:
 
     def table(self, array: Array) -> str:
         """Keep constants in the form that the C reads; return a pointer to them, aligned."""
-        return self._at(self._keep(array))
+        return self._at(self._tables.add(array))
+
+    def table_of(self, size: int) -> tuple[str, Array]:
+        """Return a pointer to some bytes of constants, aligned, and the bytes, which are to be filled at once."""
+        tensor, room = self._tables.room("uint8", size)
+        return self._at(tensor), room
 
     def part(self, name: str, **defined: int) -> None:
         """Include a file of C that belongs to some operations, after definitions."""
@@ -276,13 +352,6 @@ class Writer:
         if self._text_bytes > MOST_TEXT:
             raise IntegrityError(f"the plan asks for more than {MOST_TEXT / 1e6:,.0f} MB of C")
 
-    def _keep(self, array: Array) -> Tensor:
-        if len(self._tables.content) + array.nbytes > MOST_BYTES:
-            raise IntegrityError(
-                f"the plan asks for more than {MOST_BYTES / 1e6:,.0f} MB of tables"
-            )
-        return self._tables.add(array)
-
     def _at(self, tensor: Tensor) -> str:
         kind = C_TYPES[tensor.dtype]
         return self._declare(f"const {kind} *", f"(const {kind} *)(c->weights + {tensor.offset})")
@@ -292,7 +361,7 @@ class Writer:
         kind = f"{const}{C_TYPES[tensor.dtype]} *"
         if tensor.offset is not None:
             if name not in self._kept:
-                self._kept[name] = self._keep(self.constant(name))
+                self._kept[name] = self._tables.add(self.constant(name))
             return self._at(self._kept[name])
         row = f" + {self._row} * {tensor.size}" if self._row else ""
         return self._declare(f"{kind}restrict ", f"({kind})({self._address(name)}){row}")
@@ -341,6 +410,7 @@ class Writer:
         self._definitions.clear()
         self._lines.clear()
         self._declared.clear()
+        self._constants.clear()
         self._count += 1
         self._pointers = self._used_scratch = self._used_apart = self._shares = 0
         head = f"static void op{self._count - 1}(const struct call *c, long r, long n"
@@ -349,8 +419,8 @@ class Writer:
         return f"{before}{head}) {{\n{body}\n}}\n"
 
     @property
-    def tables(self) -> bytearray:
-        """Tables of all operations."""
+    def tables(self) -> Array:
+        """Tables of all operations, as uint8, aligned."""
         return self._tables.content
 
 

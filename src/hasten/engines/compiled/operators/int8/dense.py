@@ -11,6 +11,8 @@ One C function answers a range of output rows and of blocks of channels, so that
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,21 +36,27 @@ class Table:
     """A layer's constants, one after the other."""
 
     def __init__(self) -> None:
-        self.parts: list[bytes] = []
         self.size = 0
+        self._parts: list[tuple[int, int, Callable[[Array], None]]] = []
 
     def add(self, array: Array) -> int:
         """Add an array; return its place in bytes, aligned."""
+        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return self.add_later(content.size, lambda room: np.copyto(room, content))
+
+    def add_later(self, size: int, fill: Callable[[Array], None]) -> int:
+        """Add some bytes, which a function writes when all are stored; return their place, aligned."""
         place = self.size
-        content = np.ascontiguousarray(array).tobytes()
-        self.parts.append(content + bytes(whole(len(content)) - len(content)))
-        self.size += len(self.parts[-1])
+        self._parts.append((place, size, fill))
+        self.size += whole(size)
         return place
 
-    @property
-    def content(self) -> Array:
-        """All bytes, as uint8."""
-        return np.frombuffer(b"".join(self.parts), np.uint8)
+    def store(self, writer: Writer) -> str:
+        """Store all of it; return a pointer in C."""
+        pointer, room = writer.table_of(self.size)
+        for place, size, fill in self._parts:
+            fill(room[place : place + size])
+        return pointer
 
 
 def emit_rows(conv: Conv8, writer: Writer) -> bool:
@@ -76,7 +84,7 @@ def _emit(layout: Layout, writer: Writer, pixels: str | None) -> None:
     table = Table()
     name = _rows(layout, writer, table)
     x, y = writer.read(conv.input), writer.write(conv.output)
-    t = writer.table(table.content)
+    t = table.store(writer)
     r = writer.read(conv.residual) if conv.residual else "0"
     s = writer.scratch("uint8", sum(layout.scratch), apart=True)
     count = pixels or str(layout.lines)
@@ -134,7 +142,8 @@ def _rows(layout: Layout, writer: Writer, table: Table) -> str:
     conv, steps = layout.conv, layout.steps
     outs, item = conv.channels[1], 4 if conv.rounding is None else 1
     places = [table.add(part) for part in (_end(conv), layout.places, _scales(layout, writer))]
-    at_weights = table.add(_weights(layout, writer))
+    item_bytes = 2 if layout.mode == "words" else 1
+    at_weights = table.add_later(layout.weights * item_bytes, partial(_pack, layout, writer))
     blocks = layout.blocks
     size = steps.dots * layout.wide // (1 if layout.quads or layout.mode == "words" else 2)
     body = [
@@ -345,24 +354,23 @@ def _scales(layout: Layout, writer: Writer) -> Array:
     return np.concatenate(parts, axis=1)
 
 
-def _weights(layout: Layout, writer: Writer) -> Array:
-    """Return the weights in the order in which tiles read them."""
-    steps, each = layout.steps, layout.each
-    runs = steps.down * steps.across
-    given = _merged(layout, writer).reshape(layout.groups, layout.outs, runs, -1)
-    padded = np.zeros((layout.groups, layout.outs + 1, runs, steps.run // 4 * each), np.int8)
-    padded[:, :-1, :, : given.shape[-1]] = given
-    padded = padded.reshape(layout.groups, layout.outs + 1, runs, -1, each)
-    at_once = 2 if layout.rows else 4
-    parts = [
-        padded[:, order[first : first + at_once]]
-        .transpose(0, 3, 4, 1, 2, 5)
-        .reshape(layout.groups, -1)
-        for order in _orders(layout)
-        for first in range(0, len(order), at_once)
-    ]
-    packed = np.concatenate(parts, axis=1)
-    return packed.astype(np.int16) if layout.mode == "words" else packed
+def _pack(layout: Layout, writer: Writer, room: Array) -> None:
+    """Write the weights in the order in which tiles read them."""
+    steps, each, groups = layout.steps, layout.each, layout.groups
+    runs, dots = steps.down * steps.across, steps.run // 4
+    given = _merged(layout, writer).reshape(groups, layout.outs, runs, -1)
+    packed = room.view(np.int16 if layout.mode == "words" else np.int8).reshape(groups, -1)
+    at_once, place = 2 if layout.rows else 4, 0
+    for order in _orders(layout):
+        for first in range(0, len(order), at_once):
+            own = order[first : first + at_once]
+            known = own < layout.outs
+            part = np.zeros((groups, *own.shape, runs, dots * each), np.int8)
+            part[:, known, :, : given.shape[-1]] = given[:, own[known]]
+            part = part.reshape(groups, *own.shape, runs, dots, each).transpose(0, 3, 4, 1, 2, 5)
+            count = part.size // groups
+            packed[:, place : place + count].reshape(part.shape)[...] = part
+            place += count
 
 
 def _differences(table: Array, wide: int) -> Array:

@@ -27,7 +27,7 @@ _GATE_BITS = 15
 """Bits of a gate's factor."""
 _LEAST_GATE_SHIFT = 9
 """Bits that a product with a gate loses at least: a byte that was moved to the left still fits in 16 bits."""
-_BLOCK = 1 << 20
+_BLOCK = 1 << 16
 """Weights that are looked at together."""
 
 
