@@ -14,6 +14,7 @@ import onnx
 import openvino
 import pytest
 import torch
+from tests.support.exports import exported_once
 from tests.support.models import COLOUR, COLOURS
 from tests.support.quick import quick_runs
 from tests.support.servers import bundle_of
@@ -26,6 +27,7 @@ from hasten.inputs.data.requests import random_requests
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.embedding import Embedding
+from hasten.inputs.models import torch as frontend
 from hasten.inputs.models.source import load_model
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
@@ -266,7 +268,10 @@ def test_a_pruned_network_is_timed_beside_itself_on_an_engine(
     monkeypatch.setattr(pruning, "PATIENCE_S", 0)
     options = ["cnn", "--shares", "0.7", "--engine", "onnxruntime", "--cache", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["pruning.py", *options])
-    pruning.main()
+    (tmp_path / "exports").mkdir()
+    with exported_once(tmp_path / "exports"):
+        monkeypatch.setattr(pruning, "export", frontend.export)
+        pruning.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| cnn")]
     assert [line.split(" | ")[4] for line in lines[-2:]] == ["i8", "f32"]
     assert all(float(line.split(" | ")[3]) > 0 for line in lines)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +27,36 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("byte_coverage")
 
 
+def shallow(benchmark: Any, name: str) -> Any:
+    """Return one of timm's networks without the blocks that repeat another of their stage.
+
+    The export, which takes most of a test's time, takes as long as there are operators.
+    """
+    network = benchmark.timm_network(name, num_classes=10)
+    blocks = getattr(network, "blocks", None)
+    for stage in blocks or [network.s1, network.s2, network.s3, network.s4]:
+        kinds = set()
+        for block, module in [*stage.named_children()]:
+            if repr(module) in kinds:
+                delattr(stage, block)
+            kinds.add(repr(module))
+    return network
+
+
 def narrow(benchmark: Any, name: str) -> Any:
-    """Return a network with few channels, seeded."""
+    """Return a network with few channels and few blocks, seeded."""
     import torch
 
     torch.manual_seed(0)
-    timm = partial(benchmark.timm_network, num_classes=10)
     match name:
         case "mobilenet_v1":
-            return timm("mobilenetv1_100")
+            return shallow(benchmark, "mobilenetv1_100")
         case "mobilenet_v4":
-            return timm("mobilenetv4_conv_small_035")
+            return shallow(benchmark, "mobilenetv4_conv_small_035")
         case "mnasnet":
-            return timm("mnasnet_small")
+            return shallow(benchmark, "mnasnet_small")
         case "regnet":
-            return timm("regnetx_002")
+            return shallow(benchmark, "regnetx_002")
         case "yolov8_like":
             return benchmark.YoloV8Like(wide=8).eval()
     return benchmark.UNetLike(transposed=False, wide=8).eval()

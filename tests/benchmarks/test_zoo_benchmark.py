@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,6 +41,8 @@ BROUGHT = (
     *("timm-name", "timm-folder", "sentence-folder"),
 )
 """Cases that are files already, or that hasten's own frontends read."""
+WHOLE = "gru"
+"""The case that runs from the command line, in a process of its own; the others run in the test's."""
 SEARCHES_QUICKLY = """import runpy
 import sys
 
@@ -52,16 +55,18 @@ else:
 """
 LEFT_OUT = ("gaps-lightgbm", "keras", "saved-model", "tflite")
 """Further such cases, which take longer, or need the extra keras, which has an environment of its own."""
+QUICK_COMMAND = (sys.executable, "-c", SEARCHES_QUICKLY)
+"""hasten's command line, whose searches time candidates for less long."""
 QUICKLY = f"""import runpy
 import sys
 
 sys.path[:0] = [{str(BENCHMARKS)!r}, {str(ROOT)!r}]
 import zoo_checks
 
-zoo_checks.HASTEN = (sys.executable, "-c", {SEARCHES_QUICKLY!r})
+zoo_checks.HASTEN = {QUICK_COMMAND!r}
 runpy.run_path({str(BENCHMARKS / "zoo_trial.py")!r}, run_name="__main__")
 """
-"""The real trial, whose searches time candidates for less long."""
+"""The real trial, with that command line."""
 FOUND = {"case": "gru", "way": "script", "failed": "", "wrong": [], "step": ""}
 
 
@@ -78,23 +83,47 @@ def _played(zoo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, co
     monkeypatch.setattr(zoo, "TRIAL", trial)
 
 
+@pytest.fixture
+def _tests_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands find the tests' own modules."""
+    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+
+
+def _is_right(found: dict[str, Any]) -> None:
+    assert found["wrong"] == []
+    assert (found["failed"], found["step"]) == ("", "")
+    assert found["verdict"] in ("certified", "exact")
+    assert found["served"] is True
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*QUICK, *BROUGHT])
+@pytest.mark.usefixtures("_tests_are_found")
+@pytest.mark.parametrize("case", [name for name in (*QUICK, *BROUGHT) if name != WHOLE])
 def test_an_unknown_network_is_answered_served_and_certified_as_its_original(
     zoo: ModuleType, monkeypatch: pytest.MonkeyPatch, case: str, tmp_path: Path
 ) -> None:
-    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    trials = importlib.import_module("zoo_trial")
+    for module in (trials, importlib.import_module("zoo_checks")):
+        monkeypatch.setattr(module, "HASTEN", QUICK_COMMAND)
+    way = QUICK.get(case, "script")
+    options = ("--effort", "quick", "--time-limit", "15s")
+    trial = trials.Trial(zoo.CASES[case], way, tmp_path, options)
+    trial.run(way, timed=False)
+    _is_right(trial.found)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_tests_are_found")
+def test_a_case_runs_from_the_command_line(
+    zoo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     _played(zoo, monkeypatch, tmp_path, QUICKLY)
     results = tmp_path / "zoo.jsonl"
-    way = QUICK.get(case, "script")
-    asked = ["--only", case, "--ways", way, "--effort", "quick"]
-    code = zoo.main([*asked, "--time-limit", "15s", "--results", str(results)])
+    asked = ["--only", WHOLE, "--ways", QUICK[WHOLE], "--effort", "quick"]
+    assert zoo.main([*asked, "--time-limit", "15s", "--results", str(results)]) == 0
     (found,) = zoo.read(results).values()
-    assert found["wrong"] == []
-    assert (found["failed"], found["step"], code) == ("", "", 0)
-    assert found["verdict"] in ("certified", "exact")
-    assert found["served"] is True
+    _is_right(found)
 
 
 def test_the_quick_cases_are_those_that_say_so(zoo: ModuleType) -> None:

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from tests.support.bundles import built, stated
 from tests.support.nominal_times import nominal_times
 from tests.support.quick import quick_runs
-from tests.support.yolo import int8_is_fastest
+from tests.support.yolo import int8_is_fastest, likeliest_int8_alone
 
 import hasten
 import hasten.bundle
@@ -211,7 +211,7 @@ def test_what_the_page_says_optimizes_the_network_and_watches_the_bundle(tmp_pat
         *("--pass", "nncf_quantization", "--effort", "quick", "--population", "views of a camera"),
         *("--out", str(bundle)),
     ]
-    with quick_runs(races=False), nominal_times(int8_is_fastest):
+    with quick_runs(races=False), nominal_times(int8_is_fastest), likeliest_int8_alone():
         done = CliRunner().invoke(main, given)
     assert done.exit_code == 0, done.output
     manifest = hasten.bundle.read(bundle)

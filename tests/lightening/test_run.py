@@ -69,9 +69,9 @@ def budget_ms(module: torch.nn.Module, image: Array, share: float, folder: Path)
 
 SCRIPT = """
 from hasten.cli import main
-from tests.lightening.conftest import by_counts
+from tests.lightening.conftest import by_counts, float_alone
 from tests.support.quick import quick_runs
-with quick_runs(passes=True), by_counts():
+with quick_runs(), by_counts(), float_alone():
     main()
 """
 NETWORK = """
@@ -89,7 +89,7 @@ def started(folder: Path, limit_ms: float, *options: str) -> subprocess.Popen[st
     said = [f"{folder / 'net.py'}:net", f"--train={folder / 'known.npz'}"]
     said += [f"--data={folder / 'judged.npz'}", f"--budget={limit_ms}ms", "--max-drop=20%"]
     said += ["--architecture=lcnet", "--minutes=10", "--epochs=1", "--batch=16", "--rate=5e-3"]
-    said += ["--engine=onnxruntime", f"--out={folder / 'b.hasten'}", *options]
+    said += ["--engine=onnxruntime", "--effort=quick", f"--out={folder / 'b.hasten'}", *options]
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, "lighten", *said],
         stdout=subprocess.PIPE,

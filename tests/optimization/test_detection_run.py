@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from tests.support.nominal_times import nominal_times
 from tests.support.quick import quick_runs
-from tests.support.yolo import DOG, int8_is_fastest, yolov3_tiny
+from tests.support.yolo import DOG, int8_is_fastest, likeliest_int8_alone, yolov3_tiny
 
 import hasten
 from hasten.core.tensors import Tensors
@@ -102,7 +102,12 @@ def test_a_real_detector_finds_the_dog_the_bicycle_and_the_car_before_and_after(
     with torch.no_grad():
         before = found(yolo, lambda x: detector(torch.from_numpy(x)), yolo.names())
     assert before >= SHOWN
-    with quick_runs(passes=True, races=False), nominal_times(int8_is_fastest), first_settings():
+    with (
+        quick_runs(passes=True, races=False),
+        nominal_times(int8_is_fastest),
+        first_settings(),
+        likeliest_int8_alone(),
+    ):
         result = hasten.optimize(
             detector,
             yolo.LetterboxedCrops(60),

@@ -7,7 +7,8 @@ title is a program. Blocks of other kinds are what a reader sees. A block after 
 The blocks are typed as they are. Only `hasten optimize` times its candidates for less long than a reader's would, and
 ends within `SEARCH` where its page gives it minutes; such a page says that its steps work with any outcome. And
 `hasten lighten` counts what networks compute where a reader's would time them, since a page's budget is for its
-author's machine; its search is as short as the other's. `hasten loadtest` sends requests for `LOAD`, except where a page says 15 s: that load must last while a model is
+author's machine; it trains for `TRAINING`, and its search is as short as the other's and tries no int8 but NNCF's.
+`hasten loadtest` sends requests for `LOAD`, except where a page says 15 s: that load must last while a model is
 replaced. HASTEN_TUTORIALS=whole does all as a reader's.
 """
 
@@ -26,13 +27,15 @@ TUTORIALS = ROOT / "docs" / "tutorials"
 LIMIT_S = 1500
 """Below the limit of a slow test: a busy machine takes several times as long as an idle one."""
 SEARCH = "45s"
+TRAINING = "0.1"
+"""In minutes, as the option says it."""
 LOAD = "1s"
 _HASTEN = """#!/bin/sh
 export PATH="{programs}"
 case "$1 $*" in
 optimize*--time-limit*) set -- -m tests.support.quick "$@" --time-limit {search} ;;
 optimize*) set -- -m tests.support.quick "$@" ;;
-lighten*) set -- -c "{lighten}" "$@" ;;
+lighten*) set -- -c "{lighten}" "$@" --minutes {training} --pass nncf_quantization ;;
 loadtest*"--for 15s"*) exec hasten "$@" ;;
 loadtest*) exec hasten "$@" --for {load} ;;
 *) exec hasten "$@" ;;
@@ -90,7 +93,7 @@ def path_of_a_reader(home: Path) -> str:
         return programs
     script = home / "programs" / "hasten"
     script.parent.mkdir()
-    short = {"search": SEARCH, "load": LOAD}
+    short = {"search": SEARCH, "training": TRAINING, "load": LOAD}
     script.write_text(_HASTEN.format(programs=programs, root=ROOT, lighten=_LIGHTEN, **short))
     script.chmod(0o755)
     return f"{script.parent}:{programs}"

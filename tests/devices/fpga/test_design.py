@@ -34,12 +34,12 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A design for the breast-cancer data, 30-6-2, of 5 bits; with its program's artifact and the test set."""
+    """A design for the breast-cancer data, 30-4-2, of 5 bits; with its program's artifact and the test set."""
     folder = tmp_path_factory.mktemp("design")
     (x, _), (held_out, _) = tasks.cancer()
     for name in ("source", "fixed", "program", "rtl"):
         (folder / name).mkdir()
-    model = export(tasks.perceptron((6,), 40), [x[0]], folder / "source").settled_by(
+    model = export(tasks.perceptron((4,), 40), [x[0]], folder / "source").settled_by(
         {"input": x[0]}
     )
     fixed = FixedPoint(5, 5, 5)(model, ArrayDataset({"input": x}), folder / "fixed")
