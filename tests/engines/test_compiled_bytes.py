@@ -350,9 +350,7 @@ def test_threads_that_share_an_operation_give_the_same_bytes(
 
 @pytest.mark.parametrize("zeros", [(0, 0), (128, 0), (255, 255), (3, 200)])
 @pytest.mark.parametrize("ratio", [1e-6, 1 / 255, 0.004, 0.03, 0.2])
-def test_a_gate_gives_the_byte_nearest_to_the_product(
-    zeros: tuple[int, int], ratio: float
-) -> None:
+def test_a_gate_gives_the_byte_nearest_to_the_product(zeros: tuple[int, int], ratio: float) -> None:
     product = Gate.near(ratio, zeros, Rounding(100))
     assert product is not None
     product.check()

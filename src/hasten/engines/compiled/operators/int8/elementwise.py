@@ -519,7 +519,9 @@ class Gate8(Operation):
         if not wide:
             with writer.loops((self.pixels, self.channels), split=True):
                 place = f"i0 * {self.channels} + i1"
-                writer.line(f"{y}[{place}] = {self.product.expression(f'{x}[{place}]', f'{z}[i1]')};")
+                writer.line(
+                    f"{y}[{place}] = {self.product.expression(f'{x}[{place}]', f'{z}[i1]')};"
+                )
             return
         factors = writer.scratch("int16", -(-self.channels // wide) * wide, apart=True)
         with writer.share(self.pixels) as (first, last):

@@ -194,7 +194,9 @@ class Gate:
     def expression(self, first: str, gate: str) -> str:
         """Return C for the byte of a byte and its gate, which are C expressions."""
         factor = f"((({gate} - {self.zeros[1]}) * {self.factor} + {1 << _GATE_BITS - 1}) >> {_GATE_BITS})"
-        product = f"(({first} - {self.zeros[0]}) * {factor} + {1 << self.shift - 1}) >> {self.shift}"
+        product = (
+            f"(({first} - {self.zeros[0]}) * {factor} + {1 << self.shift - 1}) >> {self.shift}"
+        )
         low, high = self.rounding.low, self.rounding.high
         return f"clamp_byte(({product}) + {self.rounding.zero}, {low}, {high})"
 
