@@ -110,7 +110,7 @@ def test_a_real_detector_finds_the_dog_the_bicycle_and_the_car_before_and_after(
     ):
         result = hasten.optimize(
             detector,
-            yolo.LetterboxedCrops(60),
+            yolo.LetterboxedCrops(160),
             metric=DetectionF1(threshold=LEAST),
             max_drop=0.2,
             calibration=10,
@@ -118,7 +118,7 @@ def test_a_real_detector_finds_the_dog_the_bicycle_and_the_car_before_and_after(
             passes=("nncf_quantization",),
             out=tmp_path / "yolo.hasten",
         )
-    assert result.status in ("certified", "exact"), result.why
+    assert result.status == "certified", (result.why, result.tried)
     tried = [said for label, said in result.tried.items() if "NNCF" in label]
     assert any("lost on" in said for said in tried), result.tried
     assert result.asked is not None
