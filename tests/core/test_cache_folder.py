@@ -1,5 +1,6 @@
 """The cache folder: what it keeps, what it never reads, and what it survives."""
 
+import hashlib
 import logging
 import os
 import resource
@@ -17,7 +18,14 @@ import pytest
 from tests.support.cache_log import untold
 from tests.support.waiting import until
 
-from hasten.core.cache_folder import LIMIT_BYTES, CacheFolder, bulk_name, cache_folder
+from hasten.bundle.packing.codecs.native import unmade
+from hasten.core import c_compiler, native
+from hasten.core.cache_folder import FORMAT, LIMIT_BYTES, CacheFolder, bulk_name, cache_folder
+from hasten.core.target import Target
+from hasten.engines import compile_cache
+from hasten.engines.base import Artifact
+from hasten.engines.compile_cache import CompileCache
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
 
 KEY, OTHER, THIRD = "a" * 64, "b" * 64, "c" * 64
@@ -432,3 +440,42 @@ def test_a_limit_that_is_no_number_is_one_line(variables: pytest.MonkeyPatch) ->
     with pytest.raises(InputError) as error:
         cache_folder()
     assert str(error.value) == "HASTEN_CACHE_BYTES must be a whole number of bytes: got '2GiB'"
+
+
+def test_entries_are_written_in_the_form_that_their_keys_name(cache: CacheFolder) -> None:
+    """Raise `FORMAT` where this changes: otherwise newer versions would take what was kept before for damaged."""
+    cache.put(KEY, b"compiled")
+    assert (FORMAT, hashlib.sha256((cache.path / KEY).read_bytes()).hexdigest()) == (
+        2,
+        "06b3627e6cbe6547f4e521e1dbe6a9a47ad5f75a765fffaa9b0fe10de22059c6",
+    )
+
+
+@pytest.mark.seconds
+def test_what_was_kept_in_another_form_is_not_taken_for_damaged(
+    cache: CacheFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HASTEN_CACHE", str(cache.path))
+    model = cache.path.with_name("model.onnx")
+    model.write_bytes(b"model")
+
+    def used() -> set[str]:
+        """Find a compiler, compile coders and keep what an engine made; return the names of all files."""
+        c_compiler._find.cache_clear()
+        assert unmade().get(None) is not None
+        compiled = CompileCache(cache)
+        key = compiled.key(OnnxRuntime(), Artifact(model, (), (), ()), Target.host(), "graph")
+        with compiled.entry(key) as found:
+            if found is None:
+                compiled.put(key, b"graph")
+        return {file.name for file in cache.path.iterdir()}
+
+    with monkeypatch.context() as before:
+        for module in (c_compiler, compile_cache, native):
+            before.setattr(module, "FORMAT", FORMAT - 1)
+        older = used()
+    for name in older:
+        (cache.path / name).write_bytes(bytes(HEAD_BYTES))
+    assert len(older) == 3
+    assert len(used() - older) == 3
+    assert not caplog.records

@@ -212,7 +212,7 @@ def renamed(file: Path, names: Mapping[str, str]) -> None:
     beside.replace(file)
 
 
-def test_a_request_behind_one_under_way_isnt_refused_because_its_client_was_renamed(
+def test_a_request_behind_one_under_way_goes_by_the_name_that_its_client_has_by_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "_LOOK_S", 0.01)
@@ -237,11 +237,15 @@ def test_a_request_behind_one_under_way_isnt_refused_because_its_client_was_rena
                         until(lambda: state.rights is not first)
                 (there,) = state.connections
                 until(lambda: bool(there._backlog or there._refusal))  # type: ignore[attr-defined]
+                assert there._name == "modest"  # type: ignore[attr-defined]
+                for shares, size in ((state.crowd, 1), (state.bodies, len(body) + len(BODY))):
+                    assert shares._of == {"client modest": size}
                 pausing.RELEASE.set()
                 answers = one.makefile("rb").read()
             assert answers.count(b"HTTP/1.1 200 ") == 2
             assert ask(server, "greedy") == 200
-            until(lambda: server.call(lambda: state.crowd.taken) == 0)
+            until(lambda: server.call(lambda: state.crowd.taken + state.bodies.taken) == 0)
+            assert state.crowd._of == state.bodies._of == {}
 
 
 def test_a_stream_is_counted_under_the_name_that_its_client_has_by_now(

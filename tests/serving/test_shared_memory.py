@@ -83,7 +83,7 @@ def test_a_shared_memory_object_that_was_made_smaller_ends_no_process(use: str, 
     for left in (0, 100, 4096, (1 << 16) - 1):
         assert used(use, 1 << 16, left) == (
             f"INVALID the shared memory object 'KEY' was made smaller: it has {left:,} bytes, but the tensor ends "
-            "at 65,536: register the region again"
+            "at 65,536: unregister the region, and register it again"
         )
 
 
@@ -174,3 +174,27 @@ def test_a_region_that_is_registered_anew_is_another_one_for_a_request_under_way
             assert os.pread(number, 16, 0) == bytes(16)
             assert asked(server, "/v2/models/same/infer", request)[0] == 200
             assert os.pread(number, 16, 0) == ROW.tobytes()
+
+
+def test_an_object_that_was_made_smaller_serves_again_as_its_error_says(tmp_path: Path) -> None:
+    place = place_of(bundle_of(tmp_path, identity(tmp_path, sizes="4")), "same")
+    with (
+        ServerThread(place, shared_memory="hasten-test-.*") as server,
+        shared("small", ROW.tobytes()) as (key, number),
+    ):
+        (spec,) = server.server.state.repository.find("same").inputs
+        tensor = {"name": spec.name, "datatype": "FP32", "shape": [1, 4], "parameters": PLACE}
+        request = {"inputs": [tensor]}
+        register(server, "r", key)
+        os.ftruncate(number, 0)
+        status, answer = asked(server, "/v2/models/same/infer", request)
+        assert (status, answer["error"].rpartition(": ")[2]) == (
+            400,
+            "unregister the region, and register it again",
+        )
+        os.pwrite(number, ROW.tobytes(), 0)
+        assert asked(server, "/v2/models/same/infer", request)[0] == 200
+        unregister(server, "r")
+        register(server, "r", key)
+        status, answer = asked(server, "/v2/models/same/infer", request)
+        assert (status, answer["outputs"][0]["data"]) == (200, ROW.reshape(-1).tolist())

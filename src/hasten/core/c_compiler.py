@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hasten.core.cache_folder import cache_folder
+from hasten.core.cache_folder import FORMAT, cache_folder
 from hasten.errors import CandidateError, InputError
 
 VARIABLE = "HASTEN_CC"
@@ -171,7 +171,7 @@ def _tried(command: tuple[str, ...]) -> Compiler:
     compiler = _asked(command)
     program = Path(shutil.which(command[0]) or command[0])
     changed = program.stat().st_mtime_ns if program.exists() else 0
-    facts = (str(program), changed, compiler, compiler.flags, _LEAST)
+    facts = (FORMAT, str(program), changed, compiler, compiler.flags, _LEAST)
     key = hashlib.sha256(repr(facts).encode()).hexdigest()
     if (folder := cache_folder()) is not None:
         with folder.entry(key) as entry:

@@ -26,6 +26,8 @@ from typing import TypeAlias
 from hasten.core.pieces import hash_of, hash_of_file, read_hashed
 from hasten.errors import InputError
 
+FORMAT = 2
+"""Number to raise when entries are written otherwise: every key contains it, so that none of before is taken for damaged."""
 LIMIT_BYTES = 2 << 30
 """Size of all entries together, unless another one is asked for."""
 VARIABLE = "HASTEN_CACHE"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from hasten.core.cache_folder import cache_folder
+from hasten.core.cache_folder import FORMAT, cache_folder
 from hasten.core.tensors import Array
 from hasten.errors import CandidateError, InputError
 
@@ -163,7 +163,7 @@ class Native(Generic[_Functions]):
         Arithmetic of integers comes out the same by each compiler, and asking for its version takes longer
         than all of the rest.
         """
-        facts = [self.source(), self._depends(), platform.machine()]
+        facts = [str(FORMAT), self.source(), self._depends(), platform.machine()]
         try:
             with Path("/proc/cpuinfo").open() as file:
                 first = file.read(1 << 14).split("\n\n")[0]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hasten.core.cache_folder import CacheFolder, Entry, Room
+from hasten.core.cache_folder import FORMAT, CacheFolder, Entry, Room
 from hasten.core.pieces import hash_of_file
 from hasten.core.records import digest
 from hasten.core.target import Target
@@ -77,7 +77,7 @@ class CompileCache:
             known |= artifact.digests  # whatever is in the files by now, nothing else is opened
         return digest(
             {
-                "format": _FORMAT,
+                "format": [FORMAT, _FORMAT],
                 "what": what,
                 "engine": engine,
                 "version": type(engine).version(),

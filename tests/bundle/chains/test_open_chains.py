@@ -519,7 +519,15 @@ def test_bundles_that_do_not_meet_are_refused_before_an_engine_is_opened(
     )
 
 
-@pytest.mark.parametrize("settings", [{"least_score": 0.5}, {"below": 0.8}, {"labels": ("a",)}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"least_score": 0.5},
+        {"below": 0.8},
+        {"labels": ("a",)},
+        {"labels": ("a",), "least_score": 0.0},
+    ],
+)
 @pytest.mark.parametrize(
     ("step", "scored"),
     [

@@ -257,6 +257,7 @@ def test_a_score_is_asked_of_each_class_and_box(
         ):
             when.holds(decision)
     assert When("when", "model", ("1",)).holds([bare])
+    assert When("when", "model", ("1",), least_score=0.0).holds([bare])
 
 
 @pytest.mark.parametrize(
@@ -286,6 +287,7 @@ def test_a_score_below_zero_is_refused_only_where_that_is_asked_for(
 def test_a_crop_by_score_refuses_boxes_without_one() -> None:
     bare = {"class": 1, "box": [0, 0, 1, 1]}
     assert Crop("crop", "det").wants(bare)
+    assert Crop("crop", "det", (), 0.0, margin=0.1).wants(bare)
     with pytest.raises(InputError) as error:
         Crop("crop", "det", least_score=0.5).wants(bare)
     assert str(error.value) == "crop asks for a score; the decision has only class, box"

@@ -228,8 +228,8 @@ def entries(decision: Any, needed: str, name: str) -> list[Mapping[str, Any]]:
 
 
 def asks_for_score(node: Crop | When) -> bool:
-    """Whether a node goes by the scores of a decision."""
-    return node.least_score is not None or (isinstance(node, When) and node.below is not None)
+    """Whether a node goes by the scores of a decision; by a least score of 0 only those below it are left out."""
+    return bool(node.least_score) or (isinstance(node, When) and node.below is not None)
 
 
 def kind_of(node: Node) -> str:

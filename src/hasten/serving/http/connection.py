@@ -206,12 +206,10 @@ class Connection(asyncio.BufferedProtocol):
         if self._unpacking is not None:
             self._unpacking.cancel()
             self._unpacking = None  # a cancelled task keeps its frames, and they keep this
+        self.state.bodies.give(self.client, self._held)
         if self._exchange is not None:
             self._exchange.give_up()
-            self._reserved += self._exchange.reserved
             self._exchange = None
-        backlog = sum(each.reserved for each in self._backlog)
-        self.state.bodies.give(self.client, self._reserved + backlog)
         self._reserved = 0
         self._release_unread()
         self._backlog.clear()
@@ -450,18 +448,17 @@ class Connection(asyncio.BufferedProtocol):
         if not bare or self._url.partition(b"?")[0].rstrip(b"/") not in _OPEN:
             given = headers.get(b"authorization", b"")
             name = rights.check(self._scope(), given, self._names)
-            waits = self._busy or bool(self._backlog)
-            if name != self._name and not (waits and given == self._given):  # else it was renamed
-                self._ask_as(name, waits)
+            if name != self._name:
+                self._ask_as(name, given)
             self._given = given
 
-    def _ask_as(self, name: str, waits: bool) -> None:
-        """Take the next requests for those of another client, under which the connection is counted.
+    def _ask_as(self, name: str, given: bytes) -> None:
+        """Take the next requests for those of another client, or of one by its new name, and count all under that.
 
         Raises:
-            ProtocolError: requests of the client before are still under way.
+            ProtocolError: requests of another client are still under way.
         """
-        if waits:
+        if given != self._given and (self._busy or self._backlog):
             raise ProtocolError(
                 Kind.INVALID,
                 "requests of different clients can't be in progress on one connection: wait for the answers "
@@ -469,9 +466,15 @@ class Connection(asyncio.BufferedProtocol):
             )
         state, before, self._name = self.state, self.client, name
         self.client = state.client_of(client_named(name) if name else self._address)
-        for shares, size in ((state.crowd, 1), (state.bodies, self._unread)):
+        for shares, size in ((state.crowd, 1), (state.bodies, self._unread + self._held)):
             shares.give(before, size)
             shares.take(self.client, size)
+
+    @property
+    def _held(self) -> int:
+        """Counted bytes of the requests that are received or answered."""
+        answered = 0 if self._exchange is None else self._exchange.reserved
+        return self._reserved + answered + sum(each.reserved for each in self._backlog)
 
     def _scope(self) -> Scope | None:
         if self._method == b"POST" and self._path(self._url) is not None:

@@ -64,7 +64,7 @@ class Registration:
             raise ProtocolError(
                 Kind.INVALID,
                 f"the shared memory object {self.key!r:.100} was made smaller: it has {have:,} bytes, but "
-                f"the tensor ends at {end:,}: register the region again",
+                f"the tensor ends at {end:,}: unregister the region, and register it again",
             )
         part = begin, size_bytes, how
         if not size_bytes or part in self.known:  # asking takes 60 us for 600 kB
