@@ -45,6 +45,7 @@ from hasten.engines.compiled.operators.maps import Map
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import Access, Operation, Plan, Tensor
 from hasten.engines.compiled.source import Source, write
+from hasten.engines.compiled.writer import Tables
 from hasten.errors import CandidateError, HastenError, IntegrityError
 from hasten.testing import models
 
@@ -533,6 +534,17 @@ def test_tables_and_text_beyond_all_measure_are_refused(monkeypatch: pytest.Monk
     plan = Plan(tensors, tuple(reads), ("x",), ("y",), ((1,),), True)
     plan.check(half)
     assert len(write(plan, bytes(half), Target.host()).tables) < 2 * half
+
+
+@pytest.mark.parametrize("spare", [0, 1, 63, 64, 65])
+def test_tables_grow_wherever_their_memory_ends(spare: int) -> None:
+    tables = Tables(1)
+    sizes = [2 + (64 << 10) - spare, 100, 300_000]
+    stored = [np.full(size, number + 1, np.uint8) for number, size in enumerate(sizes)]
+    places = [tables.add(one).offset or 0 for one in stored]
+    for place, one in zip(places, stored, strict=True):
+        assert place % 64 == 0
+        assert np.array_equal(tables.content[place : place + len(one)], one)
 
 
 def test_weights_are_read_from_a_file_as_from_memory_unless_it_was_cut_off(

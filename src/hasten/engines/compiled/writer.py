@@ -52,8 +52,8 @@ class Tables:
                 f"the plan asks for more than {MOST_BYTES / 1e6:,.0f} MB of tables"
             )
         if self._size > len(self._room):
-            larger = _memory(self._size)
-            larger[:offset] = self._room[:offset]
+            larger, known = _memory(self._size), min(offset, len(self._room))
+            larger[:known] = self._room[:known]
             self._room = larger
         return tensor, self._room[offset : self._size]
 
