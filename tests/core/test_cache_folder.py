@@ -275,6 +275,24 @@ def test_an_entry_larger_than_the_limit_takes_no_memory(cache: CacheFolder) -> N
 # -- what it survives
 
 
+@pytest.mark.parametrize("read", [content, content_in_own_memory])
+def test_an_entry_for_which_there_is_no_memory_is_not_read(
+    read: Callable[[CacheFolder], bytes | None],
+    cache: CacheFolder,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cache.put(KEY, b"compiled")
+    os.truncate(cache.path / KEY, LIMIT_BYTES)  # sparse: it takes no room on the disk
+
+    def check() -> bool:
+        resource.setrlimit(resource.RLIMIT_AS, (2 << 30, resource.RLIM_INFINITY))
+        return read(cache) is None and [record.getMessage() for record in caplog.records] == [
+            f"the cache {cache.path} is not used: there is no memory for an entry; models open without it"
+        ]
+
+    assert in_child(check)
+
+
 def test_a_folder_that_cannot_be_made_keeps_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -94,7 +94,7 @@ class CacheFolder:
                 found = self._read(folder, key, into)
             except FileNotFoundError:
                 pass
-            except (OSError, _RefusedError) as error:
+            except (OSError, MemoryError, _RefusedError) as error:
                 self._tell(error)
             yield found
 
@@ -256,6 +256,8 @@ class CacheFolder:
             return
         _told.add(self.path)
         why = error.strerror if isinstance(error, OSError) else None
+        if isinstance(error, MemoryError):
+            why = "there is no memory for an entry"
         _log.warning(
             "the cache %s is not used: %s; models open without it", self.path, why or error
         )
