@@ -32,6 +32,8 @@ VARIABLE = "HASTEN_CACHE"
 """Environment variable with the folder, or "off"."""
 _LIMIT_VARIABLE = "HASTEN_CACHE_BYTES"
 _OFF = frozenset({"off", "0"})
+_FORMAT = 2
+"""Number to raise when entries are written in another way; contents were hashed in one piece in 1."""
 _KEPT = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{16})?")
 _UNFINISHED = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{16}")
 _ABANDONED_S = 3600.0
@@ -277,6 +279,11 @@ def _is_free(folder: int, name: str) -> bool:
         except OSError:
             pass  # a file system without locks
     return True
+
+
+def key_of(facts: str) -> str:
+    """Return the key for all that an entry depends on; no version that writes entries in another way has it."""
+    return hashlib.sha256(f"{_FORMAT}\n{facts}".encode()).hexdigest()
 
 
 def bulk_name(key: str) -> str:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hasten.core.c_compiler import Compiler
+from hasten.core.cache_folder import key_of
 from hasten.core.forks import ForkedLock
 from hasten.core.records import digest, from_record, to_record
 from hasten.core.target import Target
@@ -126,7 +127,7 @@ def _found(key: str, compiled: CompileCache) -> tuple[Plan, Source, Library] | N
 
 
 def _tables_key(key: str) -> str:
-    return digest({"tables": key})
+    return key_of(digest({"tables": key}))
 
 
 def _tables_of(key: str, size: int, compiled: CompileCache) -> Array | None:
@@ -230,4 +231,4 @@ def library_key(source: Source, target: Target) -> str:
         CandidateError: there is no compiler.
     """
     facts = [*compiler_facts(), target.processor, target.isa]
-    return digest({"c": source.digest, "facts": facts})
+    return key_of(digest({"c": source.digest, "facts": facts}))
