@@ -8,6 +8,7 @@ import os
 import random
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -545,6 +546,29 @@ def test_tables_grow_wherever_their_memory_ends(spare: int) -> None:
     for place, one in zip(places, stored, strict=True):
         assert place % 64 == 0
         assert np.array_equal(tables.content[place : place + len(one)], one)
+
+
+def test_tables_for_which_there_is_no_memory_are_refused_in_a_line() -> None:
+    script = f"""
+import resource
+from hasten.core.target import Target
+from hasten.engines.compiled.plan import Plan, Tensor
+from hasten.engines.compiled.source import write
+from hasten.errors import IntegrityError
+tensors = {{"w": Tensor("uint8", {900 << 20}, 0), "x": Tensor("float32", 1), "y": Tensor("float32", 1)}}
+target = Target.host()
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, resource.RLIM_INFINITY))
+try:
+    write(Plan(tensors, (), ("x",), ("y",), ((1,),), True), b"", target)
+except IntegrityError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.stdout == (
+        "the plan asks for 1,888 MB of address space, which the system doesn't give: "
+        "Cannot allocate memory\n"
+    ), ended.stderr
 
 
 def test_weights_are_read_from_a_file_as_from_memory_unless_it_was_cut_off(

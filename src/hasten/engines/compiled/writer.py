@@ -70,8 +70,19 @@ class Tables:
 
 
 def _memory(least: int) -> Array:
-    """Return zeros as uint8, aligned, for at least twice some bytes; what isn't used of them takes no memory."""
-    found = mmap.mmap(-1, 2 * least + _SPARE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Return zeros as uint8, aligned, for at least twice some bytes; what isn't used of them takes no memory.
+
+    Raises:
+        IntegrityError: the system doesn't give as much.
+    """
+    size = 2 * least + _SPARE_BYTES
+    try:
+        found = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise IntegrityError(
+            f"the plan asks for {size / 1e6:,.0f} MB of address space, which the system doesn't give: "
+            f"{error.strerror}"
+        ) from error
     large = least // _LARGE_PAGE * _LARGE_PAGE
     if large and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a system without large pages
