@@ -143,7 +143,7 @@ def sound_bytes() -> tuple[Plan, bytes]:
         gates=pool,
         pixels=15,
         channels=8,
-        product=Gate((7, 128), 9_000_000, 14, rounding),
+        product=Gate((7, 128), 8_000_000, 14, rounding),
     )
     squared = add(
         *(Multiply8, 120),
