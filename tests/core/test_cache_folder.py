@@ -18,14 +18,7 @@ import pytest
 from tests.support.cache_log import untold
 from tests.support.waiting import until
 
-from hasten.bundle.packing.codecs.native import unmade
-from hasten.core import c_compiler, native
 from hasten.core.cache_folder import FORMAT, LIMIT_BYTES, CacheFolder, bulk_name, cache_folder
-from hasten.core.target import Target
-from hasten.engines import compile_cache
-from hasten.engines.base import Artifact
-from hasten.engines.compile_cache import CompileCache
-from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
 
 KEY, OTHER, THIRD = "a" * 64, "b" * 64, "c" * 64
@@ -283,6 +276,24 @@ def test_an_entry_larger_than_the_limit_takes_no_memory(cache: CacheFolder) -> N
 # -- what it survives
 
 
+@pytest.mark.parametrize("read", [content, content_in_own_memory])
+def test_an_entry_for_which_there_is_no_memory_is_not_read(
+    read: Callable[[CacheFolder], bytes | None],
+    cache: CacheFolder,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cache.put(KEY, b"compiled")
+    os.truncate(cache.path / KEY, LIMIT_BYTES)  # sparse: it takes no room on the disk
+
+    def check() -> bool:
+        resource.setrlimit(resource.RLIMIT_AS, (2 << 30, resource.RLIM_INFINITY))
+        return read(cache) is None and [record.getMessage() for record in caplog.records] == [
+            f"the cache {cache.path} is not used: there is no memory for an entry; models open without it"
+        ]
+
+    assert in_child(check)
+
+
 def test_a_folder_that_cannot_be_made_keeps_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -449,33 +460,3 @@ def test_entries_are_written_in_the_form_that_their_keys_name(cache: CacheFolder
         2,
         "06b3627e6cbe6547f4e521e1dbe6a9a47ad5f75a765fffaa9b0fe10de22059c6",
     )
-
-
-@pytest.mark.seconds
-def test_what_was_kept_in_another_form_is_not_taken_for_damaged(
-    cache: CacheFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("HASTEN_CACHE", str(cache.path))
-    model = cache.path.with_name("model.onnx")
-    model.write_bytes(b"model")
-
-    def used() -> set[str]:
-        """Find a compiler, compile coders and keep what an engine made; return the names of all files."""
-        c_compiler._find.cache_clear()
-        assert unmade().get(None) is not None
-        compiled = CompileCache(cache)
-        key = compiled.key(OnnxRuntime(), Artifact(model, (), (), ()), Target.host(), "graph")
-        with compiled.entry(key) as found:
-            if found is None:
-                compiled.put(key, b"graph")
-        return {file.name for file in cache.path.iterdir()}
-
-    with monkeypatch.context() as before:
-        for module in (c_compiler, compile_cache, native):
-            before.setattr(module, "FORMAT", FORMAT - 1)
-        older = used()
-    for name in older:
-        (cache.path / name).write_bytes(bytes(HEAD_BYTES))
-    assert len(older) == 3
-    assert len(used() - older) == 3
-    assert not caplog.records

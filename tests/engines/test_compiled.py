@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.cache_log import untold
 
-from hasten.core import c_compiler
+from hasten.core import c_compiler, cache_folder
 from hasten.core.c_compiler import Compiler
 from hasten.core.cache_folder import CacheFolder
 from hasten.core.target import Target
@@ -188,6 +189,33 @@ def test_what_is_damaged_in_the_cache_is_made_anew(
     assert again.kept == (3 if which in ("the shared object", "all") else 2)
     with CompiledC().open_cached(artifact, target, last := CompileCache(folder)):
         assert (last.found, last.kept) == (3, 0)
+
+
+def test_what_a_version_kept_that_writes_entries_in_another_way_stays_its_own(
+    artifact: Artifact,
+    target: Target,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    untold(monkeypatch)
+    folder = CacheFolder(tmp_path / "cache")
+    monkeypatch.setenv("HASTEN_CACHE", str(folder.path))  # for what is known of the compiler
+    with monkeypatch.context() as older:
+        older.setattr(cache_folder, "FORMAT", 1)
+        c_compiler._find.cache_clear()
+        with CompiledC().open_cached(artifact, target, CompileCache(folder)):
+            pass
+    theirs = {entry: b"in another way" + entry.read_bytes() for entry in folder.path.iterdir()}
+    assert len(theirs) == 4
+    for entry, content in theirs.items():
+        entry.write_bytes(content)
+    c_compiler._find.cache_clear()
+    for found in (0, 3):
+        with CompiledC().open_cached(artifact, target, ours := CompileCache(folder)):
+            assert ours.found == found
+    assert not [record for record in caplog.records if record.name == "hasten.cache"]
+    assert all(entry.read_bytes() == content for entry, content in theirs.items())
 
 
 def _holds(entry: bytes) -> str:

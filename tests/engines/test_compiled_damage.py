@@ -8,6 +8,7 @@ import os
 import random
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from hasten.engines.compiled.operators.maps import Map
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import Access, Operation, Plan, Tensor
 from hasten.engines.compiled.source import Source, write
+from hasten.engines.compiled.writer import Tables
 from hasten.errors import CandidateError, HastenError, IntegrityError
 from hasten.testing import models
 
@@ -141,7 +143,7 @@ def sound_bytes() -> tuple[Plan, bytes]:
         gates=pool,
         pixels=15,
         channels=8,
-        product=Gate((7, 128), 9_000_000, 14, rounding),
+        product=Gate((7, 128), 8_000_000, 14, rounding),
     )
     squared = add(
         *(Multiply8, 120),
@@ -533,6 +535,40 @@ def test_tables_and_text_beyond_all_measure_are_refused(monkeypatch: pytest.Monk
     plan = Plan(tensors, tuple(reads), ("x",), ("y",), ((1,),), True)
     plan.check(half)
     assert len(write(plan, bytes(half), Target.host()).tables) < 2 * half
+
+
+@pytest.mark.parametrize("spare", [0, 1, 63, 64, 65])
+def test_tables_grow_wherever_their_memory_ends(spare: int) -> None:
+    tables = Tables(1)
+    sizes = [2 + (64 << 10) - spare, 100, 300_000]
+    stored = [np.full(size, number + 1, np.uint8) for number, size in enumerate(sizes)]
+    places = [tables.add(one).offset or 0 for one in stored]
+    for place, one in zip(places, stored, strict=True):
+        assert place % 64 == 0
+        assert np.array_equal(tables.content[place : place + len(one)], one)
+
+
+def test_tables_for_which_there_is_no_memory_are_refused_in_a_line() -> None:
+    script = f"""
+import resource
+from hasten.core.target import Target
+from hasten.engines.compiled.plan import Plan, Tensor
+from hasten.engines.compiled.source import write
+from hasten.errors import IntegrityError
+tensors = {{"w": Tensor("uint8", {900 << 20}, 0), "x": Tensor("float32", 1), "y": Tensor("float32", 1)}}
+target = Target.host()
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, resource.RLIM_INFINITY))
+try:
+    write(Plan(tensors, (), ("x",), ("y",), ((1,),), True), b"", target)
+except IntegrityError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.stdout == (
+        "the plan asks for 1,888 MB of address space, which the system doesn't give: "
+        "Cannot allocate memory\n"
+    ), ended.stderr
 
 
 def test_weights_are_read_from_a_file_as_from_memory_unless_it_was_cut_off(

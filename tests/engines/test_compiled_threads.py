@@ -28,7 +28,7 @@ from hasten.engines.compiled import source
 from hasten.engines.compiled.engine import CompiledC, CompiledSession
 from hasten.engines.compiled.library import Team
 from hasten.engines.compiled.plan import Plan
-from hasten.engines.compiled.source import write
+from hasten.engines.compiled.source import Source, write
 from hasten.engines.compiled.writer import text_of
 from hasten.errors import CandidateError, NotCovered
 from hasten.inputs.models.onnx import load
@@ -400,6 +400,30 @@ def another_process(task: str | int, artifact: Artifact) -> str:
 @pytest.mark.usefixtures("eager")
 def test_a_process_that_is_forked_beside_threads_starts_its_own(artifact: Artifact) -> None:
     assert another_process("fork", artifact) == "[True, 1, True, 1]"
+
+
+def test_hashing_a_text_holds_no_lock_for_which_a_forked_process_would_wait() -> None:
+    begun, on = threading.Event(), threading.Event()
+
+    class Long(tuple[str, ...]):
+        def __iter__(self) -> Iterator[str]:
+            begun.set()
+            on.wait()
+            return super().__iter__()
+
+    tables, found = np.zeros(0, np.uint8), []
+    long = threading.Thread(target=lambda: Source(Long("text"), tables, 0).digest)
+    short = threading.Thread(
+        target=lambda: found.append(Source(("text",), tables, 0).digest), daemon=True
+    )
+    long.start()
+    begun.wait()
+    short.start()
+    short.join(5)
+    hashed = len(found)
+    on.set()
+    long.join()
+    assert hashed == 1
 
 
 @pytest.mark.usefixtures("eager")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import importlib.util
 import os
 import re
@@ -17,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hasten.core.cache_folder import FORMAT, cache_folder
+from hasten.core.cache_folder import cache_folder, key_of
 from hasten.errors import CandidateError, InputError
 
 VARIABLE = "HASTEN_CC"
@@ -171,8 +170,8 @@ def _tried(command: tuple[str, ...]) -> Compiler:
     compiler = _asked(command)
     program = Path(shutil.which(command[0]) or command[0])
     changed = program.stat().st_mtime_ns if program.exists() else 0
-    facts = (FORMAT, str(program), changed, compiler, compiler.flags, _LEAST)
-    key = hashlib.sha256(repr(facts).encode()).hexdigest()
+    facts = (str(program), changed, compiler, compiler.flags, _LEAST)
+    key = key_of(repr(facts))
     if (folder := cache_folder()) is not None:
         with folder.entry(key) as entry:
             if entry is not None:

@@ -27,7 +27,7 @@ from hasten.core.pieces import hash_of, hash_of_file, read_hashed
 from hasten.errors import InputError
 
 FORMAT = 2
-"""Number to raise when entries are written otherwise: every key contains it, so that none of before is taken for damaged."""
+"""Number to raise when entries are written in another way; contents were hashed in one piece in 1."""
 LIMIT_BYTES = 2 << 30
 """Size of all entries together, unless another one is asked for."""
 VARIABLE = "HASTEN_CACHE"
@@ -96,7 +96,7 @@ class CacheFolder:
                 found = self._read(folder, key, into)
             except FileNotFoundError:
                 pass
-            except (OSError, _RefusedError) as error:
+            except (OSError, MemoryError, _RefusedError) as error:
                 self._tell(error)
             yield found
 
@@ -258,6 +258,8 @@ class CacheFolder:
             return
         _told.add(self.path)
         why = error.strerror if isinstance(error, OSError) else None
+        if isinstance(error, MemoryError):
+            why = "there is no memory for an entry"
         _log.warning(
             "the cache %s is not used: %s; models open without it", self.path, why or error
         )
@@ -277,6 +279,11 @@ def _is_free(folder: int, name: str) -> bool:
         except OSError:
             pass  # a file system without locks
     return True
+
+
+def key_of(facts: str) -> str:
+    """Return the key for all that an entry depends on; no version that writes entries in another way has it."""
+    return hashlib.sha256(f"{FORMAT}\n{facts}".encode()).hexdigest()
 
 
 def bulk_name(key: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import logging
 import os
 import platform
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from hasten.core.cache_folder import FORMAT, cache_folder
+from hasten.core.cache_folder import cache_folder, key_of
 from hasten.core.tensors import Array
 from hasten.errors import CandidateError, InputError
 
@@ -163,14 +162,14 @@ class Native(Generic[_Functions]):
         Arithmetic of integers comes out the same by each compiler, and asking for its version takes longer
         than all of the rest.
         """
-        facts = [str(FORMAT), self.source(), self._depends(), platform.machine()]
+        facts = [self.source(), self._depends(), platform.machine()]
         try:
             with Path("/proc/cpuinfo").open() as file:
                 first = file.read(1 << 14).split("\n\n")[0]
             facts += [line for line in first.splitlines() if line.startswith(_MACHINE)]
         except OSError:
             facts.append(platform.node())
-        return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+        return key_of("\n".join(facts))
 
 
 def address(array: Array) -> int:

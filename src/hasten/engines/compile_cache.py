@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hasten.core.cache_folder import FORMAT, CacheFolder, Entry, Room
+from hasten.core.cache_folder import CacheFolder, Entry, Room, key_of
 from hasten.core.pieces import hash_of_file
 from hasten.core.records import digest
 from hasten.core.target import Target
@@ -75,9 +75,9 @@ class CompileCache:
         known = dict(self.digests)
         if isinstance(artifact, CheckedArtifact):
             known |= artifact.digests  # whatever is in the files by now, nothing else is opened
-        return digest(
+        facts = digest(
             {
-                "format": [FORMAT, _FORMAT],
+                "format": _FORMAT,
                 "what": what,
                 "engine": engine,
                 "version": type(engine).version(),
@@ -86,6 +86,7 @@ class CompileCache:
                 "target": {**dataclasses.asdict(target), "memory_bytes": None},
             }
         )
+        return key_of(facts)
 
 
 def _digest(file: Path) -> str:

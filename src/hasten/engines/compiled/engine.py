@@ -30,6 +30,7 @@ from hasten.engines.compiled.granted import granted
 from hasten.engines.compiled.kept import (
     code,
     compiler_facts,
+    library_key,
     library_of,
     prepared,
     shared_tables,
@@ -245,7 +246,8 @@ class CompiledC(Engine):
         target = granted(target, compiler_facts().version)
         source = _source(plan, weights, target, timed=True)
         with tempfile.TemporaryDirectory(prefix="hasten-c-") as folder:
-            library = library_of(source, target, CompileCache(CacheFolder(Path(folder))))
+            cache = CompileCache(CacheFolder(Path(folder)))
+            library = library_of(library_key(source, target), source, cache)
         times = library.times(len(plan.operations))
         found = []
         with _open(CompiledSession(artifact, plan, source, library)) as session:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hasten.core.c_compiler import Compiler
+from hasten.core.cache_folder import key_of
 from hasten.core.forks import ForkedLock
 from hasten.core.records import digest, from_record, to_record
 from hasten.core.target import Target
@@ -93,7 +94,8 @@ def prepared(
     plan, source = write()
     plan = plan.outline
     _give_back()
-    library, below = library_of(source, target, compiled), _library_key(source, target)
+    below = library_key(source, target)
+    library = library_of(below, source, compiled)
     source = replace(source, lines=())
     _give_back()
     compiled.put(_tables_key(key), source.tables.data)
@@ -125,7 +127,7 @@ def _found(key: str, compiled: CompileCache) -> tuple[Plan, Source, Library] | N
 
 
 def _tables_key(key: str) -> str:
-    return digest({"tables": key})
+    return key_of(digest({"tables": key}))
 
 
 def _tables_of(key: str, size: int, compiled: CompileCache) -> Array | None:
@@ -175,13 +177,17 @@ def shared_tables(key: str, tables: Array) -> Array:
         return tables
 
 
-def library_of(source: Source, target: Target, compiled: CompileCache) -> Library:
+def library_of(key: str, source: Source, compiled: CompileCache) -> Library:
     """Return the shared object of a text, from the cache or the compiler.
+
+    Args:
+        key: Key of the text; see `library_key`.
+        source: The text.
+        compiled: The cache.
 
     Raises:
         CandidateError: there is no compiler, or it failed.
     """
-    key = _library_key(source, target)
     if (found := _loaded(key, compiled)) is not None:
         return found
     compiler = _compiler()
@@ -218,6 +224,11 @@ def _compiler() -> Compiler:
         raise CandidateError(str(error)) from error
 
 
-def _library_key(source: Source, target: Target) -> str:
+def library_key(source: Source, target: Target) -> str:
+    """Return the key of a text's shared object: the text, the compiler and the processor.
+
+    Raises:
+        CandidateError: there is no compiler.
+    """
     facts = [*compiler_facts(), target.processor, target.isa]
-    return digest({"c": source.digest, "facts": facts})
+    return key_of(digest({"c": source.digest, "facts": facts}))

@@ -8,7 +8,6 @@ import io
 import itertools
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from operator import itemgetter
 
 from hasten.core.target import Target
@@ -62,9 +61,10 @@ class Source:
         """The whole text."""
         return "".join(self.lines)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 of the text in hex."""
+        # Never a `cached_property`: Python 3.11 locks it, and a process that is forked meanwhile waits for ever.
         whole = hashlib.sha256()
         for some in self.lines:
             whole.update(some.encode())

@@ -52,8 +52,8 @@ class Tables:
                 f"the plan asks for more than {MOST_BYTES / 1e6:,.0f} MB of tables"
             )
         if self._size > len(self._room):
-            larger = _memory(self._size)
-            larger[:offset] = self._room[:offset]
+            larger, known = _memory(self._size), min(offset, len(self._room))
+            larger[:known] = self._room[:known]
             self._room = larger
         return tensor, self._room[offset : self._size]
 
@@ -70,8 +70,19 @@ class Tables:
 
 
 def _memory(least: int) -> Array:
-    """Return zeros as uint8, aligned, for at least twice some bytes; what isn't used of them takes no memory."""
-    found = mmap.mmap(-1, 2 * least + _SPARE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Return zeros as uint8, aligned, for at least twice some bytes; what isn't used of them takes no memory.
+
+    Raises:
+        IntegrityError: the system doesn't give as much.
+    """
+    size = 2 * least + _SPARE_BYTES
+    try:
+        found = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise IntegrityError(
+            f"the plan asks for {size / 1e6:,.0f} MB of address space, which the system doesn't give: "
+            f"{error.strerror}"
+        ) from error
     large = least // _LARGE_PAGE * _LARGE_PAGE
     if large and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a system without large pages
