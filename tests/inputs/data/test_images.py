@@ -102,14 +102,16 @@ def test_the_numbers_of_classes_are_told_where_nothing_names_them(tmp_path: Path
 def test_classes_that_a_bundle_numbered_keep_their_numbers_where_folders_are_missing() -> None:
     """The order of fewer folders would give a class another one's number, and a note alone said so."""
     sealed = {"classes": ["ant", "cat", "dog"]}
-    labels = np.array([0, 1, -1, 1])
+    labels = np.array([0, 1, NO_NUMBER, 1])
     found, said = renumbered(labels, ("ant", "dog"), sealed)
-    assert found.tolist() == [0, 2, -1, 2]
+    assert found.tolist() == [0, 2, NO_NUMBER, 2]
     assert said.endswith(": 0 is 'ant', 2 is 'dog'")
     for own in ("ant", "cat", "dog"), ("a", "b", "c"):
         assert renumbered(labels, own, sealed) == (labels, "")
     assert renumbered(labels, ("ant", "dog"), {}) == (labels, "")  # of an earlier version
     assert renumbered(labels, ("ant", "dog"), {"classes": [7, {}]}) == (labels, "")
+    with pytest.raises(InputError, match="which class the folder 'emu' is"):
+        renumbered(labels, ("cat", "dog", "emu"), sealed)  # as many, but cat isn't the first
     with pytest.raises(InputError) as error:
         renumbered(labels, ("ant", "cow"), sealed)
     assert str(error.value) == (

@@ -379,6 +379,10 @@ def test_classes_that_a_data_set_names_in_another_order_get_the_models_numbers(
     source = HuggingFaceRows(rows, text=SimpleNamespace(dtype="string"), label=kind)
     assert labels(opened(source, NAMED)) == found
     assert labels(opened(source, PLAIN)) == given
+    torch = pytest.importorskip("torch")
+    for form in np.array, torch.tensor:  # as `with_format` gives them
+        formed = [row | {"label": form(row["label"])} for row in rows]
+        assert labels(opened(HuggingFaceRows(formed, label=kind), NAMED)) == found
 
 
 def test_a_masked_label_of_a_text_is_a_missing_one() -> None:

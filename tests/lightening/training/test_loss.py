@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hasten.errors import InputError
+from hasten.inputs.data.missing import NO_NUMBER
 from hasten.lightening.training.examples import Batch
 from hasten.lightening.training.objective import Objective, log_shares, relative_error, scale_of
 
@@ -77,6 +78,11 @@ def test_sigmoids_are_compared_class_by_class_and_by_their_height() -> None:
     for labels in (torch.tensor([0, 1]), torch.tensor([[1, 0, 0], [0, 1, 0]])):
         found = Objective().of(Batch(torch.arange(2).numpy(), {}, labels), {"y": own}, None)
         assert found.item() == pytest.approx((wanted + others).item(), abs=1e-4)
+    unknown = -torch.sigmoid(-LOGITS)[0, 1].log().sum() / 2
+    for missing, dtype in ((float("nan"), torch.float32), (NO_NUMBER, torch.int64)):
+        labels = torch.tensor([[1, missing, 0], [0, 1, 0]], dtype=dtype)
+        found = Objective().of(Batch(torch.arange(2).numpy(), {}, labels), {"y": own}, None)
+        assert found.item() == pytest.approx((wanted + others - unknown).item(), abs=1e-4)
 
 
 def test_numbers_are_compared_relative_to_how_much_they_vary() -> None:

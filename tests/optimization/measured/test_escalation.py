@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,6 +31,7 @@ from hasten.measure.candidate import Single, Trial
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
 from hasten.measure.workbench import Workbench
+from hasten.optimization.measured import escalation
 from hasten.optimization.measured.escalation import Escalation
 from hasten.optimization.measured.screening import Screening
 from hasten.passes.base import Pass
@@ -243,6 +245,30 @@ def test_a_small_model_whose_scores_are_of_another_kind_gets_no_cascade(
         "no cascade was tried: small model little gives probabilities and the original logits, so some answers "
         "would be of one kind and some of the other: give a small model that gives logits"
     ]
+
+
+def test_logits_of_a_first_sample_that_lie_in_0_and_1_are_logits(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that takes one sample at a time answers them alone."""
+    little = SmallModel.of(search.trials.bench.model, search.trials.bench.model, "little")
+    made = search.trials.run(Single((little,), FAST))
+    real = escalation.beside
+
+    def one_first(*given: Any) -> Iterator[Any]:
+        batches = list(real(*given))
+        outputs, own, labels = batches[0]
+        low = {name: np.full_like(array[:1], 0.5) for name, array in outputs.items()}
+        yield low, {name: array[:1] for name, array in own.items()}, labels
+        yield from batches
+
+    monkeypatch.setattr(escalation, "beside", one_first)
+    coarse = search.trials.done[COARSE.key]
+    trial = dataclasses.replace(coarse, candidate=made.candidate, artifact=made.artifact)
+    _, close, _ = Escalation(
+        search.trials, lambda _: None, search.likely, search.surely, search.notes
+    )._margins(trial, 1)
+    assert len(close) > 1
 
 
 def test_kinds_of_scores_are_told_apart_by_their_values() -> None:

@@ -135,7 +135,7 @@ def renumbered(
 ) -> tuple[Array, str]:
     """Number classes as the folders of the data that a bundle was made with, if it states them.
 
-    Of as many folders, each has the class of its place, whatever its name is.
+    Of as many folders, each has the class of its place, whatever its name is, unless that is the name of another place.
 
     Args:
         labels: Labels by the order of the data's own folders, integers `(n,)`.
@@ -151,7 +151,10 @@ def renumbered(
     known = sealed.get(NUMBERED)
     if not isinstance(known, list) or not all(isinstance(name, str) for name in known):
         return labels, ""
-    if len(own) == len(known) or len({*known}) < len(known):
+    if len({*known}) < len(known):
+        return labels, ""
+    moved = any(name in known and known.index(name) != place for place, name in enumerate(own))
+    if len(own) == len(known) and not moved:
         return labels, ""
     strange = next((name for name in own if name not in known), None)
     if strange is not None:
@@ -161,7 +164,7 @@ def renumbered(
             "the classes. Name each folder as there"
         )
     places = [known.index(name) for name in own]
-    numbers = np.where(labels < 0, labels, np.array(places)[labels])
+    numbers = np.where(labels < 0, labels, np.array(places)[np.maximum(labels, 0)])
     pairs = [f"{place} is {name!r}" for place, name in zip(places, own, strict=True)]
     return (
         numbers,

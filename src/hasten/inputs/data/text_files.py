@@ -224,16 +224,18 @@ def _in_order_of(
         if own == called or sorted(own) != sorted(called) or len({*own}) < len(own):
             continue
         places = {number: called.index(name) for number, name in enumerate(own)}
-        rows = [
-            {
-                **row,
-                column: [places.get(one, one) for one in row[column]]
-                if isinstance(row[column], list)
-                else places.get(row[column], row[column]),
-            }
-            for row in rows
-        ]
+        rows = [{**row, column: _placed(row[column], places)} for row in rows]
     return rows
+
+
+def _placed(label: Any, places: Mapping[int, int]) -> Any:
+    """Return a number of a class, or a list of some, by a table of places; what isn't in it stays as it is."""
+    plain = label.tolist() if hasattr(label, "tolist") else label  # as a set "with_format" has it
+    return (
+        [places.get(one, one) for one in plain]
+        if isinstance(plain, list)
+        else places.get(plain, plain)
+    )
 
 
 def tokenized(

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from hasten.errors import InputError
+from hasten.inputs.data.missing import NO_NUMBER
 from hasten.lightening.training.examples import Batch
 
 Outputs: TypeAlias = Mapping[str, torch.Tensor]
@@ -154,12 +155,17 @@ def class_by_class(own: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
     Args:
         own: Sigmoids of shape `(n, ..., classes)`.
-        wanted: Wanted probabilities, or labels of 0 and 1, of the same shape.
+        wanted: Wanted probabilities, or labels of 0 and 1, of the same shape; one that is NaN or `NO_NUMBER` is
+            missing and doesn't count.
     """
-    own, wanted = (one.float().clamp(_RARE, 1 - _RARE) for one in (own, wanted))
+    wanted = wanted.float()
+    known = wanted > float(NO_NUMBER)  # false for NaN, too
+    own, wanted = (
+        one.float().clamp(_RARE, 1 - _RARE) for one in (own, torch.where(known, wanted, 0.0))
+    )
     there = wanted * (wanted / own).log()
     absent = (1 - wanted) * ((1 - wanted) / (1 - own)).log()
-    return (there + absent).sum(-1).mean()
+    return ((there + absent) * known).sum(-1).mean()
 
 
 def relative_error(own: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

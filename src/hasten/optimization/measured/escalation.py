@@ -125,6 +125,7 @@ class Escalation:
         metric: Any = self._trials.promise.metric
         bench, scores = self._trials.bench, []
         found: list[Array] = []
+        small, both = small_model_of(base.candidate.passes), []
         if base.artifact is None:
             raise CandidateError(f"{base.candidate.label} was not built")
         opened = bench.open_built(base.candidate.engine, base.artifact)
@@ -137,13 +138,14 @@ class Escalation:
                 output = next(name for name, array in outputs.items() if array is chosen)
                 if chosen.shape[1] <= rank:
                     raise CandidateError(f"its {chosen.shape[1]} classes have no margin")
-                small = small_model_of(base.candidate.passes)
-                if small is not None and not found:
-                    _check_kind(small.words(), chosen, own[output])
+                if small is not None:
+                    both.append((chosen, own[output]))
                 found.append(margins(chosen, rank))
                 scores.append(scored_where_known(metric, outputs, own, labels))
         finally:
             opened.worker.kill()
+        if small is not None:  # of one sample, logits may lie in [0, 1]
+            _check_kind(small.words(), *map(np.concatenate, zip(*both, strict=True)))
         return output, np.concatenate(found), np.concatenate(scores)
 
     def _thresholds(self, base: Trial, close: Array, scores: Array, afford: float) -> list[float]:
