@@ -36,8 +36,8 @@ def test_with_one_it_wins_nothing(reruns: ModuleType, habit: str) -> None:
 def test_over_many_runs_a_user_is_fooled_no_oftener_than_in_one(
     reruns: ModuleType, habit: str
 ) -> None:
-    found = reruns.simulated(habit, 400, 10, 0, remembers=True)
-    assert 1 - clopper_pearson_upper(400 - found.any, 400, 0.05) <= reruns.ALPHA
+    found = reruns.simulated(habit, 200, 10, 0, remembers=True)
+    assert 1 - clopper_pearson_upper(200 - found.any, 200, 0.05) <= reruns.ALPHA
     assert clopper_pearson_upper(found.fooled, found.paying, 0.05) <= reruns.ALPHA / 2
 
 
