@@ -27,6 +27,7 @@ from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.embedding import Embedding
 from hasten.inputs.metrics.top_k import Top1
 from hasten.inputs.models.onnx import load
+from hasten.measure.accuracy import beside
 from hasten.measure.candidate import Single, Trial
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
@@ -253,7 +254,7 @@ def test_logits_of_a_first_sample_that_lie_in_0_and_1_are_logits(
     """A model that takes one sample at a time answers them alone."""
     little = SmallModel.of(search.trials.bench.model, search.trials.bench.model, "little")
     made = search.trials.run(Single((little,), FAST))
-    real = escalation.beside
+    real = beside
 
     def one_first(*given: Any) -> Iterator[Any]:
         batches = list(real(*given))
