@@ -1,5 +1,6 @@
 """Tensors <-> gRPC messages, without a server."""
 
+from multiprocessing import shared_memory
 from typing import Any
 
 import ml_dtypes
@@ -37,8 +38,9 @@ def tensor(name: str, datatype: str, shape: list[int], **contents: Any) -> Any:
     )
 
 
-def read(request: Any, most_bytes: int = MOST) -> Query:
-    return query_of(read_request(request.SerializeToString()), SharedMemory(), most_bytes)
+def read(request: Any, most_bytes: int = MOST, memory: SharedMemory | None = None) -> Query:
+    found = read_request(request.SerializeToString())
+    return query_of(found, memory or SharedMemory(), most_bytes)
 
 
 def refusal(request: Any, most_bytes: int = MOST) -> tuple[Kind, str]:
@@ -284,10 +286,17 @@ def test_an_output_can_be_asked_for_as_classes_or_in_shared_memory() -> None:
     region.parameters["shared_memory_byte_size"].int64_param = 64
     region.parameters["shared_memory_offset"].int64_param = 8
 
-    first, second = read(request).outputs
+    known, owned = SharedMemory(".*"), shared_memory.SharedMemory(create=True, size=128)
+    try:
+        known.register("r", owned.name, 0, 128)
+        first, second = read(request, memory=known).outputs
+    finally:
+        known.unregister()
+        owned.close()
+        owned.unlink()
 
     assert (first.name, first.classes, first.region) == ("a", 3, None)
-    assert (second.name, second.classes, second.region) == ("b", 0, Region("r", 8, 64))
+    assert (second.name, second.classes, second.region) == ("b", 0, Region("r", 8, 64, 1))
 
 
 def test_a_region_without_a_size_is_refused() -> None:
