@@ -347,7 +347,7 @@ def _hash(key: str, head: bytes, content: bytes) -> bytes:
 
     Args:
         key: Key of the entry.
-        head: What stands between that hash and the content.
+        head: Bytes between that hash and the content.
         content: Hash of the content.
     """
     return hashlib.sha256(b"".join((key.encode(), head, content))).digest()

@@ -54,7 +54,7 @@ def code() -> str:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What is kept under a model's key.
+    """Facts that are kept under a model's key.
 
     Attributes:
         plan: Plan without its steps, which was checked.

@@ -140,7 +140,7 @@ def renumbered(
     Args:
         labels: Labels by the order of the data's own folders, integers `(n,)`.
         own: Names of these folders, in order.
-        sealed: What the bundle's manifest states of its data.
+        sealed: Statements of the bundle's manifest on its data.
 
     Returns:
         The labels, and a sentence on what numbers them; "" where that is the order of the data's own folders.

@@ -94,7 +94,7 @@ class TensorFlowModel:
 
     @cached_property
     def _stated(self) -> Stated:
-        """What a TFLite file states; nothing of a SavedModel, or where no interpreter is installed."""
+        """Inputs and outputs that a TFLite file states; none of a SavedModel, or where no interpreter is installed."""
         readers = ("ai_edge_litert", "tensorflow")
         if self.kind == "SavedModel" or not any(map(importlib.util.find_spec, readers)):
             return Stated((), ())
