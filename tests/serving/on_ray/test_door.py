@@ -113,6 +113,28 @@ def asked(port: int, path: str, *lines: str, version: str = "1.1") -> int:
         return int(connection.makefile("rb").readline().split()[1])
 
 
+def test_a_door_that_was_too_busy_to_be_told_of_a_replica_is_told_again(tmp_path: Path) -> None:
+    ingress = Ingress(ServerSettings((), http=0, grpc=None), tmp_path, 2)
+    admin, aside = tmp_path / "admin", tmp_path / "aside"
+    served = place_of(bundle_of(tmp_path, identity(tmp_path)))
+    with ServerThread(served) as one, contextlib.closing(ingress):
+        assert ingress.http is not None
+        port, entry = ingress.http, ReplicaEntry("127.0.0.1", one.http_port)
+        ingress.start()
+        admin.rename(aside)  # from now on no order reaches it
+        ingress.update({"one": entry})
+        ingress.look_after()
+        assert asked(port, "/v2", "Host: localhost") == 503
+        aside.rename(admin)
+        ingress.look_after()
+        until(lambda: asked(port, "/v2", "Host: localhost") == 200)
+        admin.rename(aside)
+        ingress.update({})
+        aside.rename(admin)
+        ingress.look_after()
+        assert asked(port, "/v2", "Host: localhost") == 503
+
+
 @pytest.mark.parametrize("path", ["/", "/v2", "/metrics", "/v2/models/stats"])
 def test_the_door_tells_foreign_pages_from_its_own(door: int, path: str) -> None:
     for host in (

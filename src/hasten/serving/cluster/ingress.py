@@ -136,6 +136,7 @@ class Ingress:
         self._taken: dict[str, int] = {}
         self._entries: dict[str, ReplicaEntry] = {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._untold = False
         self._starts_s: deque[float] = deque(maxlen=_STARTS)
         self._drain_s = settings.limits.drain_ns / 1e9
         self._listeners: list[socket.socket] = []
@@ -163,7 +164,7 @@ class Ingress:
     # -- HAProxy's process
 
     def start(self) -> None:
-        """Start HAProxy, and wait until its socket accepts orders.
+        """Start HAProxy, wait until its socket accepts orders, and tell it which replicas there are.
 
         Raises:
             InputError: HAProxy doesn't start, or had to be started too often.
@@ -187,13 +188,21 @@ class Ingress:
                 process_group=0,  # a Ctrl-C must reach this process only, which drains HAProxy
             )
         end_s = now_s + _START_S
-        while not self._socket.exists():
+        while not self._listens():
             if self._process.poll() is not None or time.monotonic() > end_s:
                 self._process.kill()
                 self._process.wait()
                 raise InputError(f"HAProxy can't start: {self._last_words()}")
             time.sleep(0.01)
-        self._tell([line for name in self._taken for line in self._arrival(name)])
+        self._tell_all()
+
+    def _listens(self) -> bool:
+        """Whether HAProxy accepts orders: its socket has a name some time before it does."""
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as channel:
+            channel.settimeout(_ANSWER_S)
+            channel.connect(str(self._socket))
+            return True
+        return False
 
     @property
     def _socket(self) -> Path:
@@ -205,7 +214,7 @@ class Ingress:
         return (alerts or text.splitlines() or ["it says nothing"])[0][:400]
 
     def look_after(self) -> None:
-        """Start HAProxy again if it has ended, and give it the certificate if its files have changed.
+        """Start HAProxy again if it has ended; give it what it hasn't been told, and a renewed certificate.
 
         Raises:
             InputError: HAProxy ended too often.
@@ -216,6 +225,8 @@ class Ingress:
         if self._process is not None and self._process.poll() is not None:
             log.error("HAProxy exited with %s; hasten starts it again", self._process.returncode)
             self.start()
+        elif self._untold:
+            self._tell_all()
 
     def _renew(self, pem: bytes) -> None:
         """Let HAProxy use another certificate for new connections; those that are open keep theirs."""
@@ -275,7 +286,7 @@ class Ingress:
             slot = self._taken.pop(name)
             del self._entries[name]
             self._free.append(slot)
-            orders += [f"set server {door}/r{slot} state maint" for door in self._doors]
+            orders += self._absence(slot)
         for name, entry in entries.items():
             if self._entries.get(name) == entry:
                 continue
@@ -304,9 +315,19 @@ class Ingress:
                 ]
         return orders
 
+    def _absence(self, slot: int) -> list[str]:
+        """Return the orders for HAProxy that send no requests to a slot."""
+        return [f"set server {door}/r{slot} state maint" for door in self._doors]
+
+    def _tell_all(self) -> None:
+        """Tell HAProxy of each slot which replica it has, if any."""
+        self._untold = False
+        orders = [line for slot in self._free for line in self._absence(slot)]
+        self._tell([*orders, *(line for name in self._taken for line in self._arrival(name))])
+
     def _tell(self, orders: Sequence[str]) -> None:
         if orders:
-            self._asked(";".join(orders))
+            self._untold = self._asked(";".join(orders)) is None or self._untold
 
     def _asked(self, order: str) -> str | None:
         """Give HAProxy an order, and return its answer; None if it isn't there."""
@@ -321,7 +342,7 @@ class Ingress:
                 while more := channel.recv(1 << 16):
                     answer += more
                 return answer.decode(errors="replace")
-        except OSError as error:  # HAProxy has ended: its next start repeats the orders
+        except OSError as error:  # HAProxy has ended, or is too busy: the next look repeats the orders
             log.error("HAProxy isn't listening: %s", error)
             return None
 
