@@ -8,6 +8,11 @@ several recipes, and quantized to int8 (NNCF) after some numbers of steps, by th
 For each the difference is stated beside the newer bundle packed whole: with int8 weights alone, and with the
 exact float32 model. "Older scales" are int8 weights rounded by the scales that the fleet's bundle has.
 The bundles hold no evidence of a search. The states of training are kept in the cache folder.
+
+    python benchmarks/packing_since.py --hour RECIPE
+
+fine-tunes by one of the recipes for an hour of processor time, on one thread, and states only what has
+changed then. Interrupted, it goes on where the last of its twelve parts ended.
 """
 
 from __future__ import annotations
@@ -54,6 +59,7 @@ LABELS = (
 )
 SIZE, BATCH, FIRST_STEPS = 64, 32, 120
 STEPS = (10, 50, 100, 200)
+HOUR_PARTS = 12
 LONG_SIZE, LONG_BATCH, LONG_STEPS = 32, 8, (500, 1000)
 Make = Callable[[Any], torch.optim.Optimizer]
 RECIPES: dict[str, Make] = {
@@ -142,6 +148,50 @@ def longer(cache: Path) -> dict[str, dict[int, Path]]:
         optimizer, half = RECIPES[name](model.parameters()), images[len(images.labels) // 2 :]
         _train(model, optimizer, half, 2, places, size=LONG_SIZE, count=LONG_BATCH)
     return {f"{name}, batches of {LONG_BATCH}, {LONG_SIZE} px": places}
+
+
+def after_an_hour(cache: Path, recipe: str) -> tuple[Path, dict[int, Path]]:
+    """Return the state that the fleet has, and the one after an hour of fine-tuning, by its steps.
+
+    The parts of the hour differ in their images' order, and each begins with the optimizer's state of the last.
+    """
+    old, _ = states(cache)
+    what, images, _ = labelled()
+    number = list(RECIPES).index(recipe)
+    kept = cache / f"since-{what}-{number}-hour.pt"
+    model = pretrained()
+    model.reset_classifier(10)
+    model.load_state_dict(torch.load(old, weights_only=True))
+    optimizer = RECIPES[recipe](model.parameters())
+    done, steps = 0, 0
+    if kept.exists():
+        found = torch.load(kept, weights_only=True)
+        model.load_state_dict(found["model"])
+        optimizer.load_state_dict(found["optimizer"])
+        done, steps = found["done"], found["steps"]
+    model.train().to(memory_format=torch.channels_last)
+    for twelfth in range(done, HOUR_PARTS):
+        batches = _batches(100 + twelfth, images[len(images.labels) // 2 :], SIZE, BATCH)
+        losses: list[float] = []
+        end_s = time.process_time() + 3600 / HOUR_PARTS
+        while time.process_time() < end_s:
+            x, labels = next(batches)
+            loss = torch.nn.functional.cross_entropy(model(x), labels)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(loss.item())
+        steps += len(losses)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        torch.save({**state, "done": twelfth + 1, "steps": steps}, kept.with_suffix(".new"))
+        kept.with_suffix(".new").replace(kept)
+        print(
+            f"{recipe}, twelfth {twelfth + 1}: {steps:,} steps, loss {np.mean(losses[-100:]):.3f}",
+            flush=True,
+        )
+    place = kept.with_name(f"since-{what}-{number}-after.pt")
+    torch.save(model.state_dict(), place)
+    return old, {steps: place}
 
 
 def curve(old: Path, tuned: dict[str, dict[int, Path]]) -> None:
@@ -348,11 +398,26 @@ def as_before(old: Path, new: Path) -> str:
     return f"{np.mean(apart == 0):.0%}, {apart[apart > 0].mean() if apart.any() else 0:.1f}"
 
 
+def hour(cache: Path, recipe: str) -> None:
+    """Print what an hour of fine-tuning changes."""
+    old_state, places = after_an_hour(cache, recipe)
+    curve(old_state, {f"{recipe}, an hour": places})
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        old = bundle_of(old_state, work / "old")
+        for steps, place in places.items():
+            row(f"{recipe}, {steps:,} steps", old, bundle_of(place, work / "new"), work)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--steps", type=int, nargs="+", choices=STEPS, default=STEPS)
+    parser.add_argument("--hour", choices=RECIPES)
     arguments = parser.parse_args()
+    if arguments.hour:
+        hour(arguments.cache, arguments.hour)
+        return
     state, tuned = states(arguments.cache)
     curve(state, tuned | longer(arguments.cache))
     with tempfile.TemporaryDirectory() as folder:

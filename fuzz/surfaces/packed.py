@@ -28,6 +28,7 @@ from hasten.bundle.packing.layout import Base, Head, Item, Piece
 from hasten.bundle.packing.reader import Packed
 from hasten.bundle.packing.source import MemorySource
 from hasten.bundle.packing.writer import Cut, write_packed
+from hasten.core.rooms import ArrayRoom
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
 
@@ -195,7 +196,8 @@ def read(data: bytes) -> bytes | None:
     if file.head.size_bytes > _MOST_FILE_BYTES:
         return None
     files = {name: np.zeros(size, np.uint8) for name, size in file.head.files}
-    file.unpack(files, lambda piece: _OLD[piece.offset :][: piece.length])
+    rooms = {name: ArrayRoom(array) for name, array in files.items()}
+    file.unpack(rooms, lambda piece: _OLD[piece.offset :][: piece.length])
     file.check_end()
     return b"".join(array.tobytes() for array in files.values())
 

@@ -22,6 +22,7 @@ from hasten.bundle.packing.layout import Head, Item, Piece
 from hasten.bundle.packing.reader import Packed
 from hasten.bundle.packing.source import MemorySource, Source
 from hasten.bundle.packing.writer import Cut, write_packed
+from hasten.core.rooms import ArrayRoom
 from hasten.core.tensors import Array
 
 CHUNK_BYTES = 2048
@@ -162,6 +163,6 @@ def read_all(source: bytes | Source) -> dict[str, bytes]:
     with MemorySource(source) if isinstance(source, bytes) else source as opened:
         file = Packed.open(opened)
         found = {name: np.empty(size, np.uint8) for name, size in file.head.files}
-        file.unpack(found)
+        file.unpack({name: ArrayRoom(array) for name, array in found.items()})
         file.check_end()
     return {name: data.tobytes() for name, data in found.items()}

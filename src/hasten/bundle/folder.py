@@ -430,11 +430,7 @@ def _reading(path: Path, name: str) -> Iterator[None]:
 
 
 def artifact_of(
-    path: Path,
-    item: Part,
-    manifest: Manifest,
-    custom_ops: Sequence[Path],
-    inside: Callable[[Path, str], Path] | None = None,
+    path: Path, item: Part, manifest: Manifest, custom_ops: Sequence[Path]
 ) -> CheckedArtifact:
     """Return a part's artifact with absolute paths, all of them checked to be inside the bundle.
 
@@ -446,15 +442,37 @@ def artifact_of(
         item: Part of the manifest.
         manifest: The bundle's manifest.
         custom_ops: Libraries with the user's own operators.
-        inside: Function that returns where a file of the bundle is; by default in the folder, which no
-            link may leave.
 
     Raises:
         IntegrityError: a path leads out of the bundle or isn't among the checked files, an ONNX file
             keeps weights elsewhere, or the stated inputs and outputs are impossible.
         InputError: operator libraries are missing, or differ from those that were certified.
     """
-    inside = inside or _inside
+    found = stated_artifact(path, item, manifest, custom_ops, _inside)
+    check_external(found.path, [*found.files], str(path / item.artifact.path))
+    return found
+
+
+def stated_artifact(
+    path: Path,
+    item: Part,
+    manifest: Manifest,
+    custom_ops: Sequence[Path],
+    inside: Callable[[Path, str], Path],
+) -> CheckedArtifact:
+    """Return a part's artifact as a manifest states it, without a look at its files, which needn't be there.
+
+    Args:
+        path: Name of the bundle for messages.
+        item: Part of the manifest.
+        manifest: The bundle's manifest.
+        custom_ops: Libraries with the user's own operators.
+        inside: Function that returns where a file of the bundle is, or will be.
+
+    Raises:
+        IntegrityError: a path isn't among the checked files, or the stated inputs and outputs are impossible.
+        InputError: operator libraries are missing, or differ from those that were certified.
+    """
     for file in (item.artifact.path, *item.artifact.files):
         if file.as_posix() not in manifest.files:
             raise IntegrityError(f"{path}: {file} is not listed in the manifest")
@@ -478,7 +496,7 @@ def artifact_of(
         )
     names = [file.as_posix() for file in (item.artifact.path, *item.artifact.files)]
     files = tuple(inside(path, name) for name in names)
-    found = CheckedArtifact(
+    return CheckedArtifact(
         path=files[0],
         inputs=item.artifact.inputs,
         outputs=item.artifact.outputs,
@@ -488,5 +506,3 @@ def artifact_of(
         digests={file: manifest.files[name][0] for file, name in zip(files, names, strict=True)},
         library_digests=dict(zip(custom_ops, given, strict=True)),
     )
-    check_external(found.path, [*found.files], str(path / item.artifact.path))
-    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -16,14 +15,15 @@ from hasten.bundle.folder import (
     manifest_bytes,
     parsed,
     read_sizes,
+    stated_artifact,
 )
 from hasten.bundle.manifest import MANIFEST, SIGNATURE, Manifest, Part
 from hasten.bundle.packing.names import is_address, is_packed
 from hasten.bundle.signatures import MOST_BYTES, PublicKey
 from hasten.core.forks import ForkedLock
-from hasten.core.tensors import Array
+from hasten.core.rooms import HashedRoom
 from hasten.engines.base import Artifact
-from hasten.engines.checked import private
+from hasten.engines.checked import Late, check_external, private
 from hasten.errors import IntegrityError
 
 
@@ -62,8 +62,15 @@ class Stored(ABC):
         """
 
     @abstractmethod
-    def opening(self, item: Part, custom_ops: Sequence[Path]) -> AbstractContextManager[Artifact]:
+    def opening(
+        self, item: Part, custom_ops: Sequence[Path], *, late: bool = False
+    ) -> AbstractContextManager[Artifact]:
         """Lend a part's artifact while an engine opens it the first time; it may be opened later, too.
+
+        Args:
+            item: Part of the bundle.
+            custom_ops: Libraries of operators.
+            late: Whether its files may be unpacked only when `private` is asked for them; see `Engine.reads_late`.
 
         Raises:
             IntegrityError: a file is damaged, or the artifact isn't possible.
@@ -103,7 +110,9 @@ class StoredFolder(Stored):
         return self.folder_with([])
 
     @contextmanager
-    def opening(self, item: Part, custom_ops: Sequence[Path]) -> Iterator[Artifact]:
+    def opening(
+        self, item: Part, custom_ops: Sequence[Path], *, late: bool = False
+    ) -> Iterator[Artifact]:
         found = artifact_of(self._path, item, self.manifest, custom_ops)
         names = [file.as_posix() for file in (item.artifact.path, *item.artifact.files)]
         self._check(names)
@@ -172,33 +181,44 @@ class StoredPacked(Stored):
         return self.folder_with(list(self._sizes))
 
     @contextmanager
-    def opening(self, item: Part, custom_ops: Sequence[Path]) -> Iterator[Artifact]:
+    def opening(
+        self, item: Part, custom_ops: Sequence[Path], *, late: bool = False
+    ) -> Iterator[Artifact]:
         names = [file.as_posix() for file in (item.artifact.path, *item.artifact.files)]
 
         def inside(_: Path, name: str) -> Path:
-            return self.folder_with(names) / name
+            return self._memory.path / name
 
-        found = artifact_of(Path(self.name), item, self.manifest, custom_ops, inside)
-        yield replace(found, digests={})  # unpacked into memory, where nobody else writes
+        found = stated_artifact(Path(self.name), item, self.manifest, custom_ops, inside)
+
+        def there() -> Artifact:
+            self.folder_with(names)
+            check_external(found.path, [*found.files], str(Path(self.name) / item.artifact.path))
+            return replace(found, digests={})  # unpacked into memory, where nobody else writes
+
+        # A web server is read in order, while it is there.
+        if late and self._packed.source.anywhere:
+            size_bytes = sum(self._sizes[name] for name in names)
+            yield replace(found, late=Late(size_bytes, there))
+        else:
+            yield there()
 
     def _unpack(self, names: Sequence[str]) -> None:
         """Unpack files into memory, and check them against the manifest."""
         if not names:
             return
-        files: dict[str, Array] = {}
+        files: dict[str, HashedRoom] = {}
         try:
             for name in names:
                 files[name] = self._memory.make(name, self._sizes[name])
             self._packed.unpack(files)
-            for name, data in files.items():
+            for name, room in files.items():
                 if (
                     name not in (MANIFEST, SIGNATURE)
-                    and hashlib.sha256(data.data).hexdigest() != self.manifest.files[name][0]
+                    and room.sha256() != self.manifest.files[name][0]
                 ):
                     raise IntegrityError(f"{self.name}: {name} was changed after it was written")
-            del data
-            while files:
-                self._memory.seal(files.popitem()[0])
+                self._memory.seal(name)
         except BaseException:
             for name in files:  # nobody finds half a file, and asking again may help
                 self._memory.drop(name)

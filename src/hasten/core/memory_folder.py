@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import mmap
 import os
 import shutil
 import tempfile
@@ -15,11 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
 from hasten.core.forks import ForkedLock
+from hasten.core.rooms import HashedRoom
 from hasten.core.target import Target
-from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
 
 _UNASKED_BYTES = 64 << 20
@@ -30,9 +27,6 @@ _SHARED_MEMORY = "/dev/shm"
 _CHUNK_BYTES = 1 << 20
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8
 """No seal may be added, and the file may neither shrink nor grow nor be written to; see fcntl(2)."""
-
-_MAPPED = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-"""All of a file is filled, so its pages are mapped at once."""
 
 
 class MemoryFolder:
@@ -61,8 +55,8 @@ class MemoryFolder:
         self._end = weakref.finalize(self, _free, self.path, self._descriptors, os.getpid())
         self._all.add(self)
 
-    def make(self, name: str, size_bytes: int) -> Array:
-        """Make a file and return its bytes, to be filled: uint8 of shape (size_bytes,).
+    def make(self, name: str, size_bytes: int) -> HashedRoom:
+        """Make a file of some size, to be filled.
 
         Args:
             name: Path in the folder, checked to lead nowhere else.
@@ -78,7 +72,7 @@ class MemoryFolder:
             check_memory(size_bytes)
             goal.parent.mkdir(parents=True, exist_ok=True)
             self._descriptors[name] = _unnamed(goal)
-            return room(self._descriptors[name], size_bytes)
+            return HashedRoom(self._descriptors[name], size_bytes)
         except (OSError, ValueError, OverflowError) as error:
             self.drop(name)
             said = getattr(error, "strerror", None) or error
@@ -112,7 +106,7 @@ class MemoryFolder:
         self._sealed.append(sealed)
 
     def seal(self, name: str) -> None:
-        """Let nobody change a file any more, once nothing has its bytes open for writing."""
+        """Let nobody change a file any more."""
         _seal(self._descriptors[name])
 
     def drop(self, name: str) -> None:
@@ -302,19 +296,6 @@ def _free_bytes() -> int:
             if name == "MemAvailable" and (words := value.split()) and words[0].isdecimal():
                 return min(most, 1024 * int(words[0]))
     return most
-
-
-def room(descriptor: int, size_bytes: int) -> Array:
-    """Give an empty file its size and return its bytes, to be filled: uint8 of shape (size_bytes,).
-
-    Raises:
-        OSError: there is no room. It is taken at once: where there is none, writing to a mapped file
-            would crash the process.
-    """
-    if not size_bytes:
-        return np.empty(0, np.uint8)
-    os.posix_fallocate(descriptor, 0, size_bytes)
-    return np.frombuffer(mmap.mmap(descriptor, size_bytes, _MAPPED), np.uint8)
 
 
 def _unnamed(goal: Path) -> int:

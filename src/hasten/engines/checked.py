@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,16 +20,36 @@ from hasten.errors import IntegrityError
 
 
 @dataclass(frozen=True)
+class Late:
+    """Files of an artifact that aren't there yet.
+
+    Attributes:
+        size_bytes: Size of all of them.
+        make: Function that makes them, and returns the artifact as it is then.
+    """
+
+    size_bytes: int
+    make: Callable[[], Artifact]
+
+
+@dataclass(frozen=True)
 class CheckedArtifact(Artifact):
     """Artifact of which the files' bytes are known, if a bundle brought it.
 
     Attributes:
         digests: SHA-256 of each file, in hex; empty if they aren't known.
         library_digests: SHA-256 of each library of operators, in hex; empty if they aren't known.
+        late: How its files are made when they are needed; None if they are there.
     """
 
     digests: Mapping[Path, str] = field(default_factory=dict)
     library_digests: Mapping[Path, str] = field(default_factory=dict)
+    late: Late | None = field(default=None, compare=False)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the files, also of those that aren't there yet."""
+        return super().size_bytes if self.late is None else self.late.size_bytes
 
     def copied_libraries(self) -> tuple[Path, ...]:
         """Return the libraries of operators, as copies that can't change if their bytes are known.
@@ -52,11 +72,14 @@ def private(artifact: Artifact) -> Iterator[Artifact]:
     later, and crash where they are cut short. What it has mapped outlives the loan; what it hasn't
     is freed after it. Copies that overlap in time are one. Libraries of operators are copied
     for as long as this process runs. An artifact whose bytes aren't known, which no bundle brought, is lent as it is.
+    Files that aren't there yet are made now.
 
     Raises:
         IntegrityError: a file was changed since it was checked, or names one that isn't the artifact's.
         InputError: there is no memory for the copy.
     """
+    if isinstance(artifact, CheckedArtifact) and artifact.late is not None:
+        artifact = artifact.late.make()
     if not isinstance(artifact, CheckedArtifact):
         yield artifact
         return

@@ -39,6 +39,7 @@ from hasten.bundle.packing.codecs.zstandard import compressed
 from hasten.bundle.packing.reader import Packed
 from hasten.bundle.packing.source import FileSource, MemorySource
 from hasten.bundle.packing.writer import pack
+from hasten.core.rooms import ArrayRoom
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError, IntegrityError
 from hasten.testing import models
@@ -162,7 +163,7 @@ def test_a_file_that_shrinks_meanwhile_is_no_crash(data: bytes, tmp_path: Path) 
     with FileSource(file) as source:
         packed = Packed.open(source)
         os.truncate(file, len(data) // 2)
-        found = {name: np.empty(size, np.uint8) for name, size in packed.head.files}
+        found = {name: ArrayRoom(np.empty(size, np.uint8)) for name, size in packed.head.files}
         with pytest.raises(
             IntegrityError, match=rf"{re.escape(str(file))} is cut off: .* are needed"
         ):
@@ -397,8 +398,8 @@ def test_a_chunk_by_an_unknown_codec_names_it(data: bytes) -> None:
         record["codecs"][0] = "\x1b[31mwavelets"
 
     said = refused(changed(data, change))
-    assert (
-        "the tensor 'noise' is damaged in chunk 1: it needs the codec '\\x1b[31mwavelets'" in said
+    assert re.search(
+        r"the tensor '\w+' is damaged in chunk 1: it needs the codec '\\x1b\[31mwavelets'", said
     )
     assert "it names no codec" in refused(_with_chunk(data, "noise", b"\x63abc"))
 

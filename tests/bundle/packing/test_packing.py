@@ -9,6 +9,7 @@ import gc
 import http.server
 import itertools
 import os
+import shutil
 import stat
 import tempfile
 import threading
@@ -37,6 +38,7 @@ from hasten.bundle.packing.source import FileSource, MemorySource
 from hasten.bundle.packing.unpacking import beside
 from hasten.bundle.packing.writer import Cut, pack, write_packed
 from hasten.cli import main
+from hasten.core.rooms import ArrayRoom, Room
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Engine
@@ -223,21 +225,26 @@ def test_a_packed_bundle_is_read_from_memory(two_models: Path) -> None:
         packed.check_end()
         name, size = packed.head.files[0]
         found = np.empty(size, np.uint8)
-        packed.unpack({name: found})
+        packed.unpack({name: ArrayRoom(found)})
     assert found.tobytes() == (two_models / name).read_bytes()
+
+
+def rooms(arrays: dict[str, Array]) -> dict[str, Room]:
+    """Rooms that fill some arrays."""
+    return {name: ArrayRoom(array) for name, array in arrays.items()}
 
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Names of the threads that decode: several, however little there is."""
     found: set[str] = set()
-    real = reader.Packed._decode
+    real = reader._Decoding._decode
 
     def noted(*given: Any) -> None:
         found.add(threading.current_thread().name)
         real(*given)
 
-    monkeypatch.setattr(reader.Packed, "_decode", noted)
+    monkeypatch.setattr(reader._Decoding, "_decode", noted)
     monkeypatch.setattr(reader, "_ALONE_BYTES", 0)
     monkeypatch.setattr(reader, "_BATCH_BYTES", 256)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
@@ -247,7 +254,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 def test_threads_decode_beside_each_other(
     data: bytes, threads: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noted, several = reader.Packed._decode, threading.Event()
+    noted, several = reader._Decoding._decode, threading.Event()
 
     def held(*given: Any) -> None:
         """Decode; who comes first waits for another, else it might have done all before that one runs."""
@@ -257,19 +264,20 @@ def test_threads_decode_beside_each_other(
         elif beside_each_other:
             several.wait(PATIENCE_S)
 
-    monkeypatch.setattr(reader.Packed, "_decode", held)
+    monkeypatch.setattr(reader._Decoding, "_decode", held)
     beside_each_other = False
     with MemorySource(data) as source:
         packed = Packed.open(source)
         alone = {name: np.empty(size, np.uint8) for name, size in packed.head.files}
         beside = {name: np.empty(size, np.uint8) for name, size in packed.head.files}
-        packed.unpack(alone, threads=1)
+        packed.unpack(rooms(alone), threads=1)
         assert threads == {threading.current_thread().name}
         threads.clear()
         beside_each_other = True
-        packed.unpack(beside)
+        packed.unpack(rooms(beside))
         assert len(threads) > 1
-        assert all(name.startswith("hasten-unpacking") for name in threads)
+        others = threads - {threading.current_thread().name}
+        assert all(name.startswith("hasten-unpacking") for name in others)
     for name, found in beside.items():
         np.testing.assert_array_equal(found, alone[name])
 
@@ -287,7 +295,7 @@ def test_what_a_thread_finds_damaged_is_told_and_ends_the_others(
                 packed = Packed.open(source)
                 files = {file: np.empty(size, np.uint8) for file, size in packed.head.files}
                 with pytest.raises(IntegrityError) as error:
-                    packed.unpack(files)
+                    packed.unpack(rooms(files))
             assert f"the tensor {name!r} is damaged: its chunk {number + 1} isn't" in str(
                 error.value
             )
@@ -355,13 +363,35 @@ def test_no_tensor_is_larger_than_zstandard_or_far_above_its_entropy(
         assert size <= 1.01 * bits / 8 * len(data)
     with FileSource(made.path) as source:
         found = np.empty(len(data), np.uint8)
-        Packed.open(source).unpack({"a": found})
+        Packed.open(source).unpack({"a": ArrayRoom(found)})
     np.testing.assert_array_equal(found, data)
 
 
 def _cut_whole(data: Array, width: int, chunk: int) -> Iterator[Cut]:
     pieces = (Piece(0, 0, len(data)),)
     yield Cut(Item("a", "x", (len(data) // width,), width, pieces, chunk * width), data)
+
+
+def test_a_model_that_the_cache_has_is_opened_without_unpacking_it(tmp_path: Path) -> None:
+    part = built(tmp_path, models.depthwise_cnn(tmp_path), CompiledC())
+    write(tmp_path / "model.hasten", stated(part, part), {})
+    packed = pack(tmp_path / "model.hasten", tmp_path / "model.hastenz").path
+    data = packed.read_bytes()
+    changed = Packed.open(MemorySource(data))
+    weights = next(n for n, item in enumerate(changed.head.items) if "plan" in item.name)
+    place = changed._starts[weights] + changed.head.items[weights].coded_bytes // 2
+    damaged = tmp_path / "damaged.hastenz"
+    damaged.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    kept = tmp_path / "cache"
+    with pytest.raises(IntegrityError, match=r"damaged\.hastenz: the tensor '.+' is damaged"):
+        hasten.load(damaged, cache=kept)
+    with hasten.load(packed, cache=kept) as loaded:
+        expected = loaded({"x": X})
+    with hasten.load(damaged, cache=kept) as loaded:  # found by the manifest's hash
+        np.testing.assert_equal(loaded({"x": X}), expected)
+    shutil.rmtree(kept)
+    with pytest.raises(IntegrityError, match=r"damaged\.hastenz: the tensor '.+' is damaged"):
+        hasten.load(damaged, cache=kept)
 
 
 @pytest.mark.parametrize("engine", [CompiledC(), Integers()], ids=["compiled", "integers"])

@@ -6,12 +6,13 @@ import collections
 import contextlib
 import hashlib
 import os
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Self, TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from hasten.bundle.packing.blocks import Codecs
 from hasten.bundle.packing.layout import Head, Item, Piece
 from hasten.bundle.packing.source import Source
 from hasten.core.memory_folder import check_memory
+from hasten.core.rooms import Room
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
 
@@ -29,6 +31,8 @@ _THREADS = 8
 _BATCH_BYTES = 1 << 20
 """Largest number of bytes that a thread decodes at a time while others are read."""
 _READ_BYTES = 1 << 20
+_BUFFER_BYTES = 1 << 20
+"""Size up to which a thread decodes chunks into the same memory, one after another."""
 Older: TypeAlias = Callable[[Piece], Array]
 """Function that returns the bytes of a piece of the base."""
 
@@ -81,18 +85,18 @@ class Packed:
         return self._starts[-1] + last.coded_bytes if last else layout.PREFIX.size
 
     def unpack(
-        self, files: Mapping[str, Array], older: Older | None = None, threads: int | None = None
+        self, files: Mapping[str, Room], older: Older | None = None, threads: int | None = None
     ) -> None:
         """Decode some of the files; the chunks of each tensor are decoded beside each other.
 
         Args:
-            files: Bytes to fill, by path in the bundle: uint8 of the file's size each.
+            files: Rooms to fill, by path in the bundle, of the file's size each.
             older: Function that returns bytes of the base; None for a bundle that stands alone.
             threads: Largest number of threads that decode.
 
         Raises:
             IntegrityError: a chunk is damaged; the message names its tensor.
-            InputError: the bytes can't be read, or there is no memory for them.
+            InputError: the bytes can't be read, or there is no room for them.
         """
         try:
             self._unpack(files, older, threads)
@@ -101,44 +105,42 @@ class Packed:
                 f"{self.source.name}: there isn't enough memory to unpack it; free some"
             ) from error
 
-    def _unpack(self, files: Mapping[str, Array], older: Older | None, threads: int | None) -> None:
+    def _unpack(self, files: Mapping[str, Room], older: Older | None, threads: int | None) -> None:
         wanted = self._wanted(files)
         total = sum(self.head.items[number].size_bytes for number in wanted)
         most = min(_THREADS, len(os.sched_getaffinity(0)), threads or _THREADS)
         if total <= _ALONE_BYTES:
             most = 1
-        codecs = Codecs(self.head.codecs)
-        goals: dict[int, Array] = {}
+        places = [_File(name, files.get(name)) for name, _ in self.head.files]
+        goals = {number: _Goal(self.head.items[number], places) for number in wanted}
+        decoding = _Decoding(self.source, Codecs(self.head.codecs))
+        if self.source.anywhere:  # then the bytes before each large tensor are soon complete
+            wanted.sort(key=lambda number: len(self.head.items[number].pieces) == 1)
         with _Workers(most, min(_BATCH_BYTES, total // (4 * most))) as workers:
             for number in wanted:
-                item = self.head.items[number]
-                goal = goals[number] = self._goal(item, files)
+                item, goal = self.head.items[number], goals[number]
                 if item.like in goals:
                     continue
                 old = _joined(item.since, older) if item.relation else None
-                if item.relation == "same":
-                    goal[...] = old
+                if old is not None and item.relation == "same":
+                    goal.take(0, old)
                 source = number if item.like == -1 else item.like
                 coded = self.head.items[source]
-                for at, data in enumerate(self._chunks(coded, self._starts[source])):
-                    workers.add(
-                        min(coded.chunk, coded.size_bytes),
-                        self._decode,
-                        coded,
-                        at,
-                        data,
-                        goal,
-                        old,
-                        codecs,
-                    )
+                small = len(item.pieces) > 1 and item.size_bytes <= _ALONE_BYTES
+                place = self._starts[source]
+                for at, length in enumerate(coded.coded):
+                    part = decoding.part(_Chunk(coded, at, place, length), goal, old)
+                    place += length
+                    if small:  # its many places are written to faster while no thread decodes
+                        part.finish()
+                    else:
+                        workers.add(part)
         for number, goal in goals.items():
-            item = self.head.items[number]
-            if item.like in goals:
-                goal[...] = goals[item.like]
-            if len(item.pieces) > 1:
-                self._spread(item, goal, files)
+            like = self.head.items[number].like
+            if like in goals:
+                goal.copy(goals[like])
 
-    def _wanted(self, files: Mapping[str, Array]) -> list[int]:
+    def _wanted(self, files: Mapping[str, Room]) -> list[int]:
         """Return the numbers of the items that some files need, in their order."""
         numbers = {n for n, (name, _) in enumerate(self.head.files) if name in files}
         return [
@@ -173,57 +175,232 @@ class Packed:
         if bytes(self.source.read(self.end, layout.END_BYTES)) != whole.digest():
             raise IntegrityError(f"{self.source.name} was changed after it was packed")
 
-    def _goal(self, item: Item, files: Mapping[str, Array]) -> Array:
-        """Return the bytes of a file that an item fills; memory for it if it is in several places."""
-        if len(item.pieces) > 1:
-            return _room(item)
-        piece = item.pieces[0]
-        return files[self.head.files[piece.file][0]][piece.offset : piece.offset + piece.length]
 
-    def _spread(self, item: Item, found: Array, files: Mapping[str, Array]) -> None:
-        """Copy an item's bytes to its pieces, as far as their files are wanted."""
-        place = 0
-        for piece in item.pieces:
-            name = self.head.files[piece.file][0]
-            if name in files:
-                files[name][piece.offset : piece.offset + piece.length] = found[
-                    place : place + piece.length
-                ]
-            place += piece.length
+@dataclass(frozen=True)
+class _Chunk:
+    """A chunk of an item, as it lies in the packed file.
 
-    def _chunks(self, item: Item, start: int) -> Iterator[memoryview]:
-        """Read an item's coded chunks."""
-        for length in item.coded:
-            yield self.source.read(start, length)
-            start += length
+    Attributes:
+        item: The item.
+        number: Number of the chunk in it.
+        place: Place of the chunk's first byte in the file.
+        coded_bytes: Number of its bytes in the file.
+    """
+
+    item: Item
+    number: int
+    place: int
+    coded_bytes: int
+
+    @property
+    def begin(self) -> int:
+        """Place of its first decoded byte in the item."""
+        return self.number * self.item.chunk
+
+    @property
+    def size_bytes(self) -> int:
+        """Number of bytes that it decodes to."""
+        return min(self.item.chunk, self.item.size_bytes - self.begin)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A chunk that is to be decoded.
+
+    Attributes:
+        size_bytes: Number of bytes that it decodes to.
+        work: Function that decodes it to its place.
+        done: Function that is told, by the thread that reads, once it is there.
+    """
+
+    size_bytes: int
+    work: Callable[[], None]
+    done: Callable[[], None]
+
+    def finish(self) -> None:
+        """Decode it, and tell that it is there."""
+        self.work()
+        self.done()
+
+
+class _Decoding:
+    """Decoder of chunks, on several threads.
+
+    Args:
+        source: Where the packed bundle's bytes come from.
+        codecs: Codecs by their numbers.
+    """
+
+    def __init__(self, source: Source, codecs: Codecs) -> None:
+        self._source, self._codecs, self._local = source, codecs, threading.local()
+
+    def part(self, chunk: _Chunk, goal: _Goal, old: Array | None) -> _Part:
+        """Return the work on a chunk, which is read now where only one thread may read.
+
+        Args:
+            chunk: The chunk.
+            goal: Where the item's bytes go.
+            old: Older bytes of the item; None if it is no difference.
+        """
+        data = None if self._source.anywhere else self._source.read(chunk.place, chunk.coded_bytes)
+        return _Part(
+            chunk.size_bytes,
+            partial(self._decode, chunk, data, goal, old),
+            partial(goal.reached, chunk.begin, chunk.size_bytes),
+        )
 
     def _decode(
-        self,
-        item: Item,
-        at: int,
-        data: memoryview,
-        goal: Array,
-        old: Array | None,
-        codecs: Codecs,
+        self, chunk: _Chunk, data: memoryview | None, goal: _Goal, old: Array | None
     ) -> None:
         """Decode one chunk to its place."""
-        begin = at * item.chunk
-        out = goal[begin : begin + item.chunk]
-        where = f"{self.source.name}: the tensor {item.name!r:.100}"
-        if zlib.crc32(data) != item.sums[at]:
+        item, begin = chunk.item, chunk.begin
+        if data is None:
+            buffer = self._memory("read", chunk.coded_bytes)
+            data = self._source.read_into(chunk.place, buffer.data)
+        where = f"{self._source.name}: the tensor {item.name!r:.100}"
+        if zlib.crc32(data) != item.sums[chunk.number]:
             raise IntegrityError(
-                f"{where} is damaged: its chunk {at + 1} isn't what was written; get the file again"
+                f"{where} is damaged: its chunk {chunk.number + 1} isn't what was written; get the file again"
             )
+        out = self._memory("decoded", chunk.size_bytes)
         try:
-            codecs.decode(data, out, item.width)
+            self._codecs.decode(data, out, item.width)
         except IntegrityError as error:
             raise IntegrityError(
-                f"{where} is damaged in chunk {at + 1}: {error}; get the file again"
+                f"{where} is damaged in chunk {chunk.number + 1}: {error}; get the file again"
             ) from error
         except InputError as error:
             raise InputError(f"{where} can't be unpacked: {error}") from error
         if old is not None:
-            apply(out, old[begin : begin + item.chunk], item.relation, item.width)
+            apply(out, old[begin : begin + len(out)], item.relation, item.width)
+        goal.take(begin, out)
+
+    def _memory(self, use: str, size_bytes: int) -> Array:
+        """Return this thread's memory for a use: uint8 of shape (size_bytes,), with any content."""
+        if size_bytes > _BUFFER_BYTES:
+            return _memory(size_bytes)
+        whole: Array | None = getattr(self._local, use, None)
+        if whole is None:
+            whole = np.empty(_BUFFER_BYTES, np.uint8)
+            setattr(self._local, use, whole)
+        return whole[:size_bytes]
+
+
+class _File:
+    """File of the bundle that is unpacked, or passed over.
+
+    Args:
+        name: Path in the bundle.
+        room: Room that it is written to; None if it isn't wanted.
+    """
+
+    def __init__(self, name: str, room: Room | None) -> None:
+        self._name, self._room = name, room
+        self._ends: dict[int, int] = {}
+        self._whole = 0
+
+    def put(self, offset: int, data: Array) -> None:
+        """Write some bytes.
+
+        Raises:
+            InputError: there is no room for them.
+        """
+        if self._room is not None:
+            with self._said(self._room):
+                self._room.put(offset, data)
+
+    def get(self, offset: int, length: int) -> Array:
+        """Return bytes that were written: uint8 of shape (length,)."""
+        assert self._room is not None
+        with self._said(self._room):
+            return self._room.get(offset, length)
+
+    def reached(self, begin: int, length: int) -> None:
+        """Note that some bytes are written; tell the room how far it is complete."""
+        if self._room is None or not length:
+            return
+        self._ends[begin] = begin + length
+        before = self._whole
+        while (end := self._ends.pop(self._whole, None)) is not None:
+            self._whole = end
+        if self._whole > before:
+            with self._said(self._room):
+                self._room.reached(self._whole)
+
+    @contextlib.contextmanager
+    def _said(self, room: Room) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"no room for the {room.size_bytes:,} bytes of {self._name}: {error.strerror}"
+            ) from error
+
+
+class _Goal:
+    """Place of an item's bytes in the files that are unpacked.
+
+    Bytes of an item that lies in several places are collected first.
+
+    Args:
+        item: The item.
+        files: Files of the bundle, by their numbers.
+    """
+
+    def __init__(self, item: Item, files: Sequence[_File]) -> None:
+        self._item, self._files = item, files
+        self._apart: Array | None = None
+        self._missing = self._unreached = item.size_bytes
+        self._lock = threading.Lock()
+
+    def take(self, begin: int, data: Array) -> None:
+        """Put some of the item's bytes where they belong; any thread may call this.
+
+        Args:
+            begin: Place of the first one in the item.
+            data: Bytes: uint8 of shape (n,).
+
+        Raises:
+            InputError: there is no room for them.
+        """
+        if len(self._item.pieces) == 1:
+            (piece,) = self._item.pieces
+            self._files[piece.file].put(piece.offset + begin, data)
+            return
+        with self._lock:
+            if self._apart is None:
+                self._apart = _memory(self._item.size_bytes)
+        self._apart[begin : begin + len(data)] = data
+        with self._lock:
+            self._missing -= len(data)
+            complete = not self._missing
+        if complete:
+            place = 0
+            for piece in self._item.pieces:
+                self._files[piece.file].put(piece.offset, self._apart[place : place + piece.length])
+                place += piece.length
+
+    def reached(self, begin: int, length: int) -> None:
+        """Note that some of the bytes were taken; one thread calls this."""
+        self._unreached -= length
+        if len(self._item.pieces) == 1:
+            (piece,) = self._item.pieces
+            self._files[piece.file].reached(piece.offset + begin, length)
+        elif not self._unreached:
+            for piece in self._item.pieces:
+                self._files[piece.file].reached(piece.offset, piece.length)
+
+    def copy(self, other: _Goal) -> None:
+        """Take the bytes of an item that is equal and complete."""
+        size_bytes = self._item.size_bytes
+        for begin in range(0, size_bytes, _BUFFER_BYTES):
+            self.take(begin, other._bytes(begin, min(_BUFFER_BYTES, size_bytes - begin)))
+
+    def _bytes(self, begin: int, count: int) -> Array:
+        if self._apart is not None:
+            return self._apart[begin : begin + count]
+        (piece,) = self._item.pieces
+        return self._files[piece.file].get(piece.offset + begin, count)
 
 
 def apply(out: Array, old: Array, relation: str, width: int) -> None:
@@ -253,19 +430,17 @@ def _named(name: str) -> Iterator[None]:
         raise IntegrityError(f"{name}: {error}") from error
 
 
-def _room(item: Item) -> Array:
-    """Return memory for an item that lies in several places: uint8 of shape (its size,).
+def _memory(size_bytes: int) -> Array:
+    """Return memory: uint8 of shape (size_bytes,), with any content.
 
     Raises:
         InputError: there is none.
     """
     try:
-        check_memory(item.size_bytes)
+        check_memory(size_bytes)
     except OSError as error:
-        raise InputError(
-            f"no room for the {item.size_bytes:,} bytes of {item.name!r:.100}: {error.strerror}"
-        ) from error
-    return np.empty(item.size_bytes, np.uint8)
+        raise InputError(f"no room for {size_bytes:,} bytes: {error.strerror}") from error
+    return np.empty(size_bytes, np.uint8)
 
 
 def _joined(pieces: Sequence[Piece], older: Older | None) -> Array:
@@ -277,61 +452,61 @@ def _joined(pieces: Sequence[Piece], older: Older | None) -> Array:
 
 
 class _Workers:
-    """Threads that decode while the calling one reads; with one, the calling one does both.
+    """Threads that decode beside the calling one, which decodes too while they have enough to do.
 
     Each is given the work of many chunks at a time: a chunk by itself takes a fraction of a millisecond, and
     handing it over about as long.
 
     Args:
-        count: Number of threads.
+        count: Number of threads, with the calling one.
         batch_bytes: Number of decoded bytes from which work is handed over.
     """
 
     def __init__(self, count: int, batch_bytes: int) -> None:
-        self._pool = ThreadPoolExecutor(count, "hasten-unpacking") if count > 1 else None
-        self._most, self._batch_bytes = 4 * count, batch_bytes
-        self._open: collections.deque[Future[None]] = collections.deque()
-        self._batch: list[Callable[[], None]] = []
+        self._pool = ThreadPoolExecutor(count - 1, "hasten-unpacking") if count > 1 else None
+        self._most, self._batch_bytes = 2 * (count - 1), batch_bytes
+        self._open: collections.deque[tuple[Future[None], Sequence[_Part]]] = collections.deque()
+        self._batch: list[_Part] = []
         self._waiting_bytes = 0
 
-    def add(self, size_bytes: int, work: Callable[..., None], *arguments: Any) -> None:
-        """Do some work soon; wait for earlier work where much is waiting already.
-
-        Args:
-            size_bytes: Number of bytes that it decodes.
-            work: Function to call.
-            *arguments: Its arguments.
-        """
-        if self._pool is None:
-            work(*arguments)
-            return
-        self._batch.append(partial(work, *arguments))
-        self._waiting_bytes += size_bytes
-        if self._waiting_bytes >= self._batch_bytes:
+    def add(self, part: _Part) -> None:
+        """Decode a chunk now or soon."""
+        self._batch.append(part)
+        self._waiting_bytes += part.size_bytes
+        if self._pool is None or self._waiting_bytes >= self._batch_bytes:
             self._hand_over()
 
     def _hand_over(self) -> None:
-        if self._pool is None or not self._batch:
+        batch, self._batch, self._waiting_bytes = self._batch, [], 0
+        while self._open and self._open[0][0].done():
+            self._take_back()
+        if self._pool is not None and len(self._open) < self._most:
+            self._open.append((self._pool.submit(_all_of, batch), batch))
             return
-        if len(self._open) >= self._most:
-            self._open.popleft().result()
-        self._open.append(self._pool.submit(_all_of, self._batch))
-        self._batch, self._waiting_bytes = [], 0
+        for part in batch:
+            part.finish()
+
+    def _take_back(self) -> None:
+        """Wait for the chunks that were handed over first."""
+        future, parts = self._open.popleft()
+        future.result()
+        for part in parts:
+            part.done()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._pool is not None:
-            try:
-                if kind is None:
-                    self._hand_over()
-                while self._open and kind is None:
-                    self._open.popleft().result()
-            finally:
+        try:
+            if kind is None:
+                self._hand_over()
+            while self._open and kind is None:
+                self._take_back()
+        finally:
+            if self._pool is not None:
                 self._pool.shutdown(cancel_futures=True)
 
 
-def _all_of(batch: Sequence[Callable[[], None]]) -> None:
-    for work in batch:
-        work()
+def _all_of(parts: Sequence[_Part]) -> None:
+    for part in parts:
+        part.work()

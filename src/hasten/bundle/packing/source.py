@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from hasten.errors import InputError, IntegrityError
 
@@ -31,15 +31,18 @@ _SPAN = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})")
 
 
 class Source(ABC):
-    """Bytes of a packed bundle, read by one thread.
+    """Bytes of a packed bundle.
 
     Attributes:
         name: Name for messages: a path or an address.
         size_bytes: Size in bytes; None where a server doesn't tell.
+        anywhere: Whether reading in another order than that of the bytes takes no longer, and several
+            threads may read at once.
     """
 
     name: str
     size_bytes: int | None
+    anywhere: ClassVar[bool] = True
 
     @abstractmethod
     def read(self, offset: int, length: int) -> memoryview:
@@ -49,6 +52,10 @@ class Source(ABC):
             IntegrityError: the bytes end before; or they changed since the first call.
             InputError: they can't be read; the message says why.
         """
+
+    def read_into(self, offset: int, buffer: memoryview) -> memoryview:
+        """Return as many bytes as a buffer has, there or elsewhere; raises what `read` raises."""
+        return self.read(offset, len(buffer))
 
     @abstractmethod
     def close(self) -> None:
@@ -88,10 +95,12 @@ class FileSource(Source):
         self.size_bytes: int | None = found.st_size
 
     def read(self, offset: int, length: int) -> memoryview:
-        if self.size_bytes is not None and length > self.size_bytes - offset:
-            raise self._ended(offset, length, max(0, self.size_bytes - offset))
-        buffer = memoryview(bytearray(length))
-        done = 0
+        self._check_there(offset, length)
+        return self.read_into(offset, memoryview(bytearray(length)))
+
+    def read_into(self, offset: int, buffer: memoryview) -> memoryview:
+        length, done = len(buffer), 0
+        self._check_there(offset, length)
         while done < length:
             try:
                 got = os.preadv(self._file, [buffer[done:]], offset + done)
@@ -101,6 +110,11 @@ class FileSource(Source):
                 raise self._ended(offset, length, done)
             done += got
         return buffer
+
+    def _check_there(self, offset: int, length: int) -> None:
+        """Check that the file was long enough at first, before memory is taken."""
+        if self.size_bytes is not None and length > self.size_bytes - offset:
+            raise self._ended(offset, length, max(0, self.size_bytes - offset))
 
     def close(self) -> None:
         file, self._file = self._file, -1  # the number may be another file's by the second call
@@ -135,6 +149,8 @@ class WebSource(Source):
     Raises:
         InputError: the server can't be reached, has no such file, or is too slow.
     """
+
+    anywhere: ClassVar[bool] = False
 
     def __init__(self, address: str) -> None:
         self.name, self.size_bytes = address, None

@@ -26,7 +26,7 @@ from hasten.bundle.packing.source import FileSource, Source, WebSource
 from hasten.bundle.signatures import PublicKey, Trusted, keys_of
 from hasten.bundle.stored import stored_at
 from hasten.core.cache_folder import cache_folder
-from hasten.core.memory_folder import room
+from hasten.core.rooms import ArrayRoom, FileRoom
 from hasten.errors import InputError, IntegrityError, call
 
 _FOLDER = "unpacked"
@@ -108,7 +108,7 @@ def _has_manifest_of(file: Packed, folder: Path) -> bool:
     if dict(file.head.files).get(MANIFEST) != len(there):
         return False
     found = np.empty(len(there), np.uint8)
-    file.unpack({MANIFEST: found})
+    file.unpack({MANIFEST: ArrayRoom(found)})
     return found.tobytes() == there
 
 
@@ -210,18 +210,17 @@ def write_files(file: Packed, folder: Path, older: Older | None = None) -> None:
         IntegrityError: the bundle is damaged.
     """
     files = {}
-    for name, size_bytes in file.head.files:
-        goal = folder / name
-        try:
-            goal.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(goal, _NEW, 0o644)
+    with contextlib.ExitStack() as closing:
+        for name, size_bytes in file.head.files:
+            goal = folder / name
             try:
-                files[name] = room(descriptor, size_bytes)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise InputError(f"can't write {goal}: {error.strerror}") from error
-    file.unpack(files, older)
+                goal.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(goal, _NEW, 0o644)
+                closing.callback(os.close, descriptor)
+                files[name] = FileRoom(descriptor, size_bytes, reserved=True)
+            except OSError as error:
+                raise InputError(f"can't write {goal}: {error.strerror}") from error
+        file.unpack(files, older)
 
 
 def checked(file: Packed, folder: Path, trusted: Sequence[PublicKey] = ()) -> None:

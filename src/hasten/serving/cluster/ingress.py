@@ -342,7 +342,7 @@ class Ingress:
                 while more := channel.recv(1 << 16):
                     answer += more
                 return answer.decode(errors="replace")
-        except OSError as error:  # HAProxy has ended, or is too busy: the next look repeats the orders
+        except OSError as error:  # it has ended, or is too busy: the next look repeats the orders
             log.error("HAProxy isn't listening: %s", error)
             return None
 
