@@ -144,10 +144,16 @@ class StoredPacked(Stored):
 
     def __init__(self, path: str | os.PathLike[str], trusted: Sequence[PublicKey] = ()) -> None:
         from hasten.bundle.packing.reader import Packed
-        from hasten.bundle.packing.source import FileSource, WebSource
+        from hasten.bundle.packing.source import FileSource, Source
         from hasten.core.memory_folder import MemoryFolder
 
-        source = WebSource(path) if is_address(path) else FileSource(Path(path))  # type: ignore[arg-type]
+        source: Source
+        if is_address(path):
+            from hasten.bundle.packing.web import WebSource
+
+            source = WebSource(os.fspath(path))
+        else:
+            source = FileSource(Path(path))
         self.name = source.name
         try:
             self._packed = Packed.open(source)

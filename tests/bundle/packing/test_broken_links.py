@@ -17,8 +17,8 @@ from tests.support import packed_files
 from tests.support.packed_files import read_all
 from tests.support.waiting import until
 
-from hasten.bundle.packing import source
-from hasten.bundle.packing.source import WebSource
+from hasten.bundle.packing import web as links
+from hasten.bundle.packing.web import WebSource
 from hasten.errors import InputError, IntegrityError
 
 Handler = http.server.BaseHTTPRequestHandler
@@ -26,7 +26,7 @@ Handler = http.server.BaseHTTPRequestHandler
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(links, "_FIRST_PAUSE_S", 0.0)
 
 
 @dataclass
@@ -207,7 +207,7 @@ def test_a_server_that_holds_its_reader_is_given_up(
             time.sleep(0.01)
             ranges(handler, web, 1)
 
-    monkeypatch.setattr(source, "_WHILE_S", 0.2)
+    monkeypatch.setattr(links, "_WHILE_S", 0.2)
     web.answer = slow
     assert re.fullmatch(
         r"IT is too slow: the server sent [0-9,]+ bytes in \d s; give another address, or the file itself",
@@ -218,8 +218,8 @@ def test_a_server_that_holds_its_reader_is_given_up(
 def test_a_server_that_sends_enough_in_each_while_is_read(
     web: Web, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "_WHILE_S", 0.0)
-    monkeypatch.setattr(source, "_LEAST_BYTES", 1)
+    monkeypatch.setattr(links, "_WHILE_S", 0.0)
+    monkeypatch.setattr(links, "_LEAST_BYTES", 1)
     with WebSource(web.address) as found:
         assert bytes(found.read(0, len(data))) == data
 

@@ -22,7 +22,7 @@ from hasten.bundle.manifest import MANIFEST
 from hasten.bundle.packing import layout
 from hasten.bundle.packing.names import is_address, is_packed
 from hasten.bundle.packing.reader import Older, Packed
-from hasten.bundle.packing.source import FileSource, Source, WebSource
+from hasten.bundle.packing.source import FileSource, Source
 from hasten.bundle.signatures import PublicKey, Trusted, keys_of
 from hasten.bundle.stored import stored_at
 from hasten.core.cache_folder import cache_folder
@@ -166,6 +166,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Packed]:
     """
     source: Source
     if is_address(path):
+        from hasten.bundle.packing.web import WebSource
+
         source = WebSource(os.fspath(path))
     elif Path(path).exists():
         source = FileSource(Path(path))
