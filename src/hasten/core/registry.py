@@ -15,7 +15,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 from hasten.core.objects import import_path, load_object
@@ -48,6 +47,8 @@ class Plugin:
 @functools.cache
 def plugins() -> tuple[Plugin, ...]:
     """Return what installed packages add to hasten, by group and name, without importing it."""
+    from importlib import metadata  # takes as long as opening a small model does
+
     points = metadata.entry_points()
     found = {
         Plugin(group, point.name, point.value.partition("[")[0].strip(), point.dist.name)

@@ -6,7 +6,6 @@ import functools
 import platform
 import re
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 
 from hasten.core.registry import plugins
@@ -53,18 +52,19 @@ def versions(of: Iterable[str] | None = None) -> dict[str, str]:
     Args:
         of: Names of packages; by default all that shape a result.
     """
-    found = {}
-    for name in packages() if of is None else of:
-        try:
-            found[name] = _version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: _version(name) for name in (packages() if of is None else of)}
+    return {name: version for name, version in found.items() if version is not None}
 
 
 @functools.cache
-def _version(name: str) -> str:
-    return metadata.version(name)  # which reads and parses a file each time
+def _version(name: str) -> str | None:
+    """Return a package's version, which is in a file that is parsed each time; None if it isn't installed."""
+    from importlib import metadata  # takes as long as opening a small model does
+
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def environment(
@@ -98,6 +98,8 @@ def _source() -> str:
 
     Source: the record of direct URLs in packages' metadata (PEP 610), which an index leaves out.
     """
+    from importlib import metadata
+
     try:
         direct = metadata.distribution("hasten").read_text("direct_url.json")
     except metadata.PackageNotFoundError:
