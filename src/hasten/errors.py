@@ -9,7 +9,9 @@ from pathlib import Path
 _MOST_LETTERS, _LAST_LETTERS = 2000, 400
 """Most letters of a message, and those of its end, which says what to do."""
 _GIVEN: dict[str, str] = {}
-"""Path of a folder that hasten made for itself -> the caller's own name for its content."""
+"""Path of a folder that hasten made for itself -> the caller's own name for its content; the newest come last."""
+_MOST_GIVEN = 1000
+"""Number of such names that are kept, as a server that is given new files for months names many."""
 
 
 class HastenError(Exception):
@@ -31,8 +33,8 @@ class HastenError(Exception):
     def whole(self) -> str:
         """The message with nothing left out, in which the names are those that the caller gave."""
         said = super().__str__()
-        for folder in sorted(_GIVEN, key=len, reverse=True):
-            said = said.replace(folder, _GIVEN[folder])
+        for folder, name in sorted(_GIVEN.items(), key=lambda pair: len(pair[0]), reverse=True):
+            said = said.replace(folder, name)
         return visible(said)
 
 
@@ -123,8 +125,11 @@ def call(folder: Path, name: str) -> None:
         folder: Folder that nobody gave, such as that of an unpacked bundle in the cache.
         name: Name that the caller gave: the packed file.
     """
-    for path in (folder, folder.absolute(), folder.resolve()):
-        _GIVEN[str(path)] = name
+    for path in {str(folder), str(folder.absolute()), str(folder.resolve())}:
+        _GIVEN.pop(path, None)
+        _GIVEN[path] = name
+    for path in [*_GIVEN][:-_MOST_GIVEN]:
+        _GIVEN.pop(path, None)
 
 
 def visible(text: str) -> str:

@@ -1,10 +1,11 @@
 """The messages of hasten's errors, whatever a stranger's file has in its names."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 
-from hasten.errors import CandidateError, HastenError, InputError, UnknownMember
+from hasten.errors import CandidateError, HastenError, InputError, UnknownMember, call
 
 NAME = "\x1b]0;owned\x07\nError: all is well\u202e\udcff"
 SHOWN = r"\x1b]0;owned\x07\nError: all is well\u202e\udcff"
@@ -51,3 +52,15 @@ def test_the_middle_of_a_long_message_is_left_out() -> None:
 def test_a_raised_errors_message_is_matched_as_it_is_shown() -> None:
     with pytest.raises(InputError, match=r"^a\\nb$"):
         raise InputError("a\nb")
+
+
+def test_messages_know_the_folders_that_were_made_last_by_what_they_were_made_of() -> None:
+    folders = [Path(f"/cache/{number}") for number in range(2000)]
+    for folder in folders:
+        call(folder, f"{folder.name}.hastenz")
+    call(folders[1500], "again.hastenz")
+    assert (
+        str(InputError("/cache/1999/model.onnx is damaged")) == "1999.hastenz/model.onnx is damaged"
+    )
+    assert str(InputError("/cache/1500 is damaged")) == "again.hastenz is damaged"
+    assert str(InputError("/cache/1 is damaged")) == "/cache/1 is damaged"
