@@ -280,8 +280,8 @@ class _Decoding:
         if size_bytes > _BUFFER_BYTES:
             return _memory(size_bytes)
         whole: Array | None = getattr(self._local, use, None)
-        if whole is None:
-            whole = np.empty(_BUFFER_BYTES, np.uint8)
+        if whole is None or len(whole) < size_bytes:
+            whole = np.empty(size_bytes, np.uint8)
             setattr(self._local, use, whole)
         return whole[:size_bytes]
 
