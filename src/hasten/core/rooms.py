@@ -20,9 +20,11 @@ class Room(ABC):
 
     Attributes:
         size_bytes: Number of bytes.
+        memory_bytes: Number of bytes of memory that filling it takes, which nobody holds for it yet.
     """
 
     size_bytes: int
+    memory_bytes: int = 0
 
     @abstractmethod
     def put(self, offset: int, data: Array) -> None:
@@ -107,10 +109,11 @@ class FileRoom(Room):
 
 
 class HashedRoom(FileRoom):
-    """Room in a file whose bytes are hashed in order while later ones are still being written."""
+    """Room in a file in memory, whose bytes are hashed in order while later ones are still being written."""
 
     def __init__(self, descriptor: int, size_bytes: int) -> None:
         super().__init__(descriptor, size_bytes)
+        self.memory_bytes = size_bytes
         self._hash, self._hashed = hashlib.sha256(), 0
         self._buffer = memoryview(bytearray(min(size_bytes, _HASHED_BYTES)))
 
