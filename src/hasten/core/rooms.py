@@ -6,6 +6,9 @@ import errno
 import hashlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -90,22 +93,42 @@ class FileRoom(Room):
             os.ftruncate(descriptor, size_bytes)
 
     def put(self, offset: int, data: Array) -> None:
-        view = data.data
-        while len(view):
-            count = os.pwrite(self._descriptor, view, offset)
-            view, offset = view[count:], offset + count
+        _write(self._descriptor, offset, data.data)
 
     def get(self, offset: int, length: int) -> Array:
         found = np.empty(length, np.uint8)
-        self._read(offset, found.data)
+        _read(self._descriptor, offset, found.data)
         return found
 
-    def _read(self, offset: int, view: memoryview) -> None:
-        while len(view):
-            count = os.preadv(self._descriptor, [view], offset)
-            if not count:
-                raise OSError(errno.EIO, "the file was cut off while it was written")
-            view, offset = view[count:], offset + count
+
+class PathRoom(Room):
+    """Room in a file that is opened for each access, where too many files would be open otherwise.
+
+    Args:
+        path: The file, which has its size already.
+        size_bytes: Its size.
+    """
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._path, self.size_bytes = path, size_bytes
+
+    def put(self, offset: int, data: Array) -> None:
+        with self._opened() as descriptor:
+            _write(descriptor, offset, data.data)
+
+    def get(self, offset: int, length: int) -> Array:
+        found = np.empty(length, np.uint8)
+        with self._opened() as descriptor:
+            _read(descriptor, offset, found.data)
+        return found
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        descriptor = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
 
 class HashedRoom(FileRoom):
@@ -120,7 +143,7 @@ class HashedRoom(FileRoom):
     def reached(self, offset: int) -> None:
         while offset - self._hashed >= (1 if offset == self.size_bytes else _HASHED_BYTES):
             part = self._buffer[: offset - self._hashed]
-            self._read(self._hashed, part)
+            _read(self._descriptor, self._hashed, part)
             self._hash.update(part)
             self._hashed += len(part)
 
@@ -132,3 +155,17 @@ class HashedRoom(FileRoom):
         """
         self.reached(self.size_bytes)
         return self._hash.hexdigest()
+
+
+def _write(descriptor: int, offset: int, view: memoryview) -> None:
+    while len(view):
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _read(descriptor: int, offset: int, view: memoryview) -> None:
+    while len(view):
+        count = os.preadv(descriptor, [view], offset)
+        if not count:
+            raise OSError(errno.EIO, "the file was cut off while it was written")
+        view, offset = view[count:], offset + count

@@ -516,7 +516,16 @@ class _Workers:
                 self._take_back()
         finally:
             if self._pool is not None:
-                self._pool.shutdown(cancel_futures=True)
+                _end(self._pool)
+
+
+def _end(pool: ThreadPoolExecutor) -> None:
+    """Wait for threads, also where a second Ctrl-C comes: they write to files that are closed next."""
+    try:
+        pool.shutdown(cancel_futures=True)
+    except BaseException:
+        _end(pool)
+        raise
 
 
 def _all_of(parts: Sequence[_Part]) -> None:
