@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from hasten.core.forks import after_forks
 from hasten.errors import InputError, IntegrityError
 
 _TRIES = 5
@@ -159,6 +160,7 @@ class WebSource(Source):
             _SameKind, _PacedHttp(self._pace), _PacedHttps(self._pace)
         )
         self._reply: http.client.HTTPResponse | None = None
+        self._parents: http.client.HTTPResponse | None = None
         self._place = 0
         self._tag: str | None = None
         try:
@@ -167,6 +169,11 @@ class WebSource(Source):
         except BaseException:
             self._drop()
             raise
+        after_forks(self, WebSource._anew)
+
+    def _anew(self) -> None:
+        """Leave the connection to the process that this one was forked from; a thread of that may read from it."""
+        self._parents, self._reply = self._reply, None
 
     def read(self, offset: int, length: int) -> memoryview:
         if self.size_bytes is not None and length > self.size_bytes - offset:
