@@ -138,14 +138,18 @@ class HashedRoom(FileRoom):
         super().__init__(descriptor, size_bytes)
         self.memory_bytes = size_bytes
         self._hash, self._hashed = hashlib.sha256(), 0
-        self._buffer = memoryview(bytearray(min(size_bytes, _HASHED_BYTES)))
+        self._buffer: Array | None = None
 
     def reached(self, offset: int) -> None:
         while offset - self._hashed >= (1 if offset == self.size_bytes else _HASHED_BYTES):
-            part = self._buffer[: offset - self._hashed]
+            if self._buffer is None:
+                self._buffer = np.empty(min(self.size_bytes, _HASHED_BYTES), np.uint8)
+            part = self._buffer[: offset - self._hashed].data
             _read(self._descriptor, self._hashed, part)
             self._hash.update(part)
             self._hashed += len(part)
+        if self._hashed == self.size_bytes:
+            self._buffer = None  # a model may have thousands of files
 
     def sha256(self) -> str:
         """Return the SHA-256 of all bytes in hex, once they are written.
