@@ -101,6 +101,7 @@ with hasten.load(sys.argv[1], cache=sys.argv[2], sessions=2) as packed:
 """
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("web", [False, True])
 def test_what_a_packed_bundle_unpacks_late_is_each_processs_own(
     tmp_path: Path, *, web: bool
