@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import http.server
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
+from tests.support import models as small_models
 from tests.support import recurrent
+from tests.support.bundles import built, stated
 from tests.support.servers import bundle_of
 
+from hasten.bundle import write
 from hasten.bundle.packing.writer import pack
 from hasten.core.sequences import Sequences
 from hasten.engines.compiled.engine import CompiledC
@@ -69,6 +78,55 @@ def test_a_forked_process_answers_though_another_thread_was_in_a_call(tmp_path: 
     command = [sys.executable, "-W", "ignore", "-c", FORKED, str(bundle), str(packed)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+FORKED_TWICE = """
+import os, shutil, signal, sys
+import hasten
+
+hasten.load(sys.argv[1], cache=sys.argv[2]).close()
+with hasten.load(sys.argv[1], cache=sys.argv[2], sessions=2) as packed:
+    def unpacks():
+        shutil.rmtree(sys.argv[2])  # so that another session needs the model's files
+        packed._pool._grow()
+        kept = [request["x"] for request in packed.requests]
+        return len(packed._pool._sessions) == 2 and len(kept) == 4 and packed._pool._refused == ""
+    for _ in range(2):
+        child = os.fork()
+        if not child:
+            signal.alarm(60)
+            os._exit(0 if unpacks() else 1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    print(int(not unpacks()))
+"""
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("web", [False, True])
+def test_what_a_packed_bundle_unpacks_late_is_each_processs_own(
+    tmp_path: Path, *, web: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    requests = [{"x": rng.standard_normal((1, 16, 16, 16)).astype(np.float32)} for _ in range(4)]
+    part = built(tmp_path, small_models.depthwise_cnn(tmp_path), CompiledC())
+    noise = {"noise.bin": rng.bytes(1 << 20)}  # what a stream that two processes read goes on with
+    write(tmp_path / "model.hasten", stated(part, part), {}, noise, requests)
+    packed = pack(tmp_path / "model.hasten").path
+    with contextlib.ExitStack() as serving:
+        place = f"{serving.enter_context(files_at(tmp_path))}/{packed.name}" if web else packed
+        command = [sys.executable, "-W", "ignore", "-c", FORKED_TWICE, str(place), "kept"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "0\n0\n0\n"), done.stderr
+
+
+@contextlib.contextmanager
+def files_at(folder: Path) -> Iterator[str]:
+    """Address of a web server of a folder."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 FORKED_SESSION = """

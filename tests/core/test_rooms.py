@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,3 +61,17 @@ def test_a_file_that_is_cut_off_meanwhile_is_an_error(descriptor: int) -> None:
     os.truncate(descriptor, 50)
     with pytest.raises(OSError, match="cut off"):
         room.get(0, 100)
+
+
+def test_rooms_of_many_files_keep_no_memory_for_their_hashes() -> None:
+    data = np.ones(1 << 20, np.uint8)
+    with contextlib.ExitStack() as closing:
+        files = [closing.enter_context(tempfile.TemporaryFile()) for _ in range(40)]
+        tracemalloc.start()
+        closing.callback(tracemalloc.stop)
+        rooms = [HashedRoom(file.fileno(), len(data)) for file in files]
+        for room in rooms:
+            room.put(0, data)
+            room.reached(len(data))
+        assert {room.sha256() for room in rooms} == {hashlib.sha256(data).hexdigest()}
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20

@@ -52,7 +52,7 @@ def load(
 
     Args:
         path: The bundle's folder; a packed bundle, as a file or as an address that begins with "http://" or
-            "https://", of which only the model that is opened is unpacked, into memory. A chain is opened
+            "https://", of which at most the model that is opened is unpacked, into memory. A chain is opened
             by `hasten.chain`.
         which: "winner", or "exact" for the exact model that the winner was compared to.
         custom_ops: Libraries with the user's own operators, the same files as when the bundle was

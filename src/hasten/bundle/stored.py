@@ -20,10 +20,11 @@ from hasten.bundle.folder import (
 from hasten.bundle.manifest import MANIFEST, SIGNATURE, Manifest, Part
 from hasten.bundle.packing.names import is_address, is_packed
 from hasten.bundle.signatures import MOST_BYTES, PublicKey
-from hasten.core.forks import ForkedLock
+from hasten.core.forks import ForkedLock, after_forks
+from hasten.core.memory_folder import MemoryFolder
 from hasten.core.rooms import HashedRoom
 from hasten.engines.base import Artifact
-from hasten.engines.checked import Late, check_external, private
+from hasten.engines.checked import CheckedArtifact, Late, check_external, private
 from hasten.errors import IntegrityError
 
 
@@ -145,7 +146,6 @@ class StoredPacked(Stored):
     def __init__(self, path: str | os.PathLike[str], trusted: Sequence[PublicKey] = ()) -> None:
         from hasten.bundle.packing.reader import Packed
         from hasten.bundle.packing.source import FileSource, Source
-        from hasten.core.memory_folder import MemoryFolder
 
         source: Source
         if is_address(path):
@@ -161,15 +161,16 @@ class StoredPacked(Stored):
             self._sizes = dict(self._packed.head.files)
             if MANIFEST not in self._sizes:
                 raise IntegrityError(f"{self.name}: it contains no {MANIFEST}")
-            self._memory = MemoryFolder()
+            self._memory: MemoryFolder | None = MemoryFolder()
         except BaseException:
             source.close()
             raise
         self._lock = ForkedLock()
         self._there: set[str] = set()
+        after_forks(self, StoredPacked._anew)
         try:
             self._unpack_checked_first(signature=bool(trusted))
-            folder = self._memory.path
+            folder = self._folder().path
             data = manifest_bytes(folder, trusted, self.name)
             self.manifest = parsed(data, folder, self.name)
             self.signed = _signed(trusted, SIGNATURE in self._sizes)
@@ -181,7 +182,7 @@ class StoredPacked(Stored):
     def folder_with(self, names: Sequence[str]) -> Path:
         with self._lock:
             self._unpack([name for name in dict.fromkeys(names) if name not in self._there])
-        return self._memory.path
+            return self._folder().path
 
     def whole(self) -> Path:
         return self.folder_with(list(self._sizes))
@@ -192,31 +193,44 @@ class StoredPacked(Stored):
     ) -> Iterator[Artifact]:
         names = [file.as_posix() for file in (item.artifact.path, *item.artifact.files)]
 
-        def inside(_: Path, name: str) -> Path:
-            return self._memory.path / name
-
-        found = stated_artifact(Path(self.name), item, self.manifest, custom_ops, inside)
+        def stated() -> CheckedArtifact:
+            folder = self.folder_with([])
+            return stated_artifact(
+                Path(self.name), item, self.manifest, custom_ops, lambda _, name: folder / name
+            )
 
         def there() -> Artifact:
             self.folder_with(names)
+            found = stated()  # a process that was forked has another folder
             check_external(found.path, [*found.files], str(Path(self.name) / item.artifact.path))
             return replace(found, digests={})  # unpacked into memory, where nobody else writes
 
         # A web server is read in order, while it is there.
         if late and self._packed.source.anywhere:
             size_bytes = sum(self._sizes[name] for name in names)
-            yield replace(found, late=Late(size_bytes, there))
+            yield replace(stated(), late=Late(size_bytes, there))
         else:
             yield there()
+
+    def _folder(self) -> MemoryFolder:
+        """Return the folder of this process, which one that was forked makes when it first needs it."""
+        if self._memory is None:
+            self._memory = MemoryFolder()
+        return self._memory
+
+    def _anew(self) -> None:
+        """Unpack what this process needs for itself: the links in its parent's folder are the parent's."""
+        self._memory, self._there = None, set()
 
     def _unpack(self, names: Sequence[str]) -> None:
         """Unpack files into memory, and check them against the manifest."""
         if not names:
             return
         files: dict[str, HashedRoom] = {}
+        memory = self._folder()
         try:
             for name in names:
-                files[name] = self._memory.make(name, self._sizes[name])
+                files[name] = memory.make(name, self._sizes[name])
             self._packed.unpack(files)
             for name, room in files.items():
                 if (
@@ -224,10 +238,10 @@ class StoredPacked(Stored):
                     and room.sha256() != self.manifest.files[name][0]
                 ):
                     raise IntegrityError(f"{self.name}: {name} was changed after it was written")
-                self._memory.seal(name)
+                memory.seal(name)
         except BaseException:
             for name in files:  # nobody finds half a file, and asking again may help
-                self._memory.drop(name)
+                memory.drop(name)
             raise
         self._there.update(names)
 
@@ -250,7 +264,8 @@ class StoredPacked(Stored):
     def close(self) -> None:
         with self._lock:
             self._packed.source.close()
-            self._memory.close()
+            if self._memory is not None:
+                self._memory.close()
             self._there.clear()
 
 

@@ -6,6 +6,9 @@ import errno
 import hashlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -20,9 +23,11 @@ class Room(ABC):
 
     Attributes:
         size_bytes: Number of bytes.
+        memory_bytes: Number of bytes of memory that filling it takes, which nobody holds for it yet.
     """
 
     size_bytes: int
+    memory_bytes: int = 0
 
     @abstractmethod
     def put(self, offset: int, data: Array) -> None:
@@ -88,38 +93,63 @@ class FileRoom(Room):
             os.ftruncate(descriptor, size_bytes)
 
     def put(self, offset: int, data: Array) -> None:
-        view = data.data
-        while len(view):
-            count = os.pwrite(self._descriptor, view, offset)
-            view, offset = view[count:], offset + count
+        _write(self._descriptor, offset, data.data)
 
     def get(self, offset: int, length: int) -> Array:
         found = np.empty(length, np.uint8)
-        self._read(offset, found.data)
+        _read(self._descriptor, offset, found.data)
         return found
 
-    def _read(self, offset: int, view: memoryview) -> None:
-        while len(view):
-            count = os.preadv(self._descriptor, [view], offset)
-            if not count:
-                raise OSError(errno.EIO, "the file was cut off while it was written")
-            view, offset = view[count:], offset + count
+
+class PathRoom(Room):
+    """Room in a file that is opened for each access, where too many files would be open otherwise.
+
+    Args:
+        path: The file, which has its size already.
+        size_bytes: Its size.
+    """
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._path, self.size_bytes = path, size_bytes
+
+    def put(self, offset: int, data: Array) -> None:
+        with self._opened() as descriptor:
+            _write(descriptor, offset, data.data)
+
+    def get(self, offset: int, length: int) -> Array:
+        found = np.empty(length, np.uint8)
+        with self._opened() as descriptor:
+            _read(descriptor, offset, found.data)
+        return found
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        descriptor = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
 
 class HashedRoom(FileRoom):
-    """Room in a file whose bytes are hashed in order while later ones are still being written."""
+    """Room in a file in memory, whose bytes are hashed in order while later ones are still being written."""
 
     def __init__(self, descriptor: int, size_bytes: int) -> None:
         super().__init__(descriptor, size_bytes)
+        self.memory_bytes = size_bytes
         self._hash, self._hashed = hashlib.sha256(), 0
-        self._buffer = memoryview(bytearray(min(size_bytes, _HASHED_BYTES)))
+        self._buffer: Array | None = None
 
     def reached(self, offset: int) -> None:
         while offset - self._hashed >= (1 if offset == self.size_bytes else _HASHED_BYTES):
-            part = self._buffer[: offset - self._hashed]
-            self._read(self._hashed, part)
+            if self._buffer is None:
+                self._buffer = np.empty(min(self.size_bytes, _HASHED_BYTES), np.uint8)
+            part = self._buffer[: offset - self._hashed].data
+            _read(self._descriptor, self._hashed, part)
             self._hash.update(part)
             self._hashed += len(part)
+        if self._hashed == self.size_bytes:
+            self._buffer = None  # a model may have thousands of files
 
     def sha256(self) -> str:
         """Return the SHA-256 of all bytes in hex, once they are written.
@@ -129,3 +159,17 @@ class HashedRoom(FileRoom):
         """
         self.reached(self.size_bytes)
         return self._hash.hexdigest()
+
+
+def _write(descriptor: int, offset: int, view: memoryview) -> None:
+    while len(view):
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _read(descriptor: int, offset: int, view: memoryview) -> None:
+    while len(view):
+        count = os.preadv(descriptor, [view], offset)
+        if not count:
+            raise OSError(errno.EIO, "the file was cut off while it was written")
+        view, offset = view[count:], offset + count

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support import models as small_models
 from tests.support import packed_files
 from tests.support.bundles import built, forge, stated
 from tests.support.packed_files import (
@@ -456,6 +457,22 @@ def test_a_file_that_memory_cant_hold_is_refused_first(
     said = r"no room for the [\d,]+ bytes of manifest\.json: 100 bytes of memory are free"
     with pytest.raises(InputError, match=said):
         hasten.load(packed_bundle)
+
+
+def test_files_that_memory_holds_one_by_one_but_not_together_are_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = '<ir_version: 10, opset_import: ["" : 20]> m (float[b, 64] x) => (float[b, 64] y) <float[64, 64] w> { y = MatMul(x, w) }'
+    model = small_models.built(tmp_path / "m", text, external=True)
+    part = built(tmp_path, model.path, OnnxRuntime(threads=1))
+    write(tmp_path / "model.hasten", stated(part, None), {})
+    packed = pack(tmp_path / "model.hasten").path
+    largest = max(file.stat().st_size for file in (part.artifact.path, *part.artifact.files))
+    monkeypatch.setattr("hasten.core.memory_folder._UNASKED_BYTES", 0)
+    monkeypatch.setattr("hasten.core.memory_folder._free_bytes", lambda: largest + 10)
+    said = rf"model\.hastenz: no room to unpack [\d,]+ bytes: {largest + 10:,} bytes of memory are free"
+    with pytest.raises(InputError, match=said):
+        hasten.load(packed, cache=False)
 
 
 @pytest.mark.parametrize("what", ["pack", "unpack", "load"])

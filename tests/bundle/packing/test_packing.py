@@ -9,6 +9,7 @@ import gc
 import http.server
 import itertools
 import os
+import resource
 import shutil
 import stat
 import tempfile
@@ -35,7 +36,7 @@ from hasten.bundle.packing.codecs.zstandard import compressed
 from hasten.bundle.packing.layout import Head, Item, Piece
 from hasten.bundle.packing.reader import Packed
 from hasten.bundle.packing.source import FileSource, MemorySource
-from hasten.bundle.packing.unpacking import beside
+from hasten.bundle.packing.unpacking import beside, write_files
 from hasten.bundle.packing.writer import Cut, pack, write_packed
 from hasten.cli import main
 from hasten.core.rooms import ArrayRoom, Room
@@ -300,6 +301,62 @@ def test_what_a_thread_finds_damaged_is_told_and_ends_the_others(
                 error.value
             )
     assert not [one for one in threading.enumerate() if one.name.startswith("hasten-unpacking")]
+
+
+def test_no_thread_writes_any_more_once_a_second_interrupt_is_told(
+    data: bytes, threads: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The descriptor of a file that was closed meanwhile may be another file's by then."""
+    noted, inside, go = reader._Decoding._decode, threading.Event(), threading.Event()
+    main, running = threading.current_thread(), []
+
+    def held(*given: Any) -> None:
+        if threading.current_thread() is main:
+            assert inside.wait(PATIENCE_S)
+            raise KeyboardInterrupt
+        inside.set()
+        running.append(1)
+        assert go.wait(PATIENCE_S)
+        noted(*given)
+        running.pop()
+
+    class Interrupted(reader.ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            if not go.is_set():
+                go.set()
+                raise KeyboardInterrupt
+            super().shutdown(wait, cancel_futures=cancel_futures)
+
+    monkeypatch.setattr(reader._Decoding, "_decode", held)
+    monkeypatch.setattr(reader, "ThreadPoolExecutor", Interrupted)
+    with MemorySource(data) as source:
+        packed = Packed.open(source)
+        files = {name: np.empty(size, np.uint8) for name, size in packed.head.files}
+        with pytest.raises(KeyboardInterrupt):
+            packed.unpack(rooms(files))
+        assert not running
+
+
+def test_more_files_than_a_process_may_open_are_unpacked(tmp_path: Path) -> None:
+    names = [f"weights/{number}.bin" for number in range(400)]
+    data = np.random.default_rng(0).integers(0, 256, 40 * len(names), np.uint8)
+    half = len(data) // 2
+    each = tuple(Piece(number, 0, 40) for number in range(len(names)))
+    cuts = [
+        Cut(Item("few", "uint8", (half,), 1, each[:200], 1 << 18), data[:half]),
+        Cut(Item("more", "uint8", (half,), 1, each[200:], 1 << 18), data[half:]),
+    ]
+    path, goal = tmp_path / "p.hastenz", tmp_path / "out"
+    goal.mkdir()
+    write_packed(path, Head(tuple((name, 40) for name in names), (), ()), iter(cuts), all_codecs())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with FileSource(path) as source:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_descriptors() + 200, hard))
+        try:
+            write_files(Packed.open(source), goal)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert b"".join((goal / name).read_bytes() for name in names) == data.tobytes()
 
 
 def test_a_bundle_answers_before_the_rest_of_it_has_come(two_models: Path) -> None:

@@ -13,6 +13,7 @@ from tests.support.bundles import built, stated
 from tests.support.quantized import quantized
 
 from hasten.bundle import NotCertifiedHere, load, write
+from hasten.bundle.packing.writer import pack
 from hasten.cli import main
 from hasten.core.tensors import Array
 from hasten.engines.compiled.engine import CompiledC
@@ -85,6 +86,24 @@ def test_a_bundle_is_judged_without_a_compiler(
     with load(bundle, reference=True) as reference:
         assert reference.not_certified == ()
         assert reference(x)["y"].tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("which", ["winner", "exact"])
+def test_the_reference_needs_no_compiler_and_asks_no_cache_for_a_packed_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str, *, kept: bool
+) -> None:
+    _bundle(tmp_path)
+    part = built(tmp_path, (tmp_path / "fast.onnx").rename(tmp_path / "one.onnx"), CompiledC())
+    write(tmp_path / "both.hasten", stated(part, part), {})
+    packed, cache = pack(tmp_path / "both.hasten").path, tmp_path / "cache" if kept else False
+    x = np.random.default_rng(7).standard_normal((3, 4, 6, 6)).astype(np.float32)
+    with load(packed, cache=cache) as compiled:
+        wanted = compiled(x)["y"]
+    monkeypatch.setenv("HASTEN_CC", "off")
+    with load(packed, which=which, reference=True, cache=cache) as reference:  # type: ignore[arg-type]
+        assert reference(x)["y"].tobytes() == wanted.tobytes()
+        assert "compiler" not in reference.properties()
 
 
 def test_what_ends_in_floats_is_said_to_be_near(

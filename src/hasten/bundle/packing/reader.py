@@ -107,7 +107,10 @@ class Packed:
 
     def _unpack(self, files: Mapping[str, Room], older: Older | None, threads: int | None) -> None:
         wanted = self._wanted(files)
-        total = sum(self.head.items[number].size_bytes for number in wanted)
+        sizes = {number: self.head.items[number].size_bytes for number in wanted}
+        apart = sum(size for n, size in sizes.items() if len(self.head.items[n].pieces) > 1)
+        self._check_memory(apart + sum(room.memory_bytes for room in files.values()))
+        total = sum(sizes.values())
         most = min(_THREADS, len(os.sched_getaffinity(0)), threads or _THREADS)
         if total <= _ALONE_BYTES:
             most = 1
@@ -139,6 +142,15 @@ class Packed:
             like = self.head.items[number].like
             if like in goals:
                 goal.copy(goals[like])
+
+    def _check_memory(self, size_bytes: int) -> None:
+        """Check that there is memory for all that is about to be taken, as long as nothing is."""
+        try:
+            check_memory(size_bytes)
+        except OSError as error:
+            raise InputError(
+                f"{self.source.name}: no room to unpack {size_bytes:,} bytes: {error.strerror}"
+            ) from error
 
     def _wanted(self, files: Mapping[str, Room]) -> list[int]:
         """Return the numbers of the items that some files need, in their order."""
@@ -504,7 +516,16 @@ class _Workers:
                 self._take_back()
         finally:
             if self._pool is not None:
-                self._pool.shutdown(cancel_futures=True)
+                _end(self._pool)
+
+
+def _end(pool: ThreadPoolExecutor) -> None:
+    """Wait for threads, also where a second Ctrl-C comes: they write to files that are closed next."""
+    try:
+        pool.shutdown(cancel_futures=True)
+    except BaseException:
+        _end(pool)
+        raise
 
 
 def _all_of(parts: Sequence[_Part]) -> None:

@@ -26,7 +26,7 @@ from hasten.bundle.packing.source import FileSource, Source
 from hasten.bundle.signatures import PublicKey, Trusted, keys_of
 from hasten.bundle.stored import stored_at
 from hasten.core.cache_folder import cache_folder
-from hasten.core.rooms import ArrayRoom, FileRoom
+from hasten.core.rooms import ArrayRoom, FileRoom, PathRoom, Room
 from hasten.errors import InputError, IntegrityError, call
 
 _FOLDER = "unpacked"
@@ -34,6 +34,8 @@ _UNPACKED = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.[0-9a-f]{8}")
 """Names of the folders in it: of bundles, and of those that are being written."""
 _ABANDONED_S, _UNUSED_S = 3600.0, 30 * 86400.0
 """Ages from which a folder is removed that a killed process left, and one that nobody used."""
+_OPEN_FILES = 128
+"""Number of files that stay open while they are written to; many systems let a process have 1,024."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -211,15 +213,20 @@ def write_files(file: Packed, folder: Path, older: Older | None = None) -> None:
         InputError: there is no room, or the bundle can't be read.
         IntegrityError: the bundle is damaged.
     """
-    files = {}
+    files: dict[str, Room] = {}
     with contextlib.ExitStack() as closing:
-        for name, size_bytes in file.head.files:
+        for number, (name, size_bytes) in enumerate(file.head.files):
             goal = folder / name
             try:
                 goal.parent.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(goal, _NEW, 0o644)
-                closing.callback(os.close, descriptor)
-                files[name] = FileRoom(descriptor, size_bytes, reserved=True)
+                with contextlib.ExitStack() as opening:
+                    descriptor = os.open(goal, _NEW, 0o644)
+                    opening.callback(os.close, descriptor)
+                    files[name] = FileRoom(descriptor, size_bytes, reserved=True)
+                    if number < _OPEN_FILES:
+                        closing.enter_context(opening.pop_all())
+                    else:
+                        files[name] = PathRoom(goal, size_bytes)
             except OSError as error:
                 raise InputError(f"can't write {goal}: {error.strerror}") from error
         file.unpack(files, older)

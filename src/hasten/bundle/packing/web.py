@@ -18,6 +18,7 @@ import urllib.request
 from typing import Any, ClassVar
 
 from hasten.bundle.packing.source import Source
+from hasten.core.forks import after_forks
 from hasten.errors import InputError, IntegrityError
 
 _TRIES = 5
@@ -49,6 +50,7 @@ class WebSource(Source):
             _SameKind, _PacedHttp(self._pace), _PacedHttps(self._pace)
         )
         self._reply: http.client.HTTPResponse | None = None
+        self._parents: http.client.HTTPResponse | None = None
         self._place = 0
         self._tag: str | None = None
         try:
@@ -57,6 +59,11 @@ class WebSource(Source):
         except BaseException:
             self._drop()
             raise
+        after_forks(self, WebSource._anew)
+
+    def _anew(self) -> None:
+        """Leave the connection to the process that this one was forked from; a thread of that may read from it."""
+        self._parents, self._reply = self._reply, None
 
     def read(self, offset: int, length: int) -> memoryview:
         if self.size_bytes is not None and length > self.size_bytes - offset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -14,6 +14,8 @@ from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.base import Artifact, Session
+from hasten.engines.checked import private
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.constants import Constants
 from hasten.engines.compiled.engine import CompiledC, read, row_counts
 from hasten.engines.compiled.plan import Plan
@@ -82,7 +84,15 @@ class Integers(CompiledC):
         Raises:
             CandidateError: the plan is damaged.
         """
-        yield IntegerSession(artifact, *read(artifact))
+        with private(artifact) as copy:
+            session = IntegerSession(artifact, *read(copy))
+        yield session
+
+    def open_cached(
+        self, artifact: Artifact, target: Target, compiled: CompileCache
+    ) -> AbstractContextManager[Session]:
+        """Open as `open` does: nothing is compiled."""
+        return self.open(artifact, target)
 
     def words(self) -> str:
         return "integers in numpy"
