@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import filecmp
 import functools
 import gc
@@ -15,7 +17,8 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -561,6 +564,35 @@ def test_what_nobody_named_replaces_no_other_bundle(two_models: Path, tmp_path: 
     assert read(two_models).exact is not None
     whole = pack(two_models, tmp_path / "model.hastenz").path
     assert hasten.unpack(whole) == two_models
+
+
+def test_a_mount_point_that_cant_be_replaced_is_one_line_and_stays(
+    two_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> NoReturn:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    packed, place = pack(two_models).path, tmp_path / "volume" / "model.hasten"
+    shutil.copytree(two_models, place)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())  # names can't be exchanged
+    monkeypatch.setattr(os, "rename", busy)
+    said = f"can't write {place}: Device or resource busy; a mount point has to keep its name"
+    with pytest.raises(InputError, match=said):
+        hasten.unpack(packed, place)
+    assert _same(place, two_models)
+    assert list(place.parent.iterdir()) == [place]
+
+
+def test_a_link_to_a_bundle_is_replaced_and_nothing_is_left_of_it(
+    two_models: Path, tmp_path: Path
+) -> None:
+    packed, place = pack(two_models).path, tmp_path / "device" / "model.hasten"
+    place.parent.mkdir()
+    place.symlink_to(two_models)
+    assert hasten.unpack(packed, place) == place
+    assert not place.is_symlink()
+    assert _same(place, two_models)
+    assert list(place.parent.iterdir()) == [place]
 
 
 def test_a_packed_bundle_is_packed_once_more_under_another_name(

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from hasten.bundle.folder import manifest_bytes, put_in_place, read, replaceable
+from hasten.bundle.folder import discard, manifest_bytes, put_in_place, read, replaceable
 from hasten.bundle.manifest import MANIFEST
 from hasten.bundle.packing import layout
 from hasten.bundle.packing.names import is_address, is_packed
@@ -193,7 +193,7 @@ def beside(goal: Path) -> Iterator[Path]:
     try:
         yield new
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        discard(new)
         os.close(descriptor)
 
 
