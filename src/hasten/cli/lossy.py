@@ -127,9 +127,11 @@ def pack_with_loss(
     from hasten.cli.card import show
     from hasten.cli.commands import as_text
     from hasten.cli.screen import screen
+    from hasten.core.records import with_name
     from hasten.lightening.packing import PLAN, pack_lossy
 
     began = time.monotonic()
+    bundle = with_name(bundle)
     name = bundle.name.removesuffix(".hastenz").removesuffix(".hasten")
     goal = out or bundle.with_name(f"{name}-lossy.hastenz")
     check_goal(goal)

@@ -613,6 +613,38 @@ def test_a_bundle_is_packed_from_within(
     assert pack(".").path == tmp_path / "model.hastenz"
 
 
+@pytest.mark.parametrize(("inside", "out"), [(".", "."), ("model", "..")])
+@pytest.mark.parametrize("since", [False, True], ids=["whole", "a difference"])
+def test_a_bundle_is_replaced_from_within(
+    two_models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    inside: str,
+    out: str,
+    since: bool,
+) -> None:
+    newer = shutil.copytree(two_models, tmp_path / "newer.hasten")
+    forge(newer, lambda record: record.update(why="newer"))
+    packed = pack(newer, since=two_models if since else None).path
+    monkeypatch.chdir(two_models / inside)
+    hasten.unpack(packed, out, base=out if since else None)
+    assert _same(two_models, newer)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    "command", ["report .", "pack . --lossy --train=none.npz --data=none.npz --max-drop=1%"]
+)
+def test_a_command_from_within_a_bundle_is_refused_in_one_line(
+    two_models: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(two_models)
+    done = CliRunner().invoke(main, command.split())
+    assert done.exit_code == 2, done.output
+    assert done.stderr.startswith("hasten: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_the_hash_of_the_whole_file_is_checked(two_models: Path, tmp_path: Path) -> None:
     packed = pack(two_models).path
     data = bytearray(packed.read_bytes())

@@ -26,6 +26,7 @@ from hasten.bundle.packing.source import FileSource, Source, WebSource
 from hasten.bundle.signatures import PublicKey, Trusted, keys_of
 from hasten.bundle.stored import stored_at
 from hasten.core.cache_folder import cache_folder
+from hasten.core.records import with_name
 from hasten.core.rooms import ArrayRoom, FileRoom
 from hasten.errors import InputError, IntegrityError, call
 
@@ -65,7 +66,7 @@ def unpack(
         IntegrityError: the file is damaged, the message names the tensor; or it isn't signed by such a key.
     """
     keys = keys_of(trusted)
-    goal = _beside(packed) if out is None else Path(out)
+    goal = _beside(packed) if out is None else with_name(Path(out))
     if base is not None:
         from hasten.bundle.packing.update import unpack_since
 

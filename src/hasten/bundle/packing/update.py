@@ -19,7 +19,7 @@ from hasten.bundle.packing.unpacking import beside, checked, opened, write_files
 from hasten.bundle.packing.writer import check_goal, pack
 from hasten.bundle.signatures import PublicKey
 from hasten.bundle.stored import Stored, stored_at
-from hasten.core.records import file_digest
+from hasten.core.records import file_digest, with_name
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
 
@@ -54,7 +54,7 @@ def unpack_since(
         IntegrityError: the difference or the older bundle is damaged, or the newer one isn't signed by
             such a key.
     """
-    goal = Path(out).absolute()
+    goal = with_name(Path(out)).absolute()
     as_file = goal.suffix == SUFFIX
     check_goal(goal) if as_file else replaceable(goal)
     with opened(packed) as difference, contextlib.closing(stored_at(old)) as older:
