@@ -481,6 +481,7 @@ def test_a_full_disk_in_the_middle_leaves_nothing(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
     assert re.fullmatch(r"(can't write|no room for) .*: File too large", str(error.value))
+    assert "/." not in str(error.value)  # no hidden folder, which is gone
     assert list(out.iterdir()) == []
 
 

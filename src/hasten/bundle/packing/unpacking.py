@@ -181,6 +181,7 @@ def beside(goal: Path) -> Iterator[Path]:
     """Make a folder beside a path for what is to be renamed to it; whatever is left of it goes.
 
     It is locked meanwhile: if the clock jumps, another process would take it for an abandoned one.
+    Messages name the path, because the folder is gone by then.
 
     Raises:
         InputError: it can't be made.
@@ -193,6 +194,11 @@ def beside(goal: Path) -> Iterator[Path]:
         raise InputError(f"can't write {goal}: {error.strerror}") from error
     try:
         yield new
+    except InputError as error:
+        if str(new) not in str(error):
+            raise
+        kind = IntegrityError if isinstance(error, IntegrityError) else InputError
+        raise kind(str(error).replace(str(new), str(goal))) from error
     finally:
         discard(new)
         os.close(descriptor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +64,7 @@ def unpack_since(
         base = _Base(older, _stated(difference, older))
         try:
             with beside(goal) as new:
-                with _named(new, goal):
-                    write_files(difference, new, base.piece)
+                write_files(difference, new, base.piece)
                 _check_whole(difference, new, base, trusted)
                 if not is_address(packed):
                     difference.check_end()
@@ -81,15 +80,6 @@ def unpack_since(
         except OSError as error:
             raise InputError(f"can't write {out}: {error.strerror or error}") from error
     return Path(out)
-
-
-@contextlib.contextmanager
-def _named(new: Path, goal: Path) -> Iterator[None]:
-    """Name the goal in messages instead of the hidden folder that is gone by then."""
-    try:
-        yield
-    except InputError as error:
-        raise type(error)(str(error).replace(str(new), str(goal))) from error
 
 
 def _is_same(goal: Path, old: str | os.PathLike[str]) -> bool:
