@@ -94,6 +94,29 @@ def test_it_makes_a_newer_bundle_of_an_older_one(reader: ModuleType, tmp_path: P
     assert found == {"model.bin": b"".join(new for _, new in cuts)}
 
 
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [(80, "too few bytes for its files"), (1 << 40, "the older bundle's files have other sizes")],
+)
+def test_a_difference_that_claims_to_be_large_is_refused_before_memory_is_taken(
+    reader: ModuleType, tmp_path: Path, stated: int, said: str
+) -> None:
+    (tmp_path / "manifest.json").write_bytes(b"{}")
+    (tmp_path / "old").write_bytes(bytes(80))
+    known = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # of "{}"
+    large = 1 << 38
+    pieces = tuple(Piece(0, place, 80) for place in range(0, 800, 80))
+    old = tuple(Piece(0, 0, 80) for _ in pieces)
+    item = Item("t", "any", (800,), 1, pieces, 800, relation="same", since=old)
+    claim = Item("c", "any", (large,), 1, (Piece(0, 800, large),), large, relation="same")
+    claim = replace(claim, since=(Piece(0, 0, stated),))
+    head = Head((("m.bin", 800 + large),), (), (), Base(known, (("old", stated),)))
+    cuts = [Cut(each, np.empty(0, np.uint8)) for each in (item, claim)]
+    write_packed(tmp_path / "d.hastenz", head, iter(cuts), all_codecs())
+    with pytest.raises(ValueError, match=said):
+        reader.unpack((tmp_path / "d.hastenz").read_bytes(), tmp_path)
+
+
 @pytest.mark.seconds
 def test_it_refuses_and_reads_the_same_files_as_hasten(reader: ModuleType, data: bytes) -> None:
     rng = random.Random(2)
