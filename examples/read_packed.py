@@ -63,7 +63,11 @@ def check(head, file_bytes, place):
         pure = PurePosixPath(path)
         inside = path.isprintable() and "\\" not in path and pure.parts and ".." not in pure.parts
         need(inside and str(pure) == path and not pure.is_absolute(), f"{path!r} leads out")
-        need(type(size) is int and size >= 0, f"{path!r} has no size")
+        short = len(path.encode()) <= 1024 and all(len(part.encode()) <= 255 for part in pure.parts)
+        need(short and type(size) is int and size >= 0, f"{path!r} has no size, or is too long")
+    paths = [PurePosixPath(path) for path, _ in head["files"]]
+    folders = {folder for path in paths for folder in path.parents}
+    need(len({*paths}) == len(paths) and folders.isdisjoint(paths), "a path occurs twice")
     most = max(64 << 20, file_bytes << 12) + 4 * sum(size for _, size in base)
     need(sum(size for _, size in head["files"]) <= most, "too few bytes for its files")
     ends = [0] * len(head["files"])
@@ -74,7 +78,9 @@ def check(head, file_bytes, place):
     need(ends == [size for _, size in head["files"]], "bytes are in no piece")
     for item in head["items"]:
         size, width, chunk = size_of(item["pieces"]), item["width"], item["chunk"]
-        fits = 0 < width <= 16 and chunk > 0 and chunk % width == 0 and len(item["shape"]) <= 32
+        need(base or not item["relation"], f"{item['name']!r} is a difference to nothing")
+        fits = 0 < width <= 16 and chunk > 0 and chunk % width == 0
+        fits = fits and len(item["shape"]) <= 32 and all(axis > 0 for axis in item["shape"])
         need(fits and prod(item["shape"]) * width == size, f"{item['name']!r} has no such size")
         count = 0 if item["relation"] == "same" or item["like"] != -1 else -(-size // chunk)
         need(len(item["coded"]) == len(item["sums"]) == count, f"{item['name']!r}: other chunks")

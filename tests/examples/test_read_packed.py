@@ -12,9 +12,10 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from tests.bundle.packing.test_damaged_files import IMPOSSIBLE
 from tests.support import packed_files
 from tests.support.bundles import built, stated
-from tests.support.packed_files import Parts
+from tests.support.packed_files import Parts, changed
 
 from hasten.bundle import read, write
 from hasten.bundle.packing.blocks import all_codecs
@@ -48,7 +49,7 @@ def test_it_uses_nothing_of_hasten() -> None:
     text = READER.read_text()
     assert "import hasten" not in text
     assert "from hasten" not in text
-    assert sum(bool(line.strip()) for line in text.splitlines()) < 230
+    assert sum(bool(line.strip()) for line in text.splitlines()) < 240
 
 
 def test_it_unpacks_a_bundle_and_checks_every_hash(tmp_path: Path) -> None:
@@ -115,6 +116,15 @@ def test_a_difference_that_claims_to_be_large_is_refused_before_memory_is_taken(
     write_packed(tmp_path / "d.hastenz", head, iter(cuts), all_codecs())
     with pytest.raises(ValueError, match=said):
         reader.unpack((tmp_path / "d.hastenz").read_bytes(), tmp_path)
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_a_head_that_states_what_cant_be_is_refused(
+    reader: ModuleType, data: bytes, case: str
+) -> None:
+    change, _ = IMPOSSIBLE[case]
+    with pytest.raises(REFUSALS):
+        reader.unpack(changed(data, change))
 
 
 @pytest.mark.seconds
