@@ -38,7 +38,7 @@ from compiled import Renamed
 import hasten
 from hasten.bundle import Manifest, part, read, write
 from hasten.bundle.manifest import Status
-from hasten.bundle.packing.writer import Cut, cuts_of, order_of, pack
+from hasten.bundle.packing.writer import CODING_HELPS, Cut, cuts_of, order_of, pack
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Engine
@@ -282,6 +282,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     print(f"{Target.host().processor}, {' '.join(Target.host().isa)}")
+    print(CODING_HELPS)
     for name in arguments.networks:
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "work"

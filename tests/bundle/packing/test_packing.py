@@ -51,6 +51,7 @@ from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.weights import stretches_in
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.models.onnx import load as load_onnx
+from hasten.reporting.sizes import STEADY, size_in_words
 from hasten.serving.models.opening import ModelSettings, open_bundle
 from hasten.serving.models.places import places
 
@@ -695,6 +696,9 @@ def test_the_commands(two_models: Path, tmp_path: Path) -> None:
     assert "take as long as before" in packed.output
     shown = run.invoke(main, ["inspect", str(tmp_path / "model.hastenz")])
     assert "all intact" in shown.output
+    size = size_in_words((tmp_path / "model.hastenz").stat().st_size)
+    assert f"packed:       {size}; {STEADY}" in shown.output
+    assert "packed:" not in run.invoke(main, ["inspect", str(two_models)]).output
     again = run.invoke(
         main, ["unpack", str(tmp_path / "model.hastenz"), "--out", str(tmp_path / "b.hasten")]
     )
