@@ -5,7 +5,7 @@
 For each network a bundle in fp32 and one in int8 (NNCF, for OpenVINO, or for the compiled engine with
 `--engine compiled`) is written and packed. Sizes are of the tensors alone: as they are, by their order-0
 entropy (of each byte of an element apart), by zstd -19, by ZipNN where it is installed
-(pip install --no-deps zipnn), and packed.
+(pip install --no-deps zipnn), and packed. The float32 tensors are also rounded to 16 bits and compared so.
 Then, in turns: opening the int8 bundle from its folder and from the packed file, both in the page cache,
 in processes of their own and in one that runs already; and over a web server of this machine that sends so many bytes per microsecond, from the
 first byte to the first answer: the fp32 ONNX file in ONNX Runtime, the int8 bundle's own files, and the
@@ -25,10 +25,12 @@ import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import ml_dtypes
 import models
 import numpy as np
 import torch
@@ -38,7 +40,17 @@ from compiled import Renamed
 import hasten
 from hasten.bundle import Manifest, part, read, write
 from hasten.bundle.manifest import Status
-from hasten.bundle.packing.writer import Cut, cuts_of, order_of, pack
+from hasten.bundle.packing.blocks import all_codecs
+from hasten.bundle.packing.layout import Head
+from hasten.bundle.packing.writer import (
+    CODING_HELPS,
+    Cut,
+    PackedAs,
+    cuts_of,
+    order_of,
+    pack,
+    write_packed,
+)
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Engine
@@ -96,29 +108,54 @@ def bound(cut: Cut) -> float:
     return min(apart, sum(entropy(cut.data[at::width]) for at in range(width)))
 
 
-def zipped(cuts: list[Cut]) -> str:
-    """Return what ZipNN makes of all float32 tensors together; "-" where it isn't installed."""
+def zipped(cuts: list[Cut], kind: str = "float32") -> str:
+    """Return what ZipNN makes of all tensors of a type together; "-" where it isn't installed."""
     try:
         import zipnn
     except ImportError:
         return "-"
-    floats = b"".join(cut.data.tobytes() for cut in cuts if cut.item.dtype == "float32")
-    rest = sum(len(cut.data) for cut in cuts if cut.item.dtype != "float32")
-    coder = zipnn.ZipNN(bytearray_dtype="float32", input_format="byte")
+    floats = b"".join(cut.data.tobytes() for cut in cuts if cut.item.dtype == kind)
+    rest = sum(len(cut.data) for cut in cuts if cut.item.dtype != kind)
+    coder = zipnn.ZipNN(bytearray_dtype=kind, input_format="byte")
     return f"{len(coder.compress(bytearray(floats))) + rest:,}"
 
 
 def sizes(name: str, folder: Path) -> Path:
     """Print a bundle's sizes; return the packed file."""
+    made, cuts = pack(folder, folder.with_suffix(".hastenz")), tensors_of(folder)
+    compared(name, cuts, made, zipped(cuts))
+    return made.path
+
+
+def halves(name: str, folder: Path) -> None:
+    """Print the sizes of a bundle's float32 tensors once they are rounded to 16 bits."""
+    for kind, type_ in (("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)):
+        cuts = []
+        for cut in tensors_of(folder):
+            if cut.item.dtype == "float32":
+                item = replace(cut.item, dtype=kind, width=2, chunk=cut.item.chunk // 2)
+                rounded = cut.data.view(np.float32).astype(type_)
+                cuts.append(Cut(item, rounded.view(np.uint8)))
+        size = sum(len(cut.data) for cut in cuts)
+        head = Head((("tensors", size),), (), ())
+        made = write_packed(folder.with_suffix(".halves"), head, iter(cuts), all_codecs())
+        compared(f"{name} {kind}", cuts, made, zipped(cuts, kind))
+
+
+def tensors_of(folder: Path) -> list[Cut]:
+    """Return the tensors of a bundle's model."""
     manifest = read(folder)
-    made = pack(folder, folder.with_suffix(".hastenz"))
     files = {*map(str, (manifest.winner.artifact.path, *manifest.winner.artifact.files))}
     names = order_of(manifest)
-    cuts = [
+    return [
         cut
         for cut in cuts_of(folder, manifest, names)
         if names[cut.item.pieces[0].file] in files and "no tensor" not in cut.item.name
     ]
+
+
+def compared(name: str, cuts: list[Cut], made: PackedAs, zipnn: str) -> None:
+    """Print the size of packed tensors beside their alternatives'."""
     tensors = {cut.item.name for cut in cuts}
     packed = sum(one.packed_bytes for one in made.tensors if one.name in tensors)
     raw = sum(len(cut.data) for cut in cuts)
@@ -126,11 +163,10 @@ def sizes(name: str, folder: Path) -> Path:
     zstd19 = sum(len(zstd.compress(cut.data.tobytes(), 19)) for cut in cuts)
     print(
         f"{name:30} tensors {raw:>12,} B: order-0 {least:>13,.0f}, zstd -19 {zstd19:>11,}, "
-        f"ZipNN {zipped(cuts):>11}, packed {packed:>11,} ({100 * packed / least - 100:+.2f}% of order-0, "
+        f"ZipNN {zipnn:>11}, packed {packed:>11,} ({100 * packed / least - 100:+.2f}% of order-0, "
         f"{100 * packed / zstd19 - 100:+.2f}% of zstd); whole file {made.packed_bytes:,}",
         flush=True,
     )
-    return made.path
 
 
 @contextmanager
@@ -250,7 +286,9 @@ def compare(name: str, arguments: argparse.Namespace, folder: Path) -> None:
     model = model.settled_by(dict(zip(names, sample.values(), strict=True)))
     if names != list(given):
         data = Renamed(data, names[0])
-    sizes(f"{name} fp32", bundle(folder / "fp32.hasten", model, OnnxRuntime(), "exact"))
+    exact = bundle(folder / "fp32.hasten", model, OnnxRuntime(), "exact")
+    sizes(f"{name} fp32", exact)
+    halves(name, exact)
     (folder / "int8").mkdir()
     narrow, attends = saturates(Target.host()), name == "minilm"
     preset: Literal["mixed", "performance"] = "mixed" if attends else "performance"
@@ -282,6 +320,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     print(f"{Target.host().processor}, {' '.join(Target.host().isa)}")
+    print(CODING_HELPS)
     for name in arguments.networks:
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "work"

@@ -36,6 +36,7 @@ from garments import CACHE, Enlarged, Images, enlarged, labelled
 import hasten
 from hasten.bundle import MANIFEST, Manifest, Part, part, read, write
 from hasten.bundle.packing.difference import difference, entropy
+from hasten.bundle.packing.writer import CODING_HELPS
 from hasten.cli.demos.photos import pretrained
 from hasten.core.model import Model
 from hasten.core.records import digest, file_digest, to_record
@@ -415,6 +416,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--hour", choices=RECIPES)
     arguments = parser.parse_args()
+    print(CODING_HELPS)
     if arguments.hour:
         hour(arguments.cache, arguments.hour)
         return

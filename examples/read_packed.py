@@ -58,13 +58,18 @@ def read_head(data):
 
 def check(head, file_bytes, place):
     """Check what the head states. What only misleads slices of Python's isn't looked for."""
-    for path, size in head["files"] + (head["base"] or {"files": []})["files"]:
+    base = (head["base"] or {"files": []})["files"]
+    for path, size in head["files"] + base:
         pure = PurePosixPath(path)
         inside = path.isprintable() and "\\" not in path and pure.parts and ".." not in pure.parts
         need(inside and str(pure) == path and not pure.is_absolute(), f"{path!r} leads out")
-        need(type(size) is int and size >= 0, f"{path!r} has no size")
-    total = sum(size for _, size in head["files"])
-    need(head["base"] or total <= max(64 << 20, file_bytes << 12), "too few bytes for its files")
+        short = len(path.encode()) <= 1024 and all(len(part.encode()) <= 255 for part in pure.parts)
+        need(short and type(size) is int and size >= 0, f"{path!r} has no size, or is too long")
+    paths = [PurePosixPath(path) for path, _ in head["files"]]
+    folders = {folder for path in paths for folder in path.parents}
+    need(len({*paths}) == len(paths) and folders.isdisjoint(paths), "a path occurs twice")
+    most = max(64 << 20, file_bytes << 12) + 4 * sum(size for _, size in base)
+    need(sum(size for _, size in head["files"]) <= most, "too few bytes for its files")
     ends = [0] * len(head["files"])
     pieces = [(p["file"], p["offset"], p["length"]) for i in head["items"] for p in i["pieces"]]
     for file, offset, length in sorted(pieces):
@@ -73,7 +78,9 @@ def check(head, file_bytes, place):
     need(ends == [size for _, size in head["files"]], "bytes are in no piece")
     for item in head["items"]:
         size, width, chunk = size_of(item["pieces"]), item["width"], item["chunk"]
-        fits = 0 < width <= 16 and chunk > 0 and chunk % width == 0 and len(item["shape"]) <= 32
+        need(base or not item["relation"], f"{item['name']!r} is a difference to nothing")
+        fits = 0 < width <= 16 and chunk > 0 and chunk % width == 0
+        fits = fits and len(item["shape"]) <= 32 and all(axis > 0 for axis in item["shape"])
         need(fits and prod(item["shape"]) * width == size, f"{item['name']!r} has no such size")
         count = 0 if item["relation"] == "same" or item["like"] != -1 else -(-size // chunk)
         need(len(item["coded"]) == len(item["sums"]) == count, f"{item['name']!r}: other chunks")
@@ -216,8 +223,7 @@ def related(data, old, item):
     return ways[item["relation"]]().tobytes()
 
 
-def older(item, base, folder):
-    files = [(folder / path).read_bytes() for path, _ in base["files"]]
+def older(item, files):
     pieces = [(files[p["file"]], p["offset"], p["length"]) for p in item["since"]]
     return b"".join(file[offset : offset + length] for file, offset, length in pieces)
 
@@ -230,6 +236,9 @@ def unpack(data, folder=None):
         need(folder, "it is a difference: give the older bundle, too")
         known = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
         need(known == base["manifest"], "it is the difference to another bundle")
+        before = [(folder / path).read_bytes() for path, _ in base["files"]]
+        fits = [len(file) for file in before] == [size for _, size in base["files"]]
+        need(fits, "the older bundle's files have other sizes")
     files, done = [bytearray(size) for _, size in head["files"]], []
     for item in head["items"]:
         size, found = size_of(item["pieces"]), b""
@@ -242,7 +251,7 @@ def unpack(data, folder=None):
             need(0 <= item["like"] < len(done), f"{item['name']!r} is like nothing")
             found = done[item["like"]]
         if item["relation"]:
-            found = related(found, older(item, base, folder), item)
+            found = related(found, older(item, before), item)
         need(len(found) == size, f"{item['name']!r} has another size")
         done.append(found)
         for piece in item["pieces"]:

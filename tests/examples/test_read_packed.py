@@ -12,9 +12,10 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from tests.bundle.packing.test_damaged_files import IMPOSSIBLE
 from tests.support import packed_files
 from tests.support.bundles import built, stated
-from tests.support.packed_files import Parts
+from tests.support.packed_files import Parts, changed
 
 from hasten.bundle import read, write
 from hasten.bundle.packing.blocks import all_codecs
@@ -48,7 +49,7 @@ def test_it_uses_nothing_of_hasten() -> None:
     text = READER.read_text()
     assert "import hasten" not in text
     assert "from hasten" not in text
-    assert sum(bool(line.strip()) for line in text.splitlines()) < 230
+    assert sum(bool(line.strip()) for line in text.splitlines()) < 240
 
 
 def test_it_unpacks_a_bundle_and_checks_every_hash(tmp_path: Path) -> None:
@@ -92,6 +93,38 @@ def test_it_makes_a_newer_bundle_of_an_older_one(reader: ModuleType, tmp_path: P
     write_packed(tmp_path / "d.hastenz", head, iter(cut for cut, _ in cuts), all_codecs())
     found = reader.unpack((tmp_path / "d.hastenz").read_bytes(), tmp_path)
     assert found == {"model.bin": b"".join(new for _, new in cuts)}
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [(80, "too few bytes for its files"), (1 << 40, "the older bundle's files have other sizes")],
+)
+def test_a_difference_that_claims_to_be_large_is_refused_before_memory_is_taken(
+    reader: ModuleType, tmp_path: Path, stated: int, said: str
+) -> None:
+    (tmp_path / "manifest.json").write_bytes(b"{}")
+    (tmp_path / "old").write_bytes(bytes(80))
+    known = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # of "{}"
+    large = 1 << 38
+    pieces = tuple(Piece(0, place, 80) for place in range(0, 800, 80))
+    old = tuple(Piece(0, 0, 80) for _ in pieces)
+    item = Item("t", "any", (800,), 1, pieces, 800, relation="same", since=old)
+    claim = Item("c", "any", (large,), 1, (Piece(0, 800, large),), large, relation="same")
+    claim = replace(claim, since=(Piece(0, 0, stated),))
+    head = Head((("m.bin", 800 + large),), (), (), Base(known, (("old", stated),)))
+    cuts = [Cut(each, np.empty(0, np.uint8)) for each in (item, claim)]
+    write_packed(tmp_path / "d.hastenz", head, iter(cuts), all_codecs())
+    with pytest.raises(ValueError, match=said):
+        reader.unpack((tmp_path / "d.hastenz").read_bytes(), tmp_path)
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_a_head_that_states_what_cant_be_is_refused(
+    reader: ModuleType, data: bytes, case: str
+) -> None:
+    change, _ = IMPOSSIBLE[case]
+    with pytest.raises(REFUSALS):
+        reader.unpack(changed(data, change))
 
 
 @pytest.mark.seconds

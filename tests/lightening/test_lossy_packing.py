@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ from hasten.lightening.training.objective import Objective
 from hasten.reporting.evidence import gathered
 from hasten.reporting.result import Result
 from hasten.reporting.sizes import STEADY, SizeRow, Sizes, columns, summary
+from hasten.reporting.slides import slide
 
 KNOWN, JUDGED = corners(900, 2), corners(1200, 3)
 PLAN = TrainingPlan(minutes=600, epochs=3, batch=32)  # its epochs end it, not the clock
@@ -182,7 +184,9 @@ def test_a_killed_run_goes_on_and_ends_with_a_small_certified_bundle(
     whole.unlink()
     lean.unlink()
 
-    told = gathered(out).result
+    evidence = gathered(out)
+    told = evidence.result
+    assert slide(evidence).about == STEADY
     assert told.sizes == result.sizes
     assert STEADY in "\n".join(summary(told))
     assert [line[0] for line in columns(result.sizes)].count("ships") == 1
@@ -216,6 +220,9 @@ def test_the_command_packs_the_model_as_it_is_where_no_form_is_certified(
     assert ended.exit_code == 1, ended.output
     assert "NOT certified: no smaller form is certified: " in ended.output
     assert STEADY[1:] in ended.output
+    told = json.loads(command(*flags, f"--out={tmp_path / 'small.hastenz'}", "--json").stdout)
+    assert told["note"] == STEADY
+    assert told["packed"]["packed_bytes"] == (tmp_path / "small.hastenz").stat().st_size
     with hasten.load(tmp_path / "small.hastenz") as small, hasten.load(bundle) as exact:
         x = JUDGED[0][:1]
         assert np.array_equal(small(x)["y"], exact(x)["y"])

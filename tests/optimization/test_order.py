@@ -76,3 +76,13 @@ def test_an_option_that_is_none_is_named_with_the_one_that_may_be_meant() -> Non
     with pytest.raises(TypeError) as error:
         order_of(zzz=1)  # type: ignore[call-arg]
     assert str(error.value).startswith("there is no option zzz=; there are accept_uncertified, ")
+
+
+def test_a_bundle_in_the_current_folder_has_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    assert order_of(out=".").out == tmp_path / "inside"
+    assert order_of(out="..").out == tmp_path
+    assert order_of(out="model.hasten").out == Path("model.hasten")

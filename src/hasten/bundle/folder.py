@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import secrets
@@ -99,7 +100,7 @@ def write(
     except OSError as error:
         raise InputError(f"can't write {path}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        discard(beside)
     return manifest
 
 
@@ -187,13 +188,24 @@ def put_in_place(new: Path, path: Path) -> None:
     """Move a new folder to `path`; an old bundle may be left under the new folder's former name.
 
     Raises:
-        InputError: `path` exists and isn't replaceable.
+        InputError: `path` exists and isn't replaceable, or can't be renamed.
     """
-    if replaceable(path) is None:
-        new.rename(path)
-        return
-    if _exchanged(new, path):
-        return
+    try:
+        if replaceable(path) is None:
+            new.rename(path)
+        elif not _exchanged(new, path):
+            _renamed(new, path)
+    except OSError as error:
+        mounted = (
+            "; a mount point has to keep its name: mount the folder around it instead"
+            if error.errno == errno.EBUSY
+            else ""
+        )
+        raise InputError(f"can't write {path}: {error.strerror}{mounted}") from error
+
+
+def _renamed(new: Path, path: Path) -> None:
+    """Put a new folder in an old one's place where the names can't be exchanged at once."""
     old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
     path.rename(old)
     try:
@@ -202,7 +214,15 @@ def put_in_place(new: Path, path: Path) -> None:
         with contextlib.suppress(OSError):
             old.rename(path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    discard(old)
+
+
+def discard(path: Path) -> None:
+    """Remove a folder, or the link to one whose name another took, if it is there."""
+    with contextlib.suppress(OSError):
+        if path.is_symlink():
+            path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _exchanged(one: Path, other: Path) -> bool:

@@ -42,6 +42,7 @@ def inspect(
     BUNDLE may also be an ONNX file, MODEL.onnx: its inputs and outputs are listed.
     """
     from hasten.bundle import read, requirements, unpacked
+    from hasten.bundle.packing.names import is_packed
     from hasten.bundle.signatures import keys_of
     from hasten.cli.commands import as_text
     from hasten.inputs.chains import is_chain, models_in_words
@@ -64,23 +65,38 @@ def inspect(
                 f"hasten bench {bundle} --end-to-end --data FOLDER shows where a chain's time goes"
             )
         keys = keys_of(trusted)
-        bundle = unpacked(bundle, keys)
+        file = bundle
+        bundle = unpacked(file, keys)
         manifest = read(bundle, keys)
         if as_json:
             click.echo(as_text(manifest))
         elif as_requirements:
             click.echo("\n".join(requirements(manifest, ["serve"] if serve else [])))
         else:
-            _print_whole(bundle, manifest, keys)
+            packed = [("packed", _packed(file))] if is_packed(file) else []
+            _print_whole(bundle, manifest, keys, packed)
 
 
-def _print_whole(folder: Path, manifest: Manifest, keys: Sequence[PublicKey]) -> None:
+def _packed(file: Path) -> str:
+    """Say how large a packed file is, and what that is good for."""
+    from hasten.reporting.sizes import STEADY, size_in_words
+
+    return f"{size_in_words(file.stat().st_size)}; {STEADY}"
+
+
+def _print_whole(
+    folder: Path,
+    manifest: Manifest,
+    keys: Sequence[PublicKey],
+    packed: Sequence[tuple[str, object]],
+) -> None:
     """Print the facts of a bundle, its figures before and after, and its times in batches."""
     from hasten.bundle.evidence import batch_curve
     from hasten.cli.tables import curve_table
 
     curve = batch_curve(folder, manifest)
-    _print([*_facts(folder, manifest, keys), ("this machine", _this_machine(folder, manifest))])
+    here = ("this machine", _this_machine(folder, manifest))
+    _print([*_facts(folder, manifest, keys), *packed, here])
     if manifest.comparison is not None:
         lines = filter(None, (*manifest.comparison.in_words(), manifest.comparison.how))
         click.echo("\non the sealed samples, before and after:")

@@ -127,9 +127,12 @@ def pack_with_loss(
     from hasten.cli.card import show
     from hasten.cli.commands import as_text
     from hasten.cli.screen import screen
+    from hasten.core.records import to_record, with_name
     from hasten.lightening.packing import PLAN, pack_lossy
+    from hasten.reporting.sizes import STEADY
 
     began = time.monotonic()
+    bundle = with_name(bundle)
     name = bundle.name.removesuffix(".hastenz").removesuffix(".hasten")
     goal = out or bundle.with_name(f"{name}-lossy.hastenz")
     check_goal(goal)
@@ -148,7 +151,7 @@ def pack_with_loss(
         )
     made = pack(result.bundle, goal, keep_evidence=False)
     if as_json:
-        click.echo(as_text(result))
+        click.echo(as_text({**to_record(result), "packed": to_record(made), "note": STEADY}))
     else:
         show(result, began)
         click.echo("\n".join(made.in_words()))

@@ -193,6 +193,11 @@ def source_digest(function: Any) -> str | None:
         return None
 
 
+def with_name(path: Path) -> Path:
+    """Return a path that ends in a name, from which others beside it are made: "." and ".." end in none."""
+    return path.resolve() if path.name in ("", "..") else path
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write a temporary file beside `path` and rename it, so that `path` is never partial."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

@@ -13,6 +13,7 @@ from typing import Any, TypedDict, Unpack, get_args
 from hasten.certificate.draws import Over
 from hasten.certificate.planning import check_limits
 from hasten.certificate.verdict import Guard
+from hasten.core.records import with_name
 from hasten.core.sequences import Pairs, Scored, pairs_of
 from hasten.core.shapes import Pads, pads_of
 from hasten.errors import InputError
@@ -231,7 +232,7 @@ class Order:
         if "effort" in given:
             given["effort"] = effort_of(given["effort"])
         if "out" in given:
-            given["out"] = Path(given["out"])
+            given["out"] = with_name(Path(given["out"]))
         known = {field.name for field in dataclasses.fields(self)}
         if unknown := sorted(given.keys() - known):
             close = difflib.get_close_matches(unknown[0], known, 1)

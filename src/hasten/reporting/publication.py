@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from hasten.bundle import unpacked
-from hasten.core.records import write_whole
+from hasten.core.records import with_name, write_whole
 from hasten.errors import InputError
 from hasten.reporting.evidence import gathered
 from hasten.reporting.page import BEGINNING, render
@@ -28,7 +28,7 @@ def report(bundle: str | os.PathLike[str], out: str | os.PathLike[str] | None = 
         InputError: there is no bundle, its run didn't finish, or the page can't be written.
         IntegrityError: the bundle is damaged.
     """
-    folder, named = unpacked(bundle), Path(bundle)
+    folder, named = unpacked(bundle), with_name(Path(bundle))
     file = named.with_name(f"{named.name}.html") if out is None else Path(out)
     evidence = gathered(folder)
     _check_place(file, folder)  # before the drawing, which takes seconds

@@ -139,7 +139,7 @@ def _of_sizes(report: Report, found: Sizes) -> Slide:
     return Slide(
         bundle=result.bundle.name,
         headline=sizes.headline(result),
-        about="size against accuracy; nothing in this report was timed",
+        about=sizes.STEADY,
         numbers=(
             Number(f"{times(found.times_smaller)}x", "smaller than the weights today"),
             Number(size_in_words(packed), f"to download, instead of {whole}"),

@@ -99,7 +99,9 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(data: bytes, tmp_path: Path)
             place -= len(chunk)
             places += [place, place + 1]
     for cut in (*places, len(data) - 32, len(data) - 1):
-        assert refused(data[:cut]).startswith(f"{NAME}: it ")
+        said = refused(data[:cut])
+        assert said.startswith(f"{NAME}: it ")
+        assert said.endswith(("; get the file again", "its first bytes aren't those of one"))
     file = tmp_path / "cut.hastenz"
     file.write_bytes(data[:-1])
     said = f"{file}: it has {len(data) - 1:,} bytes, but {len(data):,} were written: "
@@ -116,7 +118,9 @@ def test_a_flipped_bit_is_found_and_its_tensor_named(data: bytes) -> None:
     parts = Parts.of(data)
     place = len(data) - 32 - sum(len(c) for chunks in parts.chunks for c in chunks)
     for here in rng.sample(range(place), 150):
-        refused(_flipped(data, here, rng))
+        said = refused(_flipped(data, here, rng))
+        todo = ("; get the file again", "; upgrade hasten", "its first bytes aren't those of one")
+        assert said.endswith(todo)
     for name, chunks in zip(parts.record["items"]["name"], parts.chunks, strict=True):
         for number, chunk in enumerate(chunks):
             here = _start_of(data, name, number) + rng.randrange(len(chunk))
@@ -124,7 +128,9 @@ def test_a_flipped_bit_is_found_and_its_tensor_named(data: bytes) -> None:
                 f"{NAME}: the tensor {name!r} is damaged: its chunk {number + 1} isn't what was "
                 "written; get the file again"
             )
-    assert refused(_flipped(data, len(data) - 5, rng)) == f"{NAME} was changed after it was packed"
+    assert refused(_flipped(data, len(data) - 5, rng)) == (
+        f"{NAME} was changed after it was packed; get the file again"
+    )
 
 
 def _start_of(data: bytes, name: str, number: int) -> int:
@@ -498,6 +504,7 @@ def test_a_full_disk_in_the_middle_leaves_nothing(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
     assert re.fullmatch(r"(can't write|no room for) .*: File too large", str(error.value))
+    assert "/." not in str(error.value)  # no hidden folder, which is gone
     assert list(out.iterdir()) == []
 
 

@@ -307,7 +307,7 @@ def test_a_flipped_bit_anywhere_changes_nothing(packed: Path, old: Path, tmp_pat
         flipped.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
         said.append(refused(flipped, old))
     assert any("the tensor 'w32' is damaged" in each for each in said)
-    assert said[-1] == f"{flipped} was changed after it was packed"
+    assert said[-1] == f"{flipped} was changed after it was packed; get the file again"
 
 
 @pytest.mark.parametrize("how", ["changed", "cut off", "replaced"])

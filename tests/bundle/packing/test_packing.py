@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import filecmp
 import functools
 import gc
@@ -16,7 +18,8 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -49,6 +52,7 @@ from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.weights import stretches_in
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.models.onnx import load as load_onnx
+from hasten.reporting.sizes import STEADY, size_in_words
 from hasten.serving.models.opening import ModelSettings, open_bundle
 from hasten.serving.models.places import places
 
@@ -620,6 +624,35 @@ def test_what_nobody_named_replaces_no_other_bundle(two_models: Path, tmp_path: 
     assert hasten.unpack(whole) == two_models
 
 
+def test_a_mount_point_that_cant_be_replaced_is_one_line_and_stays(
+    two_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> NoReturn:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    packed, place = pack(two_models).path, tmp_path / "volume" / "model.hasten"
+    shutil.copytree(two_models, place)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())  # names can't be exchanged
+    monkeypatch.setattr(os, "rename", busy)
+    said = f"can't write {place}: Device or resource busy; a mount point has to keep its name"
+    with pytest.raises(InputError, match=said):
+        hasten.unpack(packed, place)
+    assert _same(place, two_models)
+    assert list(place.parent.iterdir()) == [place]
+
+
+def test_a_link_to_a_bundle_is_replaced_and_nothing_is_left_of_it(
+    two_models: Path, tmp_path: Path
+) -> None:
+    packed, place = pack(two_models).path, tmp_path / "device" / "model.hasten"
+    place.parent.mkdir()
+    place.symlink_to(two_models)
+    assert hasten.unpack(packed, place) == place
+    assert not place.is_symlink()
+    assert _same(place, two_models)
+    assert list(place.parent.iterdir()) == [place]
+
+
 def test_a_packed_bundle_is_packed_once_more_under_another_name(
     two_models: Path, tmp_path: Path
 ) -> None:
@@ -636,6 +669,38 @@ def test_a_bundle_is_packed_from_within(
 ) -> None:
     monkeypatch.chdir(two_models)
     assert pack(".").path == tmp_path / "model.hastenz"
+
+
+@pytest.mark.parametrize(("inside", "out"), [(".", "."), ("model", "..")])
+@pytest.mark.parametrize("since", [False, True], ids=["whole", "a difference"])
+def test_a_bundle_is_replaced_from_within(
+    two_models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    inside: str,
+    out: str,
+    since: bool,
+) -> None:
+    newer = shutil.copytree(two_models, tmp_path / "newer.hasten")
+    forge(newer, lambda record: record.update(why="newer"))
+    packed = pack(newer, since=two_models if since else None).path
+    monkeypatch.chdir(two_models / inside)
+    hasten.unpack(packed, out, base=out if since else None)
+    assert _same(two_models, newer)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    "command", ["report .", "pack . --lossy --train=none.npz --data=none.npz --max-drop=1%"]
+)
+def test_a_command_from_within_a_bundle_is_refused_in_one_line(
+    two_models: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(two_models)
+    done = CliRunner().invoke(main, command.split())
+    assert done.exit_code == 2, done.output
+    assert done.stderr.startswith("hasten: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_hash_of_the_whole_file_is_checked(two_models: Path, tmp_path: Path) -> None:
@@ -688,6 +753,9 @@ def test_the_commands(two_models: Path, tmp_path: Path) -> None:
     assert "take as long as before" in packed.output
     shown = run.invoke(main, ["inspect", str(tmp_path / "model.hastenz")])
     assert "all intact" in shown.output
+    size = size_in_words((tmp_path / "model.hastenz").stat().st_size)
+    assert f"packed:       {size}; {STEADY}" in shown.output
+    assert "packed:" not in run.invoke(main, ["inspect", str(two_models)]).output
     again = run.invoke(
         main, ["unpack", str(tmp_path / "model.hastenz"), "--out", str(tmp_path / "b.hasten")]
     )

@@ -172,7 +172,7 @@ def head_length(prefix: bytes) -> tuple[int, bytes]:
             "upgrade hasten"
         )
     if version < 1 or zero or not 0 < length <= _MOST_HEAD_BYTES:
-        raise IntegrityError("its beginning is damaged")
+        raise IntegrityError("its beginning is damaged; get the file again")
     return length, sha256
 
 
@@ -188,7 +188,9 @@ def read_head(packed: bytes, sha256: bytes, file_bytes: int | None) -> Head:
         IntegrityError: the head is damaged, or states what can't be; the message says what.
     """
     if hashlib.sha256(packed).digest() != sha256:
-        raise IntegrityError("its head is damaged: it doesn't have the stated hash")
+        raise IntegrityError(
+            "its head is damaged: it doesn't have the stated hash; get the file again"
+        )
     text = decompressed(packed, _MOST_JSON_BYTES)
     head = _head(text)
     _check_files(head.files)

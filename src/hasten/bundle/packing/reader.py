@@ -68,7 +68,7 @@ class Packed:
         with _named(source.name):
             length, sha256 = layout.head_length(prefix)
             if known is not None and known < layout.PREFIX.size + length:
-                raise IntegrityError("it is cut off within its head")
+                raise IntegrityError("it is cut off within its head; get the file again")
         packed = bytes(source.read(layout.PREFIX.size, length))
         with _named(source.name):
             head = layout.read_head(packed, sha256, known)
@@ -185,7 +185,9 @@ class Packed:
             whole.update(part)
             place += len(part)
         if bytes(self.source.read(self.end, layout.END_BYTES)) != whole.digest():
-            raise IntegrityError(f"{self.source.name} was changed after it was packed")
+            raise IntegrityError(
+                f"{self.source.name} was changed after it was packed; get the file again"
+            )
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Source(ABC):
     def _ended(self, offset: int, length: int, found: int) -> IntegrityError:
         return IntegrityError(
             f"{self.name} is cut off: {length:,} bytes at {offset:,} are needed, but there are "
-            f"only {found:,}"
+            f"only {found:,}; get the file again"
         )
 
 

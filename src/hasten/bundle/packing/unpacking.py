@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from hasten.bundle.folder import manifest_bytes, put_in_place, read, replaceable
+from hasten.bundle.folder import discard, manifest_bytes, put_in_place, read, replaceable
 from hasten.bundle.manifest import MANIFEST
 from hasten.bundle.packing import layout
 from hasten.bundle.packing.names import is_address, is_packed
@@ -26,6 +26,7 @@ from hasten.bundle.packing.source import FileSource, Source
 from hasten.bundle.signatures import PublicKey, Trusted, keys_of
 from hasten.bundle.stored import stored_at
 from hasten.core.cache_folder import cache_folder
+from hasten.core.records import with_name
 from hasten.core.rooms import ArrayRoom, FileRoom, PathRoom, Room
 from hasten.errors import InputError, IntegrityError, call
 
@@ -67,7 +68,7 @@ def unpack(
         IntegrityError: the file is damaged, the message names the tensor; or it isn't signed by such a key.
     """
     keys = keys_of(trusted)
-    goal = _beside(packed) if out is None else Path(out)
+    goal = _beside(packed) if out is None else with_name(Path(out))
     if base is not None:
         from hasten.bundle.packing.update import unpack_since
 
@@ -184,6 +185,7 @@ def beside(goal: Path) -> Iterator[Path]:
     """Make a folder beside a path for what is to be renamed to it; whatever is left of it goes.
 
     It is locked meanwhile: if the clock jumps, another process would take it for an abandoned one.
+    Messages name the path, because the folder is gone by then.
 
     Raises:
         InputError: it can't be made.
@@ -196,8 +198,13 @@ def beside(goal: Path) -> Iterator[Path]:
         raise InputError(f"can't write {goal}: {error.strerror}") from error
     try:
         yield new
+    except InputError as error:
+        if str(new) not in str(error):
+            raise
+        kind = IntegrityError if isinstance(error, IntegrityError) else InputError
+        raise kind(str(error).replace(str(new), str(goal))) from error
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        discard(new)
         os.close(descriptor)
 
 

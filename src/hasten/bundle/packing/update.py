@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from hasten.bundle.packing.unpacking import beside, checked, opened, write_files
 from hasten.bundle.packing.writer import check_goal, pack
 from hasten.bundle.signatures import PublicKey
 from hasten.bundle.stored import Stored, stored_at
-from hasten.core.records import file_digest
+from hasten.core.records import file_digest, with_name
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
 
@@ -54,7 +54,7 @@ def unpack_since(
         IntegrityError: the difference or the older bundle is damaged, or the newer one isn't signed by
             such a key.
     """
-    goal = Path(out).absolute()
+    goal = with_name(Path(out)).absolute()
     as_file = goal.suffix == SUFFIX
     check_goal(goal) if as_file else replaceable(goal)
     with opened(packed) as difference, contextlib.closing(stored_at(old)) as older:
@@ -64,8 +64,7 @@ def unpack_since(
         base = _Base(older, _stated(difference, older))
         try:
             with beside(goal) as new:
-                with _named(new, goal):
-                    write_files(difference, new, base.piece)
+                write_files(difference, new, base.piece)
                 _check_whole(difference, new, base, trusted)
                 if not is_address(packed):
                     difference.check_end()
@@ -81,15 +80,6 @@ def unpack_since(
         except OSError as error:
             raise InputError(f"can't write {out}: {error.strerror or error}") from error
     return Path(out)
-
-
-@contextlib.contextmanager
-def _named(new: Path, goal: Path) -> Iterator[None]:
-    """Name the goal in messages instead of the hidden folder that is gone by then."""
-    try:
-        yield
-    except InputError as error:
-        raise type(error)(str(error).replace(str(new), str(goal))) from error
 
 
 def _is_same(goal: Path, old: str | os.PathLike[str]) -> bool:
