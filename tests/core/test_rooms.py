@@ -65,6 +65,7 @@ def test_a_file_that_is_cut_off_meanwhile_is_an_error(descriptor: int) -> None:
 
 def test_rooms_of_many_files_keep_no_memory_for_their_hashes() -> None:
     data = np.ones(1 << 20, np.uint8)
+    expected = hashlib.sha256(data.tobytes()).hexdigest()
     with contextlib.ExitStack() as closing:
         files = [closing.enter_context(tempfile.TemporaryFile()) for _ in range(40)]
         tracemalloc.start()
@@ -73,5 +74,5 @@ def test_rooms_of_many_files_keep_no_memory_for_their_hashes() -> None:
         for room in rooms:
             room.put(0, data)
             room.reached(len(data))
-        assert {room.sha256() for room in rooms} == {hashlib.sha256(data).hexdigest()}
+        assert {room.sha256() for room in rooms} == {expected}
         assert tracemalloc.get_traced_memory()[1] < 1 << 20

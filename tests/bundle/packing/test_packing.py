@@ -17,6 +17,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -324,7 +325,7 @@ def test_no_thread_writes_any_more_once_a_second_interrupt_is_told(
         noted(*given)
         running.pop()
 
-    class Interrupted(reader.ThreadPoolExecutor):
+    class Interrupted(ThreadPoolExecutor):
         def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
             if not go.is_set():
                 go.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -88,11 +88,13 @@ class Integers(CompiledC):
             session = IntegerSession(artifact, *read(copy))
         yield session
 
+    @contextmanager
     def open_cached(
         self, artifact: Artifact, target: Target, compiled: CompileCache
-    ) -> AbstractContextManager[Session]:
+    ) -> Iterator[Session]:
         """Open as `open` does: nothing is compiled."""
-        return self.open(artifact, target)
+        with self.open(artifact, target) as session:
+            yield session
 
     def words(self) -> str:
         return "integers in numpy"
