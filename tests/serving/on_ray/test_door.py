@@ -113,7 +113,9 @@ def asked(port: int, path: str, *lines: str, version: str = "1.1") -> int:
         return int(connection.makefile("rb").readline().split()[1])
 
 
-def test_a_door_that_was_too_busy_to_be_told_of_a_replica_is_told_again(tmp_path: Path) -> None:
+def test_a_door_that_was_too_busy_to_be_told_of_a_replica_is_told_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     ingress = Ingress(ServerSettings((), http=0, grpc=None), tmp_path, 2)
     admin, aside = tmp_path / "admin", tmp_path / "aside"
     served = place_of(bundle_of(tmp_path, identity(tmp_path)))
@@ -125,6 +127,7 @@ def test_a_door_that_was_too_busy_to_be_told_of_a_replica_is_told_again(tmp_path
         ingress.update({"one": entry})
         ingress.look_after()
         assert asked(port, "/v2", "Host: localhost") == 503
+        assert sum("isn't listening" in line for line in caplog.messages) == 1
         aside.rename(admin)
         ingress.look_after()
         until(lambda: asked(port, "/v2", "Host: localhost") == 200)

@@ -136,7 +136,7 @@ class Ingress:
         self._taken: dict[str, int] = {}
         self._entries: dict[str, ReplicaEntry] = {}
         self._process: subprocess.Popen[bytes] | None = None
-        self._untold = False
+        self._untold = self._silent = False
         self._starts_s: deque[float] = deque(maxlen=_STARTS)
         self._drain_s = settings.limits.drain_ns / 1e9
         self._listeners: list[socket.socket] = []
@@ -341,9 +341,12 @@ class Ingress:
                 answer = b""
                 while more := channel.recv(1 << 16):
                     answer += more
+                self._silent = False
                 return answer.decode(errors="replace")
         except OSError as error:  # it has ended, or is too busy: the next look repeats the orders
-            log.error("HAProxy isn't listening: %s", error)
+            if not self._silent:
+                log.error("HAProxy isn't listening: %s", error)
+            self._silent = True
             return None
 
 
