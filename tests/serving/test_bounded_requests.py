@@ -24,7 +24,7 @@ from tests.support.waiting import until
 
 from hasten.core.tensors import TensorSpec
 from hasten.engines.onnxruntime.engine import OnnxRuntimeSession
-from hasten.serving.grpc.reading_ahead import Ahead, Debt, Together, Unread, size_of
+from hasten.serving.grpc.reading_ahead import Debt, Together, Unread, size_of
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.messages import message
 from hasten.serving.settings import ModelPlace
@@ -516,13 +516,30 @@ def test_the_size_of_an_answer_is_foreseen_where_shapes_tell_it(
     assert size_of(inputs, outputs, tensors) == size
 
 
+class Counting:
+    """A stream that counts how often it is held."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def hold(self) -> None:
+        self.times += 1
+
+
 def test_the_size_of_an_answer_is_else_expected_by_those_before() -> None:
-    ahead, unread = Ahead(), Unread(lambda: 0)
-    assert (ahead.foreseen("m"), unread.foreseen("m")) == (MIB, MIB)
+    together, unread = Together(), Unread(lambda: 0)
+    stream = Counting()
+    together.enter("c", stream)
+    assert (together.foreseen("c", "m"), unread.foreseen("m")) == (MIB, MIB)
     for size in (8 * MIB, 2 * MIB, 100):
-        ahead.answered("m", size)
+        together.answered("c", "m", size)
         unread.answered("m", size)
-    assert (ahead.foreseen("m"), ahead.foreseen("other")) == (8 * MIB, MIB)
+        assert stream.times == 1
+    assert 7 * MIB < together.foreseen("c", "m") < 8 * MIB
+    assert together.foreseen("c", "other") == MIB
+    for size in (100, 60_000):  # as many as a stream has requests find room
+        together.answered("c", "small", size)
+    assert stream.times == 1
     assert (unread.foreseen("m"), unread.foreseen("other")) == (2 * MIB, MIB)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +22,10 @@ MOST_UNREAD_BYTES = 24 << 20
 """Size of the answers to single calls of one connection, unread or foreseen, from which its further calls wait."""
 _UNKNOWN_BYTES = 1 << 20
 """Size at which an answer counts while nothing tells it."""
+_SURPRISING_BYTES = MOST_BYTES // MOST_REQUESTS
+"""Size up to which an answer may be larger than expected: a stream may have as many of them as requests."""
+_FORGETTING = 64
+"""Part of the expected size that each smaller answer takes from it."""
 
 
 class Ahead:
@@ -31,29 +36,32 @@ class Ahead:
         size_bytes: Size of their answers, as far as it is known or foreseen.
     """
 
-    __slots__ = ("_largest", "requests", "size_bytes")
+    __slots__ = ("requests", "size_bytes")
 
     def __init__(self) -> None:
         self.requests, self.size_bytes = 0, 0
-        self._largest: dict[str, int] = {}
-        """Size of the largest answer so far, by the name of the model."""
 
     @property
     def full(self) -> bool:
         """Whether no further request may be read yet."""
         return self.requests >= MOST_REQUESTS or self.size_bytes >= MOST_BYTES
 
-    def foreseen(self, model: str) -> int:
-        """Return the size that a model's answer is expected to have where only the model can tell.
 
-        That is the size of the stream's largest answer so far.
-        """
-        return self._largest.get(model, _UNKNOWN_BYTES)
+class Holding(Protocol):
+    """Interface of a stream that can take requests back from their models."""
 
-    def answered(self, model: str, size_bytes: int) -> None:
-        """Note how large an answer is."""
-        if size_bytes > self._largest.get(model, -1):
-            self._largest[model] = size_bytes
+    def hold(self) -> None:
+        """Take back the requests whose answers only their models can size, as far as no engine runs them."""
+
+
+class _Streams:
+    """Streams of one connection, and the sizes that they expect of the answers of models, by the models' names."""
+
+    __slots__ = ("expected", "open")
+
+    def __init__(self) -> None:
+        self.open: set[Holding] = set()
+        self.expected: dict[str, int] = {}
 
 
 class Together:
@@ -67,6 +75,41 @@ class Together:
         self._most = most
         self._sizes: dict[str, int] = {}
         self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._streams: dict[str, _Streams] = {}
+
+    def enter(self, connection: str, stream: Holding) -> None:
+        """Note that a stream of a connection begins."""
+        self._streams.setdefault(connection, _Streams()).open.add(stream)
+
+    def leave(self, connection: str, stream: Holding) -> None:
+        """Note that a stream of a connection ended."""
+        streams = self._streams[connection]
+        streams.open.discard(stream)
+        if not streams.open:
+            del self._streams[connection]
+
+    def foreseen(self, connection: str, model: str) -> int:
+        """Return the size that a model's answer is expected to have where only the model can tell.
+
+        That is the size of the largest answer on the connection so far, which each smaller one makes a little less.
+        """
+        return self._streams[connection].expected.get(model, _UNKNOWN_BYTES)
+
+    def answered(self, connection: str, model: str, size: int) -> None:
+        """Note how large an answer is that only the model could size.
+
+        If it is much larger than expected, those behind it may be too: all requests of the connection that no engine
+        runs yet are held until there is room for answers of that size.
+        """
+        streams = self._streams[connection]
+        before = streams.expected.get(model)
+        if before is None:
+            streams.expected[model], before = size, _UNKNOWN_BYTES
+        else:
+            streams.expected[model] = max(size, before - before // _FORGETTING)
+        if size > max(before, _SURPRISING_BYTES):
+            for stream in streams.open:
+                stream.hold()
 
     def count(self, connection: str, change: int) -> None:
         """Count that much more, or less, and wake the streams that wait for less."""

@@ -385,7 +385,9 @@ class GrpcServer:
                     state, context, receiving, await receiving.message(), clock_ns
                 )
                 inference.read()
-                size = inference.foreseen_bytes(unread)
+                size = inference.foreseen_bytes()
+                if size is None:
+                    size = unread.foreseen(inference.answers_by)
                 if size > LITTLE_BYTES:
                     inference = await self._with_room(inference, receiving, size)
                 answered: asyncio.Future[Answer | ProtocolError] = loop.create_future()
