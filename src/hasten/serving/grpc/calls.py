@@ -373,7 +373,7 @@ class Receiving:
                 await self._waited(unread.take(connection, size))
             finally:
                 self._reads = None
-        self._owes(Debt(unread, connection, size))
+        self._owes(Debt(unread, connection, size, self.client))
         return waits
 
     def answered(self, unread: Unread, size: int) -> None:
@@ -383,7 +383,7 @@ class Receiving:
                 return
             connection = self._context.peer()
             unread.owes(connection)
-            self._owes(Debt(unread, connection, 0))
+            self._owes(Debt(unread, connection, 0, self.client))
         assert self._debt is not None
         self._debt.made(size)
 

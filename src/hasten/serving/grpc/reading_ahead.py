@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from hasten.core.tensors import Tensors, TensorSpec
+from hasten.serving.fairness import Shares
 
 MOST_REQUESTS = 128
 """Largest number of requests of one stream that are processed at once; further ones aren't read yet."""
@@ -148,13 +149,14 @@ class _Reader:
         size: Size of those that are unread, or foreseen, in bytes.
         computing: Number of those that are foreseen.
         since_ns: Time when this changed last, or the client read something.
+        client: Client that the latest of them is counted under.
         waiting: Sizes of the answers to further calls, which wait in their order.
     """
 
-    __slots__ = ("computing", "since_ns", "size", "waiting")
+    __slots__ = ("client", "computing", "since_ns", "size", "waiting")
 
     def __init__(self) -> None:
-        self.size, self.computing, self.since_ns = 0, 0, 0
+        self.size, self.computing, self.since_ns, self.client = 0, 0, 0, ""
         self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
 
@@ -165,11 +167,14 @@ class Unread:
 
     Args:
         clock_ns: Monotonic clock, in nanoseconds.
+        bodies: Bodies and answers of all clients, among which those that are made count.
         most: Size for one connection, in bytes, from which its further calls wait; one answer may always be there.
     """
 
-    def __init__(self, clock_ns: Callable[[], int], most: int = MOST_UNREAD_BYTES) -> None:
-        self._clock_ns, self._most = clock_ns, most
+    def __init__(
+        self, clock_ns: Callable[[], int], bodies: Shares, most: int = MOST_UNREAD_BYTES
+    ) -> None:
+        self._clock_ns, self._bodies, self._most = clock_ns, bodies, most
         self._readers: dict[str, _Reader] = {}
         self._sizes: dict[str, int] = {}
 
@@ -222,6 +227,22 @@ class Unread:
                 self.change(connection, size, 0, made=True)
             raise
 
+    def left_by(self, client: str, since_ns: int) -> list[str]:
+        """Return the connections on which a client has read nothing of its answers since that time."""
+        return [
+            connection
+            for connection, reader in self._readers.items()
+            if reader.client == client and reader.size and reader.since_ns <= since_ns
+        ]
+
+    def keep(self, connection: str, client: str, size: int) -> None:
+        """Count an answer that is made among all bodies; a negative size for one that is read."""
+        if size > 0:
+            self._bodies.take(client, size)
+            self._readers[connection].client = client
+        else:
+            self._bodies.give(client, -size)
+
     def change(self, connection: str, before: int, size: int, *, made: bool) -> None:
         """Count another size of an answer, which was foreseen if it is made now."""
         reader = self._readers[connection]
@@ -256,16 +277,19 @@ class Debt:
         unread: Answers that it is counted among.
         connection: Connection of the call.
         size: Size, in bytes, that it is foreseen to have.
+        client: Client that it is counted under.
     """
 
-    __slots__ = ("_connection", "_made", "_size", "_unread")
+    __slots__ = ("_client", "_connection", "_made", "_size", "_unread")
 
-    def __init__(self, unread: Unread, connection: str, size: int) -> None:
+    def __init__(self, unread: Unread, connection: str, size: int, client: str = "") -> None:
         self._unread, self._connection, self._size = unread, connection, size
-        self._made = False
+        self._made, self._client = False, client
 
     def made(self, size: int) -> None:
         """Note the size that it really has; 0 for an error."""
+        if size or self._made:
+            self._unread.keep(self._connection, self._client, size or -self._size)
         self._unread.change(self._connection, self._size, size, made=not self._made)
         self._size, self._made = size, True
 
