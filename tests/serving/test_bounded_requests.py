@@ -24,7 +24,8 @@ from tests.support.waiting import until
 
 from hasten.core.tensors import TensorSpec
 from hasten.engines.onnxruntime.engine import OnnxRuntimeSession
-from hasten.serving.grpc.reading_ahead import Ahead, Debt, Together, Unread, size_of
+from hasten.serving.fairness import Shares
+from hasten.serving.grpc.reading_ahead import Debt, Together, Unread, size_of
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.messages import message
 from hasten.serving.settings import ModelPlace
@@ -516,13 +517,30 @@ def test_the_size_of_an_answer_is_foreseen_where_shapes_tell_it(
     assert size_of(inputs, outputs, tensors) == size
 
 
+class Counting:
+    """A stream that counts how often it is held."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def hold(self) -> None:
+        self.times += 1
+
+
 def test_the_size_of_an_answer_is_else_expected_by_those_before() -> None:
-    ahead, unread = Ahead(), Unread(lambda: 0)
-    assert (ahead.foreseen("m"), unread.foreseen("m")) == (MIB, MIB)
+    together, unread = Together(), Unread(lambda: 0, Shares(1))
+    stream = Counting()
+    together.enter("c", stream)
+    assert (together.foreseen("c", "m"), unread.foreseen("m")) == (MIB, MIB)
     for size in (8 * MIB, 2 * MIB, 100):
-        ahead.answered("m", size)
+        together.answered("c", "m", size)
         unread.answered("m", size)
-    assert (ahead.foreseen("m"), ahead.foreseen("other")) == (8 * MIB, MIB)
+        assert stream.times == 1
+    assert 7 * MIB < together.foreseen("c", "m") < 8 * MIB
+    assert together.foreseen("c", "other") == MIB
+    for size in (100, 60_000):  # as many as a stream has requests find room
+        together.answered("c", "small", size)
+    assert stream.times == 1
     assert (unread.foreseen("m"), unread.foreseen("other")) == (2 * MIB, MIB)
 
 
@@ -530,7 +548,7 @@ def test_calls_wait_for_room_in_turn_and_are_stuck_only_while_nothing_is_compute
     now = iter(range(1, 1000))
 
     async def work() -> None:
-        unread = Unread(lambda: next(now), most=10)
+        unread = Unread(lambda: next(now), bodies := Shares(200), most=10)
         assert unread.took("c", 6)
         assert unread.took("c", 4)
         assert not unread.took("c", 1)
@@ -546,6 +564,7 @@ def test_calls_wait_for_room_in_turn_and_are_stuck_only_while_nothing_is_compute
         assert unread.stuck_since("c") is None
         first, second = Debt(unread, "c", 6), Debt(unread, "c", 4)
         first.made(6)
+        assert bodies.taken == 6
         assert unread.stuck_since("c") is None  # the other one is still computed
         second.made(4)
         since = unread.stuck_since("c")
@@ -561,7 +580,7 @@ def test_calls_wait_for_room_in_turn_and_are_stuck_only_while_nothing_is_compute
             Debt(unread, "c", size).ended(None)
         Debt(unread, "d", 100).ended(None)
         assert unread.stuck_since("c") is None
-        assert unread._readers == {}
+        assert (unread._readers, bodies.taken) == ({}, 0)
 
     asyncio.run(work())
 
@@ -653,6 +672,51 @@ def test_a_client_that_reads_nothing_is_told_so_and_keeps_nobody_waiting(
         find = server.server.state.repository.find
         failed = server.call(lambda: find("wide").statistics.fail.count)
         assert failed == 40 - ended.count("")
+
+
+@pytest.fixture
+def little_room(two_mib: list[ModelPlace]) -> Iterator[ServerThread]:
+    """A server with room for 20 answers, which lets its clients read as slowly as they like."""
+    limits = Limits(body_bytes=8 * MIB, bodies_bytes=40 * MIB, send_ns=600_000_000_000)
+    with ServerThread(*two_mib, grpc=True, limits=limits) as server:
+        yield server
+
+
+def test_unread_answers_to_single_calls_of_many_connections_have_a_bound(
+    little_room: ServerThread,
+) -> None:
+    import grpc
+
+    with unreading(little_room) as last, contextlib.ExitStack() as many:
+        calls = [unread_calls(many.enter_context(unreading(little_room)), 8) for _ in range(5)]
+        until(lambda: is_held(little_room, 38 * MIB, 40 * MIB))
+        asked = last.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError, match="overloaded"):
+            asked(ROW)
+        assert [len(one) for one in calls] == [8] * 5  # they end once nobody knows them
+        many.close()
+        until(lambda: is_held(little_room, 0, 0))
+        assert len(asked(ROW)) > MIB
+
+
+def test_another_client_finds_room_where_one_reads_none_of_its_answers(
+    little_room: ServerThread,
+) -> None:
+    """Neither of the two has a token, so they are told apart by their addresses."""
+
+    def status() -> int:
+        client = http.client.HTTPConnection(
+            "127.0.0.1", little_room.http_port, 120, source_address=("127.0.0.2", 0)
+        )
+        with contextlib.closing(client):
+            client.request("POST", "/v2/models/wide/infer", BINARY)
+            return client.getresponse().status
+
+    with contextlib.ExitStack() as many:
+        calls = [unread_calls(many.enter_context(unreading(little_room)), 8) for _ in range(5)]
+        until(lambda: is_held(little_room, 38 * MIB, 40 * MIB))
+        until(lambda: status() == 200)
+        assert [len(one) for one in calls] == [8] * 5
 
 
 def test_a_client_that_reads_may_wait_as_long_as_the_model_takes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -126,6 +127,7 @@ class ServerState:
         coding: Threads that decompress bodies and encode long answers.
         labelling: Line of requests of labels, which wait to be scored.
         parsing: Bytes of long bodies that each turn of the loop parses.
+        end_unread: Function that ends a client's connections of gRPC on which it has left answers unread.
         received: Buffer that all connections receive into; its content is parsed before the next
             receive.
     """
@@ -146,6 +148,7 @@ class ServerState:
     coding: Coding = field(default_factory=Coding)
     labelling: Line = field(default_factory=Line)
     parsing: LoopBudget = field(default_factory=LoopBudget)
+    end_unread: Callable[[str], None] = lambda client: None
     received: memoryview = field(default_factory=lambda: memoryview(bytearray(_RECEIVE_BYTES)))
 
     def __post_init__(self) -> None:
@@ -199,7 +202,10 @@ class ServerState:
                 break
             if one.client == greedy:
                 one.take_back()
-        return bodies.taken + size_bytes <= bodies.total
+        is_room = bodies.taken + size_bytes <= bodies.total
+        if not is_room and greedy != client and 2 * bodies.of(greedy) > bodies.total:
+            self.end_unread(greedy)  # which takes a moment
+        return is_room
 
     def admits(self, connection: Held) -> bool:
         """Whether a connection may ask for more than health.

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from hasten.serving.fairness import client_at_peer
-from hasten.serving.grpc.reading_ahead import Ahead, Debt, Together, Unread, size_of
+from hasten.serving.grpc.reading_ahead import MOST_BYTES, Ahead, Debt, Together, Unread, size_of
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
@@ -61,6 +61,7 @@ class Inference:
         id: Identifier that the answer repeats.
         final: Whether to mark even an error as the last answer.
         ahead_bytes: Size that the answer has, or is foreseen to have, in a stream.
+        guessed: Whether only the model could tell that size before, in a stream.
     """
 
     __slots__ = (
@@ -78,6 +79,7 @@ class Inference:
         "_ticket",
         "ahead_bytes",
         "final",
+        "guessed",
         "id",
     )
 
@@ -98,7 +100,7 @@ class Inference:
         self._again: tuple[Any, ...] | None = None
         """Parts of a plan for messages that are like this one; None where no plan is to be made."""
         self._ticket: Ticket | RawTicket | StepTicket | None = None
-        self.id, self.final, self.ahead_bytes = "", False, 0
+        self.id, self.final, self.ahead_bytes, self.guessed = "", False, 0, False
 
     def read(self) -> None:
         """Read the message.
@@ -177,8 +179,13 @@ class Inference:
             state.bodies.take(self._client, size)
         self._reserved += size
 
-    def foreseen_bytes(self, ahead: Ahead | Unread) -> int:
-        """Return the size that the answer to a request that was read will have."""
+    @property
+    def answers_by(self) -> str:
+        """Name of the model that the request, which was read, is for."""
+        return self._model.name
+
+    def foreseen_bytes(self) -> int | None:
+        """Return the size that the answer to a request that was read will have; None if only the model can tell."""
         model, query = self._model, self._query
         plan = query.plan
         if plan is not None and plan.answer_bytes is not None:
@@ -191,8 +198,6 @@ class Inference:
             each.classes for each in query.outputs
         )
         size = None if chosen else size_of(model.inputs, outputs, query.inputs)
-        if size is None:
-            return ahead.foreseen(model.name)
         if plan is not None:
             plan.answer_bytes = size
         return size
@@ -205,6 +210,14 @@ class Inference:
             return self._state.repository.find(query.model, query.version) is self._model
         except ProtocolError:
             return False
+
+    def withdraw(self) -> bool:
+        """Take the request back from its model, unless that runs it or answered it; return whether that was done."""
+        ticket = self._ticket
+        if ticket is None or not ticket.withdraw():
+            return False
+        self._ticket = None
+        return True
 
     def again(self) -> Inference:
         """Return the same request, to be read again; this one ends."""
@@ -360,7 +373,7 @@ class Receiving:
                 await self._waited(unread.take(connection, size))
             finally:
                 self._reads = None
-        self._owes(Debt(unread, connection, size))
+        self._owes(Debt(unread, connection, size, self.client))
         return waits
 
     def answered(self, unread: Unread, size: int) -> None:
@@ -370,7 +383,7 @@ class Receiving:
                 return
             connection = self._context.peer()
             unread.owes(connection)
-            self._owes(Debt(unread, connection, 0))
+            self._owes(Debt(unread, connection, 0, self.client))
         assert self._debt is not None
         self._debt.made(size)
 
@@ -454,13 +467,18 @@ class Stream:
         self._connection = str(context.peer())
         self.client, self.name = client_of(state, context), ""
         self._state, self._context, self._clock_ns = state, context, clock_ns
-        self._under_way: set[Inference] = set()
+        self._under_way: dict[Inference, None] = {}
+        """Requests that were read and whose answers aren't queued yet, in order."""
+        self._held: deque[Inference] = deque()
+        """Those of them that wait for room before they begin again, or at all."""
         self._writers: set[asyncio.Task[None]] = set()
         """Tasks that wait for threads to encode answers."""
         self._answers: deque[tuple[Inference, bytes]] = deque()
         self._ahead = Ahead()
         self._changed, self._room = asyncio.Event(), asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
+        self._beginning: asyncio.Task[None] | None = None
+        """Task that begins what is held; None while nothing is."""
         self._why: ProtocolError | None = None
         self._writing = False
         self._task = asyncio.current_task()
@@ -476,6 +494,7 @@ class Stream:
         Raises:
             ProtocolError: the server ended the stream; the message says why.
         """
+        self._together.enter(self._connection, self)
         self._reading = asyncio.get_running_loop().create_task(self._read())
         try:
             while self._ahead.requests or not self._reading.done():
@@ -487,15 +506,18 @@ class Stream:
                 raise
         finally:
             self._reading.cancel()
-            self._reading = self._task = (
-                None  # a task keeps the frames of its error, and they keep this
-            )
+            if self._beginning is not None:
+                self._beginning.cancel()
+            # A task keeps the frames of its error, and they keep this.
+            self._reading = self._beginning = self._task = None
             for writer in self._writers:
                 writer.cancel()
             for inference in (*self._under_way, *(each for each, _ in self._answers)):
                 inference.end()
             self._under_way.clear()
+            self._held.clear()
             self._answers.clear()
+            self._together.leave(self._connection, self)
             self._together.count(self._connection, -self._ahead.size_bytes)
             self._ahead.size_bytes = 0
         if self._why is not None:
@@ -549,8 +571,8 @@ class Stream:
                     return
                 self._check(self)
                 await self._together.let_in(self._connection, self._room)
-                self._begin(data)
-                while self._ahead.full:
+                self._take(data)
+                while self._ahead.full or self._held:
                     self._room.clear()
                     await self._room.wait()
         except ProtocolError as failure:
@@ -560,17 +582,54 @@ class Stream:
         finally:
             self._changed.set()
 
-    def _begin(self, data: bytes) -> None:
+    def _take(self, data: bytes) -> None:
+        """Begin a request, behind those that are held."""
         inference = Inference(self._state, self._context, self, data, self._clock_ns)
         self._ahead.requests += 1
         if not self._writing:
             self.waiting_ns = None
-        self._under_way.add(inference)
+        if self._held:
+            self._under_way[inference] = None
+            self._held.append(inference)
+        else:
+            self._begin(inference)
+
+    def hold(self) -> None:
+        """Take back the requests whose answers only their models can size, as far as no engine runs them."""
+        # The last one first: a model may go on with the next one when one is taken back.
+        for inference in [one for one in reversed(self._under_way) if one.guessed]:
+            if inference in self._under_way and inference.withdraw():
+                self._held.appendleft(inference)
+                self._count(inference, 0)
+        if self._held and self._beginning is None:
+            self._beginning = asyncio.get_running_loop().create_task(self._begin_held())
+
+    async def _begin_held(self) -> None:
+        """Begin again what is held, once there is room for its answer."""
+        room = asyncio.Event()  # its own, since a request that was read may wait, too
+        while self._held:
+            await self._together.let_in(self._connection, room)
+            if self._ahead.size_bytes >= MOST_BYTES:
+                self._room.clear()
+                await self._room.wait()
+                continue
+            inference = self._held.popleft()
+            del self._under_way[inference]
+            self._begin(inference.again())
+        self._beginning = None
+        self._room.set()
+
+    def _begin(self, inference: Inference) -> None:
+        self._under_way[inference] = None
         try:
             inference.read()
             inference.begin(partial(self._answer, inference))
             if inference in self._under_way and not inference.ahead_bytes:
-                self._count(inference, inference.foreseen_bytes(self._ahead))
+                size = inference.foreseen_bytes()
+                if size is None:
+                    inference.guessed = True
+                    size = self._together.foreseen(self._connection, inference.answers_by)
+                self._count(inference, size)
         except ProtocolError as failure:
             self._answer(inference, failure)
         except Exception:
@@ -584,7 +643,8 @@ class Stream:
         self._count(inference, size)
         try:
             if isinstance(answer, Answer):
-                self._ahead.answered(answer.model, size)
+                if inference.guessed:
+                    self._together.answered(self._connection, answer.model, size)
                 inference.reserve_answer(answer)
                 known = inference.written_again(answer, in_stream=True)
                 if known is not None:
@@ -625,7 +685,7 @@ class Stream:
     def _send_soon(self, inference: Inference, data: bytes) -> None:
         if inference not in self._under_way:  # the stream ended meanwhile
             return
-        self._under_way.discard(inference)
+        del self._under_way[inference]
         self._answers.append((inference, data))
         self._changed.set()
 

@@ -177,6 +177,13 @@ class Ending:
                 self._end(place, found[place])
         return reading
 
+    def end(self, places: Collection[Place]) -> None:
+        """End the connections of clients; takes some milliseconds for many."""
+        with contextlib.suppress(OSError):
+            for place, found in connections(self._port).items():
+                if place in places:
+                    self._end(place, found)
+
     def _end_unread(
         self, found: Mapping[Place, Connection], unread: Collection[Place]
     ) -> set[Place]:

@@ -6,10 +6,12 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from hasten.core.tensors import Tensors, TensorSpec
+from hasten.serving.fairness import Shares
 
 MOST_REQUESTS = 128
 """Largest number of requests of one stream that are processed at once; further ones aren't read yet."""
@@ -21,6 +23,10 @@ MOST_UNREAD_BYTES = 24 << 20
 """Size of the answers to single calls of one connection, unread or foreseen, from which its further calls wait."""
 _UNKNOWN_BYTES = 1 << 20
 """Size at which an answer counts while nothing tells it."""
+_SURPRISING_BYTES = MOST_BYTES // MOST_REQUESTS
+"""Size up to which an answer may be larger than expected: a stream may have as many of them as requests."""
+_FORGETTING = 64
+"""Part of the expected size that each smaller answer takes from it."""
 
 
 class Ahead:
@@ -31,29 +37,32 @@ class Ahead:
         size_bytes: Size of their answers, as far as it is known or foreseen.
     """
 
-    __slots__ = ("_largest", "requests", "size_bytes")
+    __slots__ = ("requests", "size_bytes")
 
     def __init__(self) -> None:
         self.requests, self.size_bytes = 0, 0
-        self._largest: dict[str, int] = {}
-        """Size of the largest answer so far, by the name of the model."""
 
     @property
     def full(self) -> bool:
         """Whether no further request may be read yet."""
         return self.requests >= MOST_REQUESTS or self.size_bytes >= MOST_BYTES
 
-    def foreseen(self, model: str) -> int:
-        """Return the size that a model's answer is expected to have where only the model can tell.
 
-        That is the size of the stream's largest answer so far.
-        """
-        return self._largest.get(model, _UNKNOWN_BYTES)
+class Holding(Protocol):
+    """Interface of a stream that can take requests back from their models."""
 
-    def answered(self, model: str, size_bytes: int) -> None:
-        """Note how large an answer is."""
-        if size_bytes > self._largest.get(model, -1):
-            self._largest[model] = size_bytes
+    def hold(self) -> None:
+        """Take back the requests whose answers only their models can size, as far as no engine runs them."""
+
+
+class _Streams:
+    """Streams of one connection, and the sizes that they expect of the answers of models, by the models' names."""
+
+    __slots__ = ("expected", "open")
+
+    def __init__(self) -> None:
+        self.open: set[Holding] = set()
+        self.expected: dict[str, int] = {}
 
 
 class Together:
@@ -67,6 +76,41 @@ class Together:
         self._most = most
         self._sizes: dict[str, int] = {}
         self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._streams: dict[str, _Streams] = {}
+
+    def enter(self, connection: str, stream: Holding) -> None:
+        """Note that a stream of a connection begins."""
+        self._streams.setdefault(connection, _Streams()).open.add(stream)
+
+    def leave(self, connection: str, stream: Holding) -> None:
+        """Note that a stream of a connection ended."""
+        streams = self._streams[connection]
+        streams.open.discard(stream)
+        if not streams.open:
+            del self._streams[connection]
+
+    def foreseen(self, connection: str, model: str) -> int:
+        """Return the size that a model's answer is expected to have where only the model can tell.
+
+        That is the size of the largest answer on the connection so far, which each smaller one makes a little less.
+        """
+        return self._streams[connection].expected.get(model, _UNKNOWN_BYTES)
+
+    def answered(self, connection: str, model: str, size: int) -> None:
+        """Note how large an answer is that only the model could size.
+
+        If it is much larger than expected, those behind it may be too: all requests of the connection that no engine
+        runs yet are held until there is room for answers of that size.
+        """
+        streams = self._streams[connection]
+        before = streams.expected.get(model)
+        if before is None:
+            streams.expected[model], before = size, _UNKNOWN_BYTES
+        else:
+            streams.expected[model] = max(size, before - before // _FORGETTING)
+        if size > max(before, _SURPRISING_BYTES):
+            for stream in streams.open:
+                stream.hold()
 
     def count(self, connection: str, change: int) -> None:
         """Count that much more, or less, and wake the streams that wait for less."""
@@ -105,13 +149,14 @@ class _Reader:
         size: Size of those that are unread, or foreseen, in bytes.
         computing: Number of those that are foreseen.
         since_ns: Time when this changed last, or the client read something.
+        client: Client that the latest of them is counted under.
         waiting: Sizes of the answers to further calls, which wait in their order.
     """
 
-    __slots__ = ("computing", "since_ns", "size", "waiting")
+    __slots__ = ("client", "computing", "since_ns", "size", "waiting")
 
     def __init__(self) -> None:
-        self.size, self.computing, self.since_ns = 0, 0, 0
+        self.size, self.computing, self.since_ns, self.client = 0, 0, 0, ""
         self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
 
@@ -122,11 +167,14 @@ class Unread:
 
     Args:
         clock_ns: Monotonic clock, in nanoseconds.
+        bodies: Bodies and answers of all clients, among which those that are made count.
         most: Size for one connection, in bytes, from which its further calls wait; one answer may always be there.
     """
 
-    def __init__(self, clock_ns: Callable[[], int], most: int = MOST_UNREAD_BYTES) -> None:
-        self._clock_ns, self._most = clock_ns, most
+    def __init__(
+        self, clock_ns: Callable[[], int], bodies: Shares, most: int = MOST_UNREAD_BYTES
+    ) -> None:
+        self._clock_ns, self._bodies, self._most = clock_ns, bodies, most
         self._readers: dict[str, _Reader] = {}
         self._sizes: dict[str, int] = {}
 
@@ -179,6 +227,22 @@ class Unread:
                 self.change(connection, size, 0, made=True)
             raise
 
+    def left_by(self, client: str, since_ns: int) -> list[str]:
+        """Return the connections on which a client has read nothing of its answers since that time."""
+        return [
+            connection
+            for connection, reader in self._readers.items()
+            if reader.client == client and reader.size and reader.since_ns <= since_ns
+        ]
+
+    def keep(self, connection: str, client: str, size: int) -> None:
+        """Count an answer that is made among all bodies; a negative size for one that is read."""
+        if size > 0:
+            self._bodies.take(client, size)
+            self._readers[connection].client = client
+        else:
+            self._bodies.give(client, -size)
+
     def change(self, connection: str, before: int, size: int, *, made: bool) -> None:
         """Count another size of an answer, which was foreseen if it is made now."""
         reader = self._readers[connection]
@@ -213,16 +277,19 @@ class Debt:
         unread: Answers that it is counted among.
         connection: Connection of the call.
         size: Size, in bytes, that it is foreseen to have.
+        client: Client that it is counted under.
     """
 
-    __slots__ = ("_connection", "_made", "_size", "_unread")
+    __slots__ = ("_client", "_connection", "_made", "_size", "_unread")
 
-    def __init__(self, unread: Unread, connection: str, size: int) -> None:
+    def __init__(self, unread: Unread, connection: str, size: int, client: str = "") -> None:
         self._unread, self._connection, self._size = unread, connection, size
-        self._made = False
+        self._made, self._client = False, client
 
     def made(self, size: int) -> None:
         """Note the size that it really has; 0 for an error."""
+        if size or self._made:
+            self._unread.keep(self._connection, self._client, size or -self._size)
         self._unread.change(self._connection, self._size, size, made=not self._made)
         self._size, self._made = size, True
 

@@ -89,12 +89,13 @@ class GrpcServer:
         self._methods = Methods(state)
         self._statuses: dict[Kind, Any] = {}
         self._server: Any = None
-        self._unread, self._sending = Unread(clock_ns), _Sending(clock_ns)
+        self._unread, self._sending = Unread(clock_ns, state.bodies), _Sending(clock_ns)
         self._together = Together()
         self._calls = Admission(state.limits.connections, _PATIENCE_NS)
         self._sweeping: asyncio.TimerHandle | None = None
         self._ending: Ending
         self._looking: asyncio.Task[None] | None = None
+        self._taking_back: asyncio.Task[None] | None = None
 
     # -- begin and end
 
@@ -141,6 +142,7 @@ class GrpcServer:
         self._server = server
         limits = self._state.limits
         self._ending = Ending(taken, limits.connections, limits.send_ns, self._clock_ns)
+        self._state.end_unread = self._end_unread
         self._sweep()
         return taken
 
@@ -308,6 +310,13 @@ class GrpcServer:
         finally:
             self._looking = None
 
+    def _end_unread(self, client: str) -> None:
+        """End the connections on which a client has left answers unread for a while, since another finds no room."""
+        left = self._unread.left_by(client, self._clock_ns() - _AT_ONCE_NS)
+        if left and (self._taking_back is None or self._taking_back.done()):
+            ending = asyncio.to_thread(self._ending.end, {*_places(left).values()})
+            self._taking_back = asyncio.get_running_loop().create_task(ending)
+
     def _refuse(self, context: Any, failure: ProtocolError) -> bytes:
         """End a call with an error."""
         # `context.abort` would raise an exception that keeps the call in memory by a cycle.
@@ -385,7 +394,9 @@ class GrpcServer:
                     state, context, receiving, await receiving.message(), clock_ns
                 )
                 inference.read()
-                size = inference.foreseen_bytes(unread)
+                size = inference.foreseen_bytes()
+                if size is None:
+                    size = unread.foreseen(inference.answers_by)
                 if size > LITTLE_BYTES:
                     inference = await self._with_room(inference, receiving, size)
                 answered: asyncio.Future[Answer | ProtocolError] = loop.create_future()

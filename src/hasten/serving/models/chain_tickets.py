@@ -83,6 +83,9 @@ class ChainTicket(RawTicket):
         self.drop()
         self.model.refused(self.query, ProtocolError(Kind.GONE, "the client went away"))
 
+    def withdraw(self) -> bool:
+        return self.prepare is not None and super().withdraw()  # else its models were asked
+
     def drop(self) -> None:
         """Give up what the models were asked."""
         for each in self.asked:

@@ -67,6 +67,9 @@ class Cancellable(Protocol):
     def cancel(self) -> None:
         """Give up the request, whose client went away."""
 
+    def withdraw(self) -> bool:
+        """Give up the request, uncounted, while it waits; return whether it did, or False if it runs or is over."""
+
 
 class Asked(Protocol):
     """Interface of the model that prepared samples are sent to."""
@@ -173,6 +176,14 @@ class RawTicket:
         else:
             gone = ProtocolError(Kind.GONE, "the client went away")
             self.model.refused(self.query, gone)
+
+    def withdraw(self) -> bool:
+        """Give up the request, uncounted, before the model runs; return whether that was done."""
+        if self.over or (self.inner is not None and not self.inner.withdraw()):
+            return False
+        self.query.own = True
+        self.cancel()
+        return True
 
     def tell(self, answer: Answer | ProtocolError) -> None:
         """Answer the request, unless it is over."""
@@ -698,7 +709,9 @@ class Deciding:
         array = np.empty(len(decisions), object)
         array[:] = decisions
         model = self.model
-        return Answer(model.name, model.version, ticket.query.id, {DECISION: array})
+        answer = Answer(model.name, model.version, ticket.query.id, {DECISION: array})
+        answer.decisions_bytes = sum(map(len, decisions))
+        return answer
 
 
 def longest_of(*pipelines: Pipeline) -> float:

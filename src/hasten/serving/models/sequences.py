@@ -86,6 +86,14 @@ class StepTicket:
             self._kept.model.refused(self.query, ProtocolError(Kind.GONE, "the client went away"))
         self._kept.left(self._record, self)
 
+    def withdraw(self) -> bool:
+        """Give up the request, uncounted, before the model runs; return whether that was done."""
+        if self.over or (self.inner is not None and not self.inner.withdraw()):
+            return False
+        self.query.own = True
+        self.cancel()
+        return True
+
     @property
     def starts(self) -> bool:
         """Whether the sequence begins with this step."""

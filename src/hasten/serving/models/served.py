@@ -449,11 +449,12 @@ class ServedModel:
         if ticket.over:
             return
         ticket.over = True
-        now_ns = self._clock_ns()
-        self.statistics.cancel.add(now_ns - ticket.query.arrived_ns)
-        if self.tracing is not None:
-            gone = ProtocolError(Kind.GONE, "the client went away")
-            self.tracing.finished(self, ticket.query, now_ns, gone, ticket)
+        if not ticket.query.own:
+            now_ns = self._clock_ns()
+            self.statistics.cancel.add(now_ns - ticket.query.arrived_ns)
+            if self.tracing is not None:
+                gone = ProtocolError(Kind.GONE, "the client went away")
+                self.tracing.finished(self, ticket.query, now_ns, gone, ticket)
         self._batching.cancel(ticket)
         self._fly_on(ticket)
 
@@ -829,6 +830,14 @@ class Ticket(ServerTask):
     def cancel(self) -> None:
         """Give up the request, whose client went away."""
         self.model.cancel(self)
+
+    def withdraw(self) -> bool:
+        """Give up the request, uncounted, while it waits; return whether it did, or False if it runs or is over."""
+        if self.over or not (self.state == "queued" or self.follows):
+            return False
+        self.query.own = True
+        self.model.cancel(self)
+        return True
 
     def join(self, now_ns: int) -> None:
         """Wait for an equal request's answer, but only until this request's own deadline."""

@@ -148,6 +148,7 @@ class Answer:
         id: Identifier of the request.
         outputs: Arrays by output name, in the order asked for; those in shared memory stay there.
         parameters: Parameters that are sent beside the outputs.
+        decisions_bytes: Size of the decisions among the outputs, which their arrays only point to.
     """
 
     model: str
@@ -155,11 +156,12 @@ class Answer:
     id: str
     outputs: Tensors
     parameters: dict[str, Any] = field(default_factory=dict)
+    decisions_bytes: int = 0
 
     @property
     def size_bytes(self) -> int:
-        """Size of the outputs' arrays."""
-        size = 0
+        """Size of the outputs' arrays and of the decisions; a text of the model's own counts as 8 bytes."""
+        size = self.decisions_bytes
         for array in self.outputs.values():
             size += array.nbytes
         return size
