@@ -33,7 +33,7 @@ from hasten.serving.wire.checks import (
     wanted_once,
     whole_number,
 )
-from hasten.serving.wire.classes import classes_of, many_texts, takes_long
+from hasten.serving.wire.classes import classes_of, part_of_turn
 from hasten.serving.wire.json_numbers import IS_QUICK, all_finite, lists_of, numbers, switches
 from hasten.serving.wire.json_request import (
     Tensor,
@@ -544,18 +544,16 @@ def slow_bytes(answer: Answer, query: Query, batched: bool, packs: bool) -> int:
     """
     if query.plain:
         return 0
-    size, numbers_, slow = 0, 0, False
+    size, part = 0, 0.0
     for each in _wanted_outputs(answer, query):
         array = answer.outputs[each.name]
+        part += part_of_turn(array, each.classes, batched)
         if each.classes:
             size += array.nbytes
-            slow = slow or takes_long(array, each.classes, batched)
         elif each.region is None:
             size += array.nbytes if each.binary else _JSON_OF_NUMBER * array.size
-            numbers_ += 0 if each.binary else array.size
-            slow = slow or many_texts(array)
-    slow = slow or numbers_ > _SLICE
-    return size if slow or (packs and size > _PACKED_AT_ONCE_BYTES) else 0
+            part += 0 if each.binary else array.size / _SLICE
+    return size if part > 1 or (packs and size > _PACKED_AT_ONCE_BYTES) else 0
 
 
 def _wanted_outputs(answer: Answer, query: Query) -> Sequence[WantedOutput]:
