@@ -27,7 +27,7 @@ from tests.support.waiting import PATIENCE_S, until
 from hasten.core.tensors import Array
 from hasten.serving.coding import Coding
 from hasten.serving.protocol.messages import SERVICE, message
-from hasten.serving.protocol.requests import Answer, Query
+from hasten.serving.protocol.requests import Answer, Query, WantedOutput
 from hasten.serving.wire import classes
 from hasten.serving.wire.classes import classes_of
 from hasten.serving.wire.http_bodies import write_answer
@@ -292,6 +292,26 @@ def test_long_lists_of_numbers_are_written_whole(dtype: str) -> None:
     answer = Answer("m", "1", "", {"y": y})
     pieces, _ = write_answer(answer, Query("m", "", "", {}), SharedMemory(), batched=False)
     assert json.loads(b"".join(pieces))["outputs"][0]["data"] == y.tolist()
+
+
+@pytest.mark.parametrize("outputs", [1, 40])
+def test_no_long_text_is_written_in_one_step_during_which_no_other_thread_runs(
+    outputs: int,
+) -> None:
+    y = np.arange(40 * 65_536, dtype=np.float32) / 7
+    made = {f"y{at}": each for at, each in enumerate(np.split(y, outputs))}
+    wanted = [WantedOutput(name, False) for name in made] + [WantedOutput("last", True)]
+    answer = Answer("m", "1", "a", {**made, "last": y[:3]}, {"p": 1})
+    query = Query("m", "", "a", {}, tuple(wanted))
+    pieces, length = write_answer(answer, query, SharedMemory(), batched=False)
+    text, rest = b"".join(pieces)[:length], b"".join(pieces)[length:]
+    assert max(map(len, pieces)) < 20 * 65_536
+    assert rest == y[:3].tobytes()
+    said = json.loads(text)
+    assert (said["model_name"], said["id"], said["parameters"]) == ("m", "a", {"p": 1})
+    assert [each["name"] for each in said["outputs"]] == [*made, "last"]
+    found = np.concatenate([np.array(each["data"], np.float32) for each in said["outputs"][:-1]])
+    assert np.array_equal(found, y)
 
 
 SCORES = st.one_of(
