@@ -9,7 +9,7 @@ import http.client
 import importlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import patch
@@ -27,7 +27,7 @@ from tests.support.waiting import PATIENCE_S, until
 from hasten.core.tensors import Array
 from hasten.serving.coding import Coding
 from hasten.serving.protocol.messages import SERVICE, message
-from hasten.serving.protocol.requests import Answer, Query
+from hasten.serving.protocol.requests import Answer, Query, WantedOutput
 from hasten.serving.wire import classes
 from hasten.serving.wire.classes import classes_of
 from hasten.serving.wire.http_bodies import write_answer
@@ -37,25 +37,35 @@ ROW = np.array([[0.25, -1, 3, 2]], np.float32)
 TIMES = 50_000
 LONG = np.tile(ROW[0], TIMES)
 CLASSES = {"outputs": [{"name": "y", "parameters": {"classification": 3}}]}
+HEADS, WIDE = 60, 2048
+"""Outputs of the model `heads`, each of which alone is quickly named, and their scores."""
 X = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": ROW[0].tolist()}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerThread]:
-    """A server of `long`, which repeats x: [batch, 4] to y: [batch, 200000]."""
+    """A server of `long`, which repeats x: [batch, 4] to y: [batch, 200000], and of `heads`, to many outputs."""
     folder = tmp_path_factory.mktemp("long")
     text = f"""<ir_version: 8, opset_import: ["" : 17]>
         long (float[batch, 4] x) => (float[batch, {4 * TIMES}] y) <int64[2] times = {{1, {TIMES}}}>
         {{ y = Tile(x, times) }}"""
     save(parser.parse_model(text), folder / "long.onnx")
-    with ServerThread(place_of(bundle_of(folder, folder / "long.onnx")), grpc=True) as one:
+    outputs = ", ".join(f"float[batch, {WIDE}] y{at}" for at in range(HEADS))
+    nodes = " ".join(f"y{at} = Tile(x, times)" for at in range(HEADS))
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+        heads (float[batch, 4] x) => ({outputs}) <int64[2] times = {{1, {WIDE // 4}}}> {{ {nodes} }}"""
+    save(parser.parse_model(text), folder / "heads.onnx")
+    places = [place_of(bundle_of(folder, folder / f"{name}.onnx")) for name in ("long", "heads")]
+    with ServerThread(*places, grpc=True) as one:
         yield one
 
 
-def post(server: ServerThread, body: dict[str, Any], **headers: str) -> tuple[int, bytes]:
+def post(
+    server: ServerThread, body: dict[str, Any], model: str = "long", **headers: str
+) -> tuple[int, bytes]:
     client = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE_S)
     try:
-        client.request("POST", "/v2/models/long/infer", json.dumps(body), headers)
+        client.request("POST", f"/v2/models/{model}/infer", json.dumps(body), headers)
         answer = client.getresponse()
         return answer.status, answer.read()
     finally:
@@ -79,17 +89,25 @@ def ranked(server: ServerThread) -> Any:
     return status, json.loads(body)["outputs"][0]["data"]
 
 
-def asking() -> bytes:
-    request = message("ModelInferRequest")(model_name="long")
+def heads(server: ServerThread) -> Any:
+    named = {"parameters": {"classification": WIDE}}
+    outputs = [{"name": f"y{at}", **named} for at in range(HEADS)]
+    status, body = post(server, {"inputs": [X], "outputs": outputs}, "heads")
+    return status, [each["data"] for each in json.loads(body)["outputs"]]
+
+
+def asking(model: str = "long", count: int = 3, outputs: Sequence[str] = ("y",)) -> bytes:
+    request = message("ModelInferRequest")(model_name=model)
     request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
-    request.outputs.add(name="y").parameters["classification"].int64_param = 3
+    for name in outputs:
+        request.outputs.add(name=name).parameters["classification"].int64_param = count
     request.raw_input_contents.append(ROW.tobytes())
     return request.SerializeToString()  # type: ignore[no-any-return]
 
 
-def texts(answer: Any) -> list[str]:
+def texts(answer: Any, at: int = 0) -> list[str]:
     """Texts of an output of datatype BYTES, each behind its length."""
-    found, data = [], answer.raw_output_contents[0]
+    found, data = [], answer.raw_output_contents[at]
     while data:
         end = 4 + int.from_bytes(data[:4], "little")
         found.append(data[4:end].decode())
@@ -97,12 +115,21 @@ def texts(answer: Any) -> list[str]:
     return found
 
 
-def ranked_over_grpc(server: ServerThread) -> Any:
+def called(server: ServerThread, asked: bytes) -> Any:
     with grpc.insecure_channel(server.grpc_url) as channel:
         call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
-        answer, ended = call.with_call(asking(), timeout=PATIENCE_S)
+        answer, ended = call.with_call(asked, timeout=PATIENCE_S)
     assert ended.code().name == "OK"
-    return 200, texts(message("ModelInferResponse").FromString(answer))
+    return message("ModelInferResponse").FromString(answer)
+
+
+def ranked_over_grpc(server: ServerThread) -> Any:
+    return 200, texts(called(server, asking()))
+
+
+def heads_over_grpc(server: ServerThread) -> Any:
+    answer = called(server, asking("heads", WIDE, [f"y{at}" for at in range(HEADS)]))
+    return 200, [texts(answer, at) for at in range(HEADS)]
 
 
 def ranked_in_a_stream(server: ServerThread) -> Any:
@@ -115,12 +142,16 @@ def ranked_in_a_stream(server: ServerThread) -> Any:
 
 
 HIGHEST = ["3.000000:2", "3.000000:6", "3.000000:10"]
+PLACES = sorted(range(WIDE), key=lambda place: (-ROW[0, place % 4], place))
+EVERY = [[f"{ROW[0, place % 4]:f}:{place}" for place in PLACES]] * HEADS
 WAYS: list[tuple[Callable[[ServerThread], Any], str, Any]] = [
     (numbers, "http.exchange", LONG.tolist()),
     (packed, "http.exchange", LONG.tolist()),
     (ranked, "http.exchange", HIGHEST),
     (ranked_over_grpc, "grpc.calls", HIGHEST),
     (ranked_in_a_stream, "grpc.calls", HIGHEST),
+    (heads, "http.exchange", EVERY),
+    (heads_over_grpc, "grpc.calls", EVERY),
 ]
 
 
@@ -261,6 +292,26 @@ def test_long_lists_of_numbers_are_written_whole(dtype: str) -> None:
     answer = Answer("m", "1", "", {"y": y})
     pieces, _ = write_answer(answer, Query("m", "", "", {}), SharedMemory(), batched=False)
     assert json.loads(b"".join(pieces))["outputs"][0]["data"] == y.tolist()
+
+
+@pytest.mark.parametrize("outputs", [1, 40])
+def test_no_long_text_is_written_in_one_step_during_which_no_other_thread_runs(
+    outputs: int,
+) -> None:
+    y = np.arange(40 * 65_536, dtype=np.float32) / 7
+    made = {f"y{at}": each for at, each in enumerate(np.split(y, outputs))}
+    wanted = [WantedOutput(name, False) for name in made] + [WantedOutput("last", True)]
+    answer = Answer("m", "1", "a", {**made, "last": y[:3]}, {"p": 1})
+    query = Query("m", "", "a", {}, tuple(wanted))
+    pieces, length = write_answer(answer, query, SharedMemory(), batched=False)
+    text, rest = b"".join(pieces)[:length], b"".join(pieces)[length:]
+    assert max(map(len, pieces)) < 20 * 65_536
+    assert rest == y[:3].tobytes()
+    said = json.loads(text)
+    assert (said["model_name"], said["id"], said["parameters"]) == ("m", "a", {"p": 1})
+    assert [each["name"] for each in said["outputs"]] == [*made, "last"]
+    found = np.concatenate([np.array(each["data"], np.float32) for each in said["outputs"][:-1]])
+    assert np.array_equal(found, y)
 
 
 SCORES = st.one_of(

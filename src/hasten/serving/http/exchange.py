@@ -219,7 +219,7 @@ class Exchange:
             extra,
         )
         plan: RequestPlan | None = query.plan
-        in_bytes = header_bytes is not None and len(pieces) == 1 + len(answer.outputs)
+        in_bytes = header_bytes == len(pieces[0]) and len(pieces) == 1 + len(answer.outputs)
         if plan is not None and keep_alive and encoding is None and in_bytes:
             plan.note(answer.outputs, query.id, head + bytes(pieces[0]))
         self._sent = True

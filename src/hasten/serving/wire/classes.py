@@ -18,15 +18,21 @@ _SHORT = 256
 """Scores of a row up to which a whole sort takes less time than a search for the highest."""
 
 
-def takes_long(array: Array, count: int, batched: bool) -> bool:
-    """Whether `classes_of` takes more than some milliseconds, so that a thread should call it."""
+def part_of_turn(array: Array, count: int, batched: bool) -> float:
+    """Return how much of what the event loop may encode at once an output is.
+
+    If all outputs of an answer add up to more than 1, a thread should encode the answer.
+
+    Args:
+        array: Output of the model.
+        count: Number of scores to name of each row; 0 to send the output itself.
+        batched: Whether the first axis counts the samples.
+    """
+    if not count:  # texts; numbers are copied as they are
+        return array.size / _MANY if array.dtype == object else 0.0
     rows = len(array) if batched and array.ndim > 1 else 1
-    return array.size > _LONG or min(count * rows, array.size) > _MANY or rows > _MANY_ROWS
-
-
-def many_texts(array: Array) -> bool:
-    """Whether an output of datatype BYTES has so many elements that a thread should write it."""
-    return array.dtype == object and array.size > _MANY
+    named = min(count * rows, array.size)
+    return max(array.size / _LONG, named / _MANY, rows / _MANY_ROWS)
 
 
 def classes_of(array: Array, count: int, batched: bool) -> Array:

@@ -27,7 +27,7 @@ from hasten.serving.wire.checks import (
     wanted_once,
     whole_number,
 )
-from hasten.serving.wire.classes import classes_of, many_texts, takes_long
+from hasten.serving.wire.classes import classes_of, part_of_turn
 from hasten.serving.wire.grpc_contents import LONG_CONTENTS, read_contents
 from hasten.serving.wire.grpc_fields import BYTES_FIELD, fields_of, written_number
 from hasten.serving.wire.shared_memory import SharedMemory
@@ -330,14 +330,11 @@ def write_answer(
 
 def is_slow(answer: Answer, query: Query, batched: bool) -> bool:
     """Whether an answer has so many scores to rank, or texts to write, that a thread should encode it."""
+    outputs = answer.outputs
     if not query.outputs:
-        return any(map(many_texts, answer.outputs.values()))
-    return any(
-        takes_long(answer.outputs[each.name], each.classes, batched)
-        if each.classes
-        else many_texts(answer.outputs[each.name])
-        for each in query.outputs
-    )
+        return sum(part_of_turn(array, 0, batched) for array in outputs.values()) > 1
+    parts = (part_of_turn(outputs[each.name], each.classes, batched) for each in query.outputs)
+    return sum(parts) > 1
 
 
 def _set_parameter(parameter: Any, value: Any) -> None:

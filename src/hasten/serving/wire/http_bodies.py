@@ -33,7 +33,7 @@ from hasten.serving.wire.checks import (
     wanted_once,
     whole_number,
 )
-from hasten.serving.wire.classes import classes_of, many_texts, takes_long
+from hasten.serving.wire.classes import classes_of, part_of_turn
 from hasten.serving.wire.json_numbers import IS_QUICK, all_finite, lists_of, numbers, switches
 from hasten.serving.wire.json_request import (
     Tensor,
@@ -503,7 +503,7 @@ def write_answer(
         if query.several:
             return [before, b"[", b",".join(decisions), b"]}"], None
         return [before, decisions[0], b"}"], None
-    outputs, tail = [], []
+    outputs, tail, elements = [], [], 0
     for each in _wanted_outputs(answer, query):
         array = answer.outputs[each.name]
         if each.classes:
@@ -522,15 +522,36 @@ def write_answer(
             tail.append(data)
         else:
             entry["data"] = _to_json(array, each.name)
+            elements += array.size
         outputs.append(entry)
     head: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
     if answer.id:
         head["id"] = answer.id
     if answer.parameters:
         head["parameters"] = answer.parameters
-    head["outputs"] = outputs
-    data = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)
-    return ([data, *tail], len(data)) if tail else ([data], None)
+    if elements > _SLICE:
+        pieces = _in_pieces(head, outputs)
+    else:
+        head["outputs"] = outputs
+        pieces = [orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)]
+    return ([*pieces, *tail], sum(map(len, pieces))) if tail else (pieces, None)
+
+
+def _in_pieces(head: dict[str, Any], outputs: Sequence[dict[str, Any]]) -> list[bytes]:
+    """Write the JSON of a long answer such that no step of it keeps other threads waiting for long."""
+    pieces = [orjson.dumps(head)[:-1] + b',"outputs":[']
+    for number, entry in enumerate(outputs):
+        data = entry.pop("data", None)
+        begin = (b"," if number else b"") + orjson.dumps(entry)[:-1]
+        if data is None:
+            pieces.append(begin + b"}")
+            continue
+        pieces.append(begin + b',"data":[')
+        for first in range(0, len(data), _SLICE):
+            part = orjson.dumps(data[first : first + _SLICE], option=orjson.OPT_SERIALIZE_NUMPY)
+            pieces.append((b"," if first else b"") + part[1:-1])
+        pieces.append(b"]}")
+    return [*pieces, b"]}"]
 
 
 def slow_bytes(answer: Answer, query: Query, batched: bool, packs: bool) -> int:
@@ -544,18 +565,16 @@ def slow_bytes(answer: Answer, query: Query, batched: bool, packs: bool) -> int:
     """
     if query.plain:
         return 0
-    size, numbers_, slow = 0, 0, False
+    size, part = 0, 0.0
     for each in _wanted_outputs(answer, query):
         array = answer.outputs[each.name]
+        part += part_of_turn(array, each.classes, batched)
         if each.classes:
             size += array.nbytes
-            slow = slow or takes_long(array, each.classes, batched)
         elif each.region is None:
             size += array.nbytes if each.binary else _JSON_OF_NUMBER * array.size
-            numbers_ += 0 if each.binary else array.size
-            slow = slow or many_texts(array)
-    slow = slow or numbers_ > _SLICE
-    return size if slow or (packs and size > _PACKED_AT_ONCE_BYTES) else 0
+            part += 0 if each.binary else array.size / _SLICE
+    return size if part > 1 or (packs and size > _PACKED_AT_ONCE_BYTES) else 0
 
 
 def _wanted_outputs(answer: Answer, query: Query) -> Sequence[WantedOutput]:
@@ -589,12 +608,7 @@ def _to_json(array: Array, name: str) -> Any:
             f"output {name!r} has infinite or NaN values, which JSON can't represent: ask for it with "
             "binary_data",
         )
-    flat = np.ascontiguousarray(flat)
-    if len(flat) <= _SLICE:
-        return flat
-    parts = (flat[begin : begin + _SLICE] for begin in range(0, len(flat), _SLICE))
-    written = (orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for part in parts)
-    return orjson.Fragment(b"[%b]" % b",".join(written))
+    return np.ascontiguousarray(flat)
 
 
 def decompressed(body: Any, encoding: str, most_bytes: int) -> bytes:
