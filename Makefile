@@ -28,9 +28,9 @@ test-all: test
 suite: $(VENV)/.test
 	scripts/test -m 'not slow and not seconds'
 
-# They take longer yet on a busy host, which fails none of them.
+# They take longer yet on a busy host, which fails none of them. Each process reads the files with such tests alone.
 suite-slow: $(VENV)/.test
-	scripts/test -m 'slow or seconds' -o timeout=1800 -o faulthandler_timeout=1860
+	scripts/test -m 'slow or seconds' -o timeout=1800 -o faulthandler_timeout=1860 $$(scripts/marked slow seconds)
 
 check: $(VENV)/.test
 	@said=$$(scripts/check 2>&1); code=$$?; printf '\n%s\n' "$$said"; exit $$code

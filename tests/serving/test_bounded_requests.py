@@ -725,7 +725,7 @@ def test_a_client_that_reads_may_wait_as_long_as_the_model_takes(
     limits, run, slowly = Limits(receive_ns=int(1e9)), OnnxRuntimeSession.run, threading.Event()
 
     def slow(session: OnnxRuntimeSession, inputs: Any) -> Any:
-        time.sleep(0.4 if slowly.is_set() else 0)
+        time.sleep(0.1 if slowly.is_set() else 0)
         return run(session, inputs)
 
     monkeypatch.setattr(OnnxRuntimeSession, "run", slow)

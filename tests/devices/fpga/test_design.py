@@ -15,9 +15,10 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Artifact
 from hasten.engines.fpga import design as rtl
-from hasten.engines.fpga import program, toolchain
+from hasten.engines.fpga import engine, program, toolchain
 from hasten.engines.fpga.engine import Fpga
 from hasten.engines.fpga.fixed_point import FixedPointProgram
+from hasten.engines.fpga.parts import FpgaPart
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.models.torch import export
@@ -198,30 +199,44 @@ def test_more_additions_in_a_cycle_take_fewer_cycles(
     assert cycles[0] > cycles[-1]
 
 
-@pytest.mark.parametrize(
-    ("part", "resource"),
-    [("ice40-up5k", "ICESTORM_LC"), ("ice40-hx8k", "1-bit adders \\(about\\)")],
-)
-def test_a_design_that_does_not_fit_says_which_resource_and_by_how_much(
-    part: str, resource: str, tmp_path: Path
-) -> None:
-    """Synthesis tells; what is hopeless is refused before it."""
+def untrained(width: int, bits: int, part: str, folder: Path) -> Artifact:
+    """A design of a network that nobody trained."""
     (x, _), _ = tasks.cancer()
     for name in ("source", "fixed", "rtl", "tools"):
-        (tmp_path / name).mkdir()
-    small = part == "ice40-up5k"
-    network = tasks.perceptron((24,) if small else (40,), 0)
-    model = export(network, [x[0]], tmp_path / "source").settled_by({"input": x[0]})
-    bits = 8 if small else 12
-    fixed = FixedPoint(bits, bits, bits)(model, ArrayDataset({"input": x}), tmp_path / "fixed")
-    target = find_target(f"fpga:{part}")
-    design = Fpga(4.0).build(fixed, target, tmp_path / "rtl")
-    with pytest.raises(
-        CandidateError,
-        match=rf"^doesn't fit Lattice iCE40\S+, \w+: it needs [\d,]+ {resource}, [\d.]+ times "
-        r"the [\d,]+ of the part$",
-    ):
-        Fpga(4.0).estimate(design, target, tmp_path / "tools")
+        (folder / name).mkdir()
+    network = tasks.perceptron((width,), 0)
+    model = export(network, [x[0]], folder / "source").settled_by({"input": x[0]})
+    fixed = FixedPoint(bits, bits, bits)(model, ArrayDataset({"input": x}), folder / "fixed")
+    return Fpga(2.0).build(fixed, find_target(f"fpga:{part}"), folder / "rtl")
+
+
+def does_not_fit(resource: str) -> str:
+    return (
+        rf"^doesn't fit Lattice iCE40\S+, \w+: it needs [\d,]+ {resource}, [\d.]+ times "
+        r"the [\d,]+ of the part$"
+    )
+
+
+def test_a_design_that_does_not_fit_says_which_resource_and_by_how_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Synthesis tells, in seconds here, where the part is one of the smallest."""
+    options = ("--lp384", "--package", "qn32")
+    name = "Lattice iCE40LP384, QN32"
+    smallest = FpgaPart(name, "synth_ice40", "nextpnr-ice40", options, "ICESTORM_LC", 384)
+    monkeypatch.setattr(engine, "PARTS", {"ice40-up5k": smallest})
+    design = untrained(4, 5, "ice40-up5k", tmp_path)
+    with pytest.raises(CandidateError, match=does_not_fit("ICESTORM_LC")):
+        Fpga(2.0).estimate(design, find_target("fpga:ice40-up5k"), tmp_path / "tools")
+
+
+def test_a_design_that_is_hopeless_is_refused_before_synthesis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    design = untrained(40, 12, "ice40-hx8k", tmp_path)
+    monkeypatch.setattr(toolchain, "find", lambda name: None)  # no tool is asked
+    with pytest.raises(CandidateError, match=does_not_fit(r"1-bit adders \(about\)")):
+        Fpga(2.0).estimate(design, find_target("fpga:ice40-hx8k"), tmp_path / "tools")
 
 
 def test_missing_tools_are_named_before_any_work(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 import shutil
 import socket
 import ssl
@@ -425,9 +426,11 @@ def replica_that_takes(go_on: threading.Event) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def asked_for_long(tmp_path: Path, port: int) -> Iterator[http.client.HTTPConnection]:
+def asked_for_long(
+    tmp_path: Path, port: int, **limits: int
+) -> Iterator[http.client.HTTPConnection]:
     """A connection to a door before one replica, on which a request is under way."""
-    with door_of(ServerSettings((), http=0), tmp_path) as ingress:
+    with door_of(ServerSettings((), http=0, limits=Limits(**limits)), tmp_path) as ingress:
         ingress.update({"one": ReplicaEntry("127.0.0.1", port)})
         assert ingress.http is not None
         at_door = ingress.http
@@ -456,9 +459,21 @@ def test_the_door_asks_again_and_again_whether_a_replica_that_computes_is_still_
         assert one.getresponse().status == 200
 
 
-@pytest.mark.slow
+@pytest.mark.seconds
 def test_an_answer_may_take_longer_than_a_minute(tmp_path: Path) -> None:
-    go_on = threading.Event()
-    with replica_that_takes(go_on) as port, asked_for_long(tmp_path, port) as one:
-        threading.Timer(65.0, go_on.set).start()
+    """The limits that a client has passed while it waits; HAProxy itself tells of the replica's."""
+    go_on, passed_ns = threading.Event(), int(1e9)
+    with (
+        replica_that_takes(go_on) as port,
+        asked_for_long(tmp_path, port, send_ns=passed_ns, receive_ns=passed_ns) as one,
+    ):
+        assert not go_on.wait(3.0)
+        with socket.socket(socket.AF_UNIX) as channel:
+            channel.connect(str(tmp_path / "admin"))
+            channel.sendall(b"show sess\n")
+            (under_way,) = (line for line in channel.makefile() if " be=http " in line)
+        client, replica = re.findall(r"rex=(\w*),wex=(\w*)\]", under_way)[-2:]
+        assert client == ("", "")  # never
+        assert re.fullmatch(r"(1h|5\dm\d*s?)", replica[0]), under_way
+        go_on.set()
         assert one.getresponse().status == 200
