@@ -48,10 +48,11 @@ def quick() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What is refused here isn't the export, which most tests begin with, of the same network."""
-    with exported_once(tmp_path_factory.mktemp("exports")):
-        yield
+    folder = tmp_path_factory.mktemp("exports")
+    with exported_once(folder):
+        yield folder
 
 
 class StopError(Exception):
@@ -68,10 +69,13 @@ def budget_ms(module: torch.nn.Module, image: Array, share: float, folder: Path)
 
 
 SCRIPT = """
+import os
+from pathlib import Path
 from hasten.cli import main
 from tests.lightening.conftest import by_counts, float_alone
+from tests.support.exports import exported_once
 from tests.support.quick import quick_runs
-with quick_runs(), by_counts(), float_alone():
+with quick_runs(), by_counts(), float_alone(), exported_once(Path(os.environ["EXPORTS"])):
     main()
 """
 NETWORK = """
@@ -101,9 +105,10 @@ def started(folder: Path, limit_ms: float, *options: str) -> subprocess.Popen[st
 
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_a_certified_lighter_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exports: Path
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setenv("EXPORTS", str(exports))
     examples, known, judged = clothes()
     module = taught(examples, tmp_path)
     torch.save(module.state_dict(), tmp_path / "net.pt")

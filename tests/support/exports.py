@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -22,7 +23,8 @@ def exported_once(folder: Path) -> Iterator[None]:
     """Let equal torch modules be exported once in the block; later exports copy the file.
 
     Args:
-        folder: Existing folder for the files, emptied by nobody meanwhile.
+        folder: Existing folder for the files, emptied by nobody meanwhile. Other processes may use it, too, even
+            ones that are killed.
     """
     export = frontend.export
 
@@ -34,9 +36,12 @@ def exported_once(folder: Path) -> Iterator[None]:
         own = folder / _digest(module, sample, names)
         if not own.exists():
             made = export(module, sample, workdir, names)
-            own.mkdir()
+            part = own.with_suffix(f".{os.urandom(4).hex()}")
+            part.mkdir()
             for file in (made.path, *made.files):
-                shutil.copy(file, own)
+                shutil.copy(file, part)
+            with contextlib.suppress(OSError):  # another process was as soon
+                part.rename(own)
             return made
         for file in own.iterdir():
             shutil.copy(file, workdir)

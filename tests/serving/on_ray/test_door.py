@@ -427,10 +427,10 @@ def replica_that_takes(go_on: threading.Event) -> Iterator[int]:
 
 @contextlib.contextmanager
 def asked_for_long(
-    tmp_path: Path, port: int, **limits: int
+    tmp_path: Path, port: int, limits: Limits | None = None
 ) -> Iterator[http.client.HTTPConnection]:
     """A connection to a door before one replica, on which a request is under way."""
-    with door_of(ServerSettings((), http=0, limits=Limits(**limits)), tmp_path) as ingress:
+    with door_of(ServerSettings((), http=0, limits=limits or Limits()), tmp_path) as ingress:
         ingress.update({"one": ReplicaEntry("127.0.0.1", port)})
         assert ingress.http is not None
         at_door = ingress.http
@@ -462,11 +462,8 @@ def test_the_door_asks_again_and_again_whether_a_replica_that_computes_is_still_
 @pytest.mark.seconds
 def test_an_answer_may_take_longer_than_a_minute(tmp_path: Path) -> None:
     """The limits that a client has passed while it waits; HAProxy itself tells of the replica's."""
-    go_on, passed_ns = threading.Event(), int(1e9)
-    with (
-        replica_that_takes(go_on) as port,
-        asked_for_long(tmp_path, port, send_ns=passed_ns, receive_ns=passed_ns) as one,
-    ):
+    go_on, limits = threading.Event(), Limits(send_ns=int(1e9), receive_ns=int(1e9))
+    with replica_that_takes(go_on) as port, asked_for_long(tmp_path, port, limits) as one:
         assert not go_on.wait(3.0)
         with socket.socket(socket.AF_UNIX) as channel:
             channel.connect(str(tmp_path / "admin"))
