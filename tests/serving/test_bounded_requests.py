@@ -674,6 +674,22 @@ def test_a_client_that_reads_nothing_is_told_so_and_keeps_nobody_waiting(
         assert failed == 40 - ended.count("")
 
 
+def test_calls_that_waited_for_room_until_their_model_was_unloaded_leave_nothing(
+    two_mib: list[ModelPlace],
+) -> None:
+    with (
+        ServerThread(*two_mib, grpc=True, control=True) as server,
+        unreading(server) as channel,
+    ):
+        calls = unread_calls(channel, 40)
+        until(lambda: answered_by(server, "wide") >= 11)
+        unload = "/inference.GRPCInferenceService/RepositoryModelUnload"
+        channel.unary_unary(unload)(field(2, b"wide"))
+        ended = [said_by(call) for call in calls]
+        assert ended.count("") in (11, 12)
+        until(lambda: is_held(server, 0, 0))
+
+
 @pytest.fixture
 def little_room(two_mib: list[ModelPlace]) -> Iterator[ServerThread]:
     """A server with room for 20 answers, which lets its clients read as slowly as they like."""

@@ -219,12 +219,10 @@ class Inference:
         self._ticket = None
         return True
 
-    def again(self) -> Inference:
-        """Return the same request, to be read again; this one ends."""
+    def forget(self) -> None:
+        """Forget what was read, so that the request can be read again."""
         self.end()
-        made = Inference(self._state, self._context, self, self._data, self._clock_ns)
-        made._arrived_ns = self._arrived_ns
-        return made
+        self._again, self.guessed = None, False
 
     @property
     def client(self) -> str:
@@ -614,8 +612,8 @@ class Stream:
                 await self._room.wait()
                 continue
             inference = self._held.popleft()
-            del self._under_way[inference]
-            self._begin(inference.again())
+            inference.forget()
+            self._begin(inference)
         self._beginning = None
         self._room.set()
 

@@ -398,7 +398,7 @@ class GrpcServer:
                 if size is None:
                     size = unread.foreseen(inference.answers_by)
                 if size > LITTLE_BYTES:
-                    inference = await self._with_room(inference, receiving, size)
+                    await self._make_room(inference, receiving, size)
                 answered: asyncio.Future[Answer | ProtocolError] = loop.create_future()
                 inference.begin(partial(_settle, answered))
                 answer = await answered
@@ -425,18 +425,16 @@ class GrpcServer:
 
         return infer
 
-    async def _with_room(self, inference: Inference, receiving: Receiving, size: int) -> Inference:
-        """Count the answer that a request will have, and return the request; maybe it waits, and is read again."""
+    async def _make_room(self, inference: Inference, receiving: Receiving, size: int) -> None:
+        """Count the answer that a request will have; maybe the request waits, and is read again."""
         try:
             waited = await receiving.foresee(self._unread, size)
         except ProtocolError as failure:
             inference.refused(failure)
             raise
-        if not waited or inference.current:
-            return inference
-        inference = inference.again()
-        inference.read()
-        return inference
+        if waited and not inference.current:
+            inference.forget()
+            inference.read()
 
     async def _stream(self, requests: Any, context: Any) -> None:
         scope = SCOPES["ModelStreamInfer"]
