@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from fuzz.served import LONGEST
+from fuzz.served import HEADS, LONGEST
 from fuzz.surface import MOST_BYTES, Surface
 from fuzz.surfaces import archives, grpc_calls, http, labels, media
 from fuzz.surfaces.images import encoded
@@ -34,11 +34,12 @@ def harmful(surface: Surface) -> list[bytes]:
 
 
 def _requests(surface: Surface) -> list[bytes]:
-    """Return requests over HTTP: as many in one piece as may be sent, long lists and paths, and deep lists."""
+    """Return requests over HTTP: as many in one piece as may be sent, long lists and paths, deep lists, and many scores."""
     paths = ("", "v2", "v2/models/tiny/config", "v2/models/stats", "openapi.json")
     ones = [http.request(path) for path in paths]
     return [
         *(one * (MOST_BYTES // len(one)) for one in ones),
+        http.heads(HEADS, 2048),
         *_long_lists(),
         *(http.request(path, body) for path, body in _deep()),
         *(

@@ -51,6 +51,10 @@ _TEXT = """text (int64[batch, 8] input_ids, int64[batch, 8] attention_mask) => (
 _ROW = """row (float[batch, 4] x) => (float[batch, 4] y) <float zero = {0.0}> {
     missing = IsNaN(x)
     y = Where(missing, zero, x) }"""
+HEADS = 200
+"""Outputs of the model `heads`, of 2,048 numbers each."""
+_HEADS = f"""heads (float[batch, 4] x) => ({", ".join(f"float[batch, 2048] y{at}" for at in range(HEADS))})
+    <int64[2] times = {{1, 512}}> {{ {" ".join(f"y{at} = Tile(x, times)" for at in range(HEADS))} }}"""
 COLUMNS = ("age", "income", "years", "color")
 """Columns of the model of rows; the last takes words."""
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "sat", "##s", "mat")
@@ -66,7 +70,7 @@ _TINY = """tiny (float[batch, 4] x) => (float[batch, 4] y) { y = Relu(x) }"""
 def bundles(folder: Path) -> list[Path | str]:
     """Write what is served: `tiny`, `two_inputs`, models of pictures and sounds, and the chain `squares`.
 
-    `wide` answers four numbers with half a million, and `long` takes as many. The answers of `WATCHED` are labelled.
+    `wide` answers four numbers with half a million, and `long` takes as many. `heads` has many outputs. The answers of `WATCHED` are labelled.
     """
     two = models.two_inputs(folder)
     request: dict[str, Array] = {
@@ -82,6 +86,7 @@ def bundles(folder: Path) -> list[Path | str]:
         sounds(folder, "uncut"),
         bundle_of(folder, wide(folder)),
         bundle_of(folder, models.write(folder / "long.onnx", _LONG, {})),
+        bundle_of(folder, models.write(folder / "heads.onnx", _HEADS, {})),
         texts(folder),
         rows(folder),
         *audited(folder),

@@ -123,6 +123,14 @@ def zeros(count: int, unit: str = "0") -> bytes:
     return json.dumps(asking(tensor("x", "FP32", [1, count], "*"))).encode().replace(b'"*"', data)
 
 
+def heads(count: int, classes: int) -> bytes:
+    """Return a request for the highest scores of so many outputs of the model `heads`."""
+    named = {"parameters": {"classification": classes}}
+    outputs = [{"name": f"y{at}", **named} for at in range(count)]
+    asked = asking(tensor("x", "FP32", [1, 4], [1.5, 2, 3, 4]), outputs=outputs)
+    return request("v2/models/heads/infer", json.dumps(asked).encode())
+
+
 def binary(record: dict[str, Any], *arrays: Any) -> bytes:
     """Return an inference whose tensors come as bytes behind its JSON."""
     for each, array in zip(record["inputs"], arrays, strict=True):
@@ -194,6 +202,7 @@ class Http(Served):
         return [
             *bodies,
             *(binary(open_, *arrays), image, bare, index, logging, bodies[0] + bodies[3], long),
+            heads(3, 100),
             *(request(path) for path in _PATHS),
         ]
 
