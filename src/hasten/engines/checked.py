@@ -39,7 +39,7 @@ class CheckedArtifact(Artifact):
     Attributes:
         digests: SHA-256 of each file, in hex; empty if they aren't known.
         library_digests: SHA-256 of each library of operators, in hex; empty if they aren't known.
-        late: How its files are made when they are needed; None if they are there.
+        late: Maker of its files, for when they are needed; None if they are there.
     """
 
     digests: Mapping[Path, str] = field(default_factory=dict)
