@@ -101,7 +101,7 @@ _PLAIN = ("http", "grpc", "host", "trace", "json_logs")
 @click.option(
     "--sequence-bytes",
     type=Size(),
-    default="256MiB",
+    default="64MiB",
     show_default=True,
     help="Largest size of all their states together.",
 )

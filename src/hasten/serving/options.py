@@ -73,7 +73,7 @@ class SequenceLimits:
     """
 
     max_sequences: int = 1024
-    sequence_bytes: int = 256 << 20
+    sequence_bytes: int = 64 << 20
     sequence_idle_s: float = 60.0
 
     def __post_init__(self) -> None:

@@ -93,7 +93,7 @@ class ModelSettings:
     custom_ops: tuple[Path, ...] = ()
     any_batch: bool = False
     most_sequences: int = 1024
-    sequence_bytes: int = 256 << 20
+    sequence_bytes: int = 64 << 20
     sequence_idle_ns: int = 60_000_000_000
     shadow_limit: float = 0.0
     on_alarm: Literal["tell", "exact"] = "tell"
