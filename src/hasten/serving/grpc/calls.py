@@ -315,6 +315,7 @@ class Receiving:
     Attributes:
         client: Client that the call is counted under.
         name: Name of the client, where the server can tell several; else "".
+        peer: Client's address and port, as gRPC writes them.
     """
 
     __slots__ = (
@@ -327,11 +328,14 @@ class Receiving:
         "_why",
         "client",
         "name",
+        "peer",
     )
 
     def __init__(self, state: ServerState, context: Any, now_ns: int) -> None:
         self._context, self._most_ns = context, state.limits.receive_ns
-        self.client, self.name = client_of(state, context), ""
+        # Asked once: the library crashes where the peer of a call is asked for that has just ended.
+        self.peer = str(context.peer())
+        self.client, self.name = state.client_of(client_at_peer(self.peer)), ""
         self._task: asyncio.Task[Any] | None = None
         """Task that waits; None while none does."""
         self._why: ProtocolError | None = None
@@ -363,7 +367,7 @@ class Receiving:
         Raises:
             ProtocolError: the server ended the call while it waited.
         """
-        connection = self._context.peer()
+        connection = self.peer
         waits = not unread.took(connection, size)
         if waits:
             self._reads = unread, connection
@@ -379,7 +383,7 @@ class Receiving:
         if self._debt is None:
             if size <= LITTLE_BYTES:
                 return
-            connection = self._context.peer()
+            connection = self.peer
             unread.owes(connection)
             self._owes(Debt(unread, connection, 0, self.client))
         assert self._debt is not None
@@ -407,11 +411,6 @@ class Receiving:
             self._task = None  # it keeps the frames of its error, and they keep this
         self._message_ns = None
         return found
-
-    @property
-    def peer(self) -> str:
-        """Client's address and port, as gRPC writes them."""
-        return str(self._context.peer())
 
     @property
     def waiting_ns(self) -> int | None:
@@ -484,7 +483,7 @@ class Stream:
     @property
     def peer(self) -> str:
         """Client's address and port, as gRPC writes them."""
-        return str(self._context.peer())
+        return self._connection
 
     async def run(self) -> None:
         """Answer requests until the client has no more, or goes away.

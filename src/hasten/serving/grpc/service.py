@@ -348,7 +348,7 @@ class GrpcServer:
                 return self._refuse(context, logged_fault())
             finally:
                 self._calls.leave(receiving)
-                self._sending.begin(context)
+                self._sending.begin(receiving.peer)
 
         return call
 
@@ -361,13 +361,14 @@ class GrpcServer:
 
         async def call(requests: Any, context: Any) -> bytes:
             self._state.repository.clients.heard(0, self._clock_ns())
+            peer = str(context.peer())
             try:
                 answer = await self._methods.answer(name, nothing)
                 return answer.SerializeToString()  # type: ignore[no-any-return]
             except Exception:
                 return self._refuse(context, logged_fault())
             finally:
-                self._sending.begin(context)
+                self._sending.begin(peer)
 
         return call
 
@@ -421,7 +422,7 @@ class GrpcServer:
                 if inference is not None:
                     inference.end()
                 calls.leave(receiving)
-                sending.begin(context)
+                sending.begin(receiving.peer)
 
         return infer
 
@@ -452,7 +453,7 @@ class GrpcServer:
             self._refuse(context, logged_fault())
         finally:
             self._calls.leave(stream)
-            self._sending.begin(context)
+            self._sending.begin(stream.peer)
 
 
 class _Sending:
@@ -460,14 +461,14 @@ class _Sending:
 
     def __init__(self, clock_ns: Callable[[], int]) -> None:
         self._clock_ns = clock_ns
-        self._calls: dict[asyncio.Task[Any], tuple[Any, int]] = {}
-        """Task of each call -> its context, and the time of its answer; the oldest first."""
+        self._calls: dict[asyncio.Task[Any], tuple[str, int]] = {}
+        """Task of each call -> its peer, and the time of its answer; the oldest first."""
 
-    def begin(self, context: Any) -> None:
+    def begin(self, peer: str) -> None:
         """Note that a call is answered; its task ends once the client has read the answer."""
         task = asyncio.current_task()
         assert task is not None
-        self._calls[task] = context, self._clock_ns()
+        self._calls[task] = peer, self._clock_ns()
         task.add_done_callback(self._end)
 
     def _end(self, task: asyncio.Task[Any]) -> None:
@@ -480,8 +481,8 @@ class _Sending:
     def peers(self, now_ns: int | None = None) -> set[str]:
         """Return the clients that have answers to read, with a time only those that haven't read them at once."""
         return {
-            str(context.peer())
-            for context, since_ns in self._calls.values()
+            peer
+            for peer, since_ns in self._calls.values()
             if now_ns is None or since_ns < now_ns - _AT_ONCE_NS
         }
 
