@@ -714,7 +714,16 @@ def test_a_bundle_is_replaced_from_within(
 
 
 @pytest.mark.parametrize(
-    "command", ["report .", "pack . --lossy --train=none.npz --data=none.npz --max-drop=1%"]
+    "command",
+    [
+        "report .",
+        "report /",
+        "pack . --lossy --train=none.npz --data=none.npz --max-drop=1%",
+        "pack /",
+        "unpack .",
+        "unpack /",
+        "unpack . --out=/",
+    ],
 )
 def test_a_command_from_within_a_bundle_is_refused_in_one_line(
     two_models: Path, monkeypatch: pytest.MonkeyPatch, command: str

@@ -90,7 +90,7 @@ def _beside(packed: str | os.PathLike[str]) -> Path:
     """Return the folder that a bundle is unpacked to where the caller names none."""
     if is_address(packed):
         return Path(Path(urlsplit(os.fspath(packed)).path).stem + ".hasten")
-    return Path(packed).with_suffix(".hasten")
+    return with_name(Path(packed)).with_suffix(".hasten")
 
 
 def _check_replaces_itself(file: Packed, goal: Path) -> None:
