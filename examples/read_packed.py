@@ -65,9 +65,10 @@ def check(head, file_bytes, place):
         need(inside and str(pure) == path and not pure.is_absolute(), f"{path!r} leads out")
         short = len(path.encode()) <= 1024 and all(len(part.encode()) <= 255 for part in pure.parts)
         need(short and type(size) is int and size >= 0, f"{path!r} has no size, or is too long")
-    paths = [PurePosixPath(path) for path, _ in head["files"]]
-    folders = {folder for path in paths for folder in path.parents}
-    need(len({*paths}) == len(paths) and folders.isdisjoint(paths), "a path occurs twice")
+    for files in (head["files"], base):
+        paths = [PurePosixPath(path) for path, _ in files]
+        folders = {folder for path in paths for folder in path.parents}
+        need(len({*paths}) == len(paths) and folders.isdisjoint(paths), "a path occurs twice")
     most = max(64 << 20, file_bytes << 12) + 4 * sum(size for _, size in base)
     need(sum(size for _, size in head["files"]) <= most, "too few bytes for its files")
     ends = [0] * len(head["files"])
@@ -79,6 +80,9 @@ def check(head, file_bytes, place):
     for item in head["items"]:
         size, width, chunk = size_of(item["pieces"]), item["width"], item["chunk"]
         need(base or not item["relation"], f"{item['name']!r} is a difference to nothing")
+        fits = all(p["offset"] >= 0 < p["length"] for p in item["since"])
+        fits = fits and size_of(item["since"]) == (size if item["relation"] else 0)
+        need(fits, f"{item['name']!r} has other older bytes")
         fits = 0 < width <= 16 and chunk > 0 and chunk % width == 0
         fits = fits and len(item["shape"]) <= 32 and all(axis > 0 for axis in item["shape"])
         need(fits and prod(item["shape"]) * width == size, f"{item['name']!r} has no such size")

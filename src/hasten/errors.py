@@ -33,7 +33,8 @@ class HastenError(Exception):
     def whole(self) -> str:
         """The message with nothing left out, in which the names are those that the caller gave."""
         said = super().__str__()
-        for folder, name in sorted(_GIVEN.items(), key=lambda pair: len(pair[0]), reverse=True):
+        given = _GIVEN.copy()  # at once: another thread may add names meanwhile
+        for folder, name in sorted(given.items(), key=lambda pair: len(pair[0]), reverse=True):
             said = said.replace(folder, name)
         return visible(said)
 

@@ -204,6 +204,14 @@ def test_no_key_is_not_taken_for_any(tmp_path: Path) -> None:
             keys_of(text)
 
 
+def test_a_folder_is_no_place_for_a_key(tmp_path: Path) -> None:
+    for place in (tmp_path, Path(), Path("/")):
+        with pytest.raises(InputError) as error:
+            new_keys(place)
+        said = f"can't write the secret key {place}: it is a folder; give a file's name"
+        assert str(error.value) == said
+
+
 def test_a_file_that_holds_no_public_key_is_refused(tmp_path: Path) -> None:
     new_keys(tmp_path / "k.key")
     with pytest.raises(InputError) as error:

@@ -11,14 +11,17 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
+from tests.support import models  # noqa: E402
+from tests.support.bundles import built, stated  # noqa: E402
 from tests.support.quick import quick_runs  # noqa: E402
 
 import hasten  # noqa: E402
-from hasten.bundle import read  # noqa: E402
+from hasten.bundle import read, write  # noqa: E402
 from hasten.cli.demos import digits, find, package_folder  # noqa: E402
 from hasten.cli.demos.photos import RandomCrops, photo_files, pretrained  # noqa: E402
 from hasten.core.progress import nobody  # noqa: E402
 from hasten.core.tensors import Array  # noqa: E402
+from hasten.engines.onnxruntime.engine import OnnxRuntime  # noqa: E402
 from hasten.inputs.data.splits import former_hashes  # noqa: E402
 from hasten.inputs.pipeline.image import Decode  # noqa: E402
 from hasten.optimization.workspace import check_same_run, claimed_folder  # noqa: E402
@@ -85,6 +88,19 @@ def test_a_demo_sees_that_its_place_is_taken_before_it_removes_or_trains_anythin
         find("digits")(out, nobody)
     assert str(caught.value) == f"{out} exists and is not a bundle; give another out= or remove it"
     assert work.exists()
+
+
+def test_a_demo_replaces_the_bundle_that_it_is_run_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Path] = []
+    monkeypatch.setattr(digits, "run", lambda out, listen: ran.append(out))
+    part = built(tmp_path, models.depthwise_cnn(tmp_path), OnnxRuntime(threads=1))
+    place = tmp_path / "digits.hasten"
+    write(place, stated(part, None), {})
+    monkeypatch.chdir(place)
+    find("digits")(Path(), nobody)
+    assert ran == [place]
 
 
 def test_random_crops_are_the_same_every_time_and_each_is_named_by_what_was_drawn() -> None:

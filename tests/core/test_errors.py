@@ -1,5 +1,7 @@
 """The messages of hasten's errors, whatever a stranger's file has in its names."""
 
+import gc
+import itertools
 import pickle
 from pathlib import Path
 
@@ -64,3 +66,25 @@ def test_messages_know_the_folders_that_were_made_last_by_what_they_were_made_of
     )
     assert str(InputError("/cache/1500 is damaged")) == "again.hastenz is damaged"
     assert str(InputError("/cache/1 is damaged")) == "/cache/1 is damaged"
+
+
+def test_a_message_is_read_while_another_bundle_is_unpacked() -> None:
+    for number in range(20):
+        call(Path(f"/cache/before/{number}"), f"{number}.hastenz")
+    later = itertools.count()
+    kept = [(number, later) for number in range(10_000)]  # so that new pairs are new objects
+    threshold = gc.get_threshold()
+
+    def unpacked(phase: str, _: object) -> None:
+        call(Path(f"/cache/later/{next(later) % 50}"), "later.hastenz")
+
+    # The collector may begin with each new object, and other threads go on then.
+    gc.callbacks.append(unpacked)
+    gc.set_threshold(1)
+    try:
+        said = [str(InputError("/cache/before/7 is damaged")) for _ in range(50)]
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(unpacked)
+    assert len(kept) == 10_000
+    assert {*said} == {"7.hastenz is damaged"}

@@ -21,6 +21,8 @@ from hasten.bundle import read, write
 from hasten.bundle.packing.blocks import all_codecs
 from hasten.bundle.packing.difference import difference
 from hasten.bundle.packing.layout import Base, Head, Item, Piece, Relation
+from hasten.bundle.packing.reader import Packed
+from hasten.bundle.packing.source import FileSource
 from hasten.bundle.packing.writer import Cut, pack, write_packed
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
@@ -28,6 +30,8 @@ from hasten.testing import models
 
 READER = Path(__file__).parents[2] / "examples" / "read_packed.py"
 REFUSALS = (ValueError, KeyError, IndexError, TypeError, StopIteration, AttributeError)
+EMPTY = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+"""Hash of "{}"."""
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +108,43 @@ def test_a_difference_that_claims_to_be_large_is_refused_before_memory_is_taken(
 ) -> None:
     (tmp_path / "manifest.json").write_bytes(b"{}")
     (tmp_path / "old").write_bytes(bytes(80))
-    known = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # of "{}"
     large = 1 << 38
     pieces = tuple(Piece(0, place, 80) for place in range(0, 800, 80))
     old = tuple(Piece(0, 0, 80) for _ in pieces)
     item = Item("t", "any", (800,), 1, pieces, 800, relation="same", since=old)
     claim = Item("c", "any", (large,), 1, (Piece(0, 800, large),), large, relation="same")
-    claim = replace(claim, since=(Piece(0, 0, stated),))
-    head = Head((("m.bin", 800 + large),), (), (), Base(known, (("old", stated),)))
+    claim = replace(claim, since=(Piece(0, 0, large),))
+    head = Head((("m.bin", 800 + large),), (), (), Base(EMPTY, (("old", stated),)))
     cuts = [Cut(each, np.empty(0, np.uint8)) for each in (item, claim)]
     write_packed(tmp_path / "d.hastenz", head, iter(cuts), all_codecs())
     with pytest.raises(ValueError, match=said):
         reader.unpack((tmp_path / "d.hastenz").read_bytes(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "since", "said"),
+    [
+        (1000, [(0, 80)], "a path occurs twice"),
+        (1, [(0, 80)] * 1000, "'t' has other older bytes"),
+        (1, [(0, 80_000), (0, -79_920)], "'t' has other older bytes"),
+        (1, [(-80, 80)], "'t' has other older bytes"),
+    ],
+    ids=["a file many times", "bytes many times", "a negative length", "a negative offset"],
+)
+def test_a_difference_takes_no_older_bytes_more_often_than_it_has_room_for(
+    reader: ModuleType, tmp_path: Path, files: int, since: list[tuple[int, int]], said: str
+) -> None:
+    (tmp_path / "manifest.json").write_bytes(b"{}")
+    (tmp_path / "old").write_bytes(bytes(80))
+    old = tuple(Piece(0, *place) for place in since)
+    item = Item("t", "any", (80,), 1, (Piece(0, 0, 80),), 80, relation="same", since=old)
+    head = Head((("m.bin", 80),), (), (), Base(EMPTY, (("old", 80),) * files))
+    cuts = iter([Cut(item, np.empty(0, np.uint8))])
+    write_packed(tmp_path / "d.hastenz", head, cuts, all_codecs())
+    with pytest.raises(ValueError, match=said):
+        reader.unpack((tmp_path / "d.hastenz").read_bytes(), tmp_path)
+    with pytest.raises(InputError), FileSource(tmp_path / "d.hastenz") as source:
+        Packed.open(source)
 
 
 @pytest.mark.parametrize("case", IMPOSSIBLE)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import yaml
@@ -300,6 +302,21 @@ def test_a_folder_with_something_else_in_it_is_left_alone(
 def test_an_empty_folder_is_used(tmp_path: Path, settings: ServerSettings) -> None:
     (tmp_path / "out").mkdir()
     written(tmp_path / "out", settings)
+
+
+def test_an_empty_mount_point_is_named_with_what_to_do(
+    tmp_path: Path, settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> NoReturn:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(os, "rename", busy)
+    said = f"can't write {out}: Device or resource busy; a mount point has to keep its name: "
+    with pytest.raises(InputError, match=said):
+        written(out, settings)
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_a_file_is_no_folder(tmp_path: Path, settings: ServerSettings) -> None:

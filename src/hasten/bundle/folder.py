@@ -196,12 +196,17 @@ def put_in_place(new: Path, path: Path) -> None:
         elif not _exchanged(new, path):
             _renamed(new, path)
     except OSError as error:
-        mounted = (
-            "; a mount point has to keep its name: mount the folder around it instead"
-            if error.errno == errno.EBUSY
-            else ""
-        )
-        raise InputError(f"can't write {path}: {error.strerror}{mounted}") from error
+        raise InputError(f"can't write {path}: {not_replaced(error)}") from error
+
+
+def not_replaced(error: OSError) -> str:
+    """Say why a path can't be written or get another's name, and what to do about it where that isn't plain."""
+    said = error.strerror or str(error)
+    if error.errno == errno.EBUSY:
+        said += "; a mount point has to keep its name: mount the folder around it instead"
+    elif error.errno == errno.EXDEV:
+        said += "; a folder of a container's image has to keep its name: mount the folder around it"
+    return said
 
 
 def _renamed(new: Path, path: Path) -> None:

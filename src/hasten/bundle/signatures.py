@@ -271,6 +271,8 @@ def new_keys(path: Path) -> tuple[Path, PublicKey]:
     Raises:
         InputError: one of the files is there already, or can't be written.
     """
+    if path.is_dir():
+        raise InputError(f"can't write the secret key {path}: it is a folder; give a file's name")
     beside = path.with_suffix(".pub")
     if beside == path:
         raise InputError(

@@ -194,8 +194,15 @@ def source_digest(function: Any) -> str | None:
 
 
 def with_name(path: Path) -> Path:
-    """Return a path that ends in a name, from which others beside it are made: "." and ".." end in none."""
-    return path.resolve() if path.name in ("", "..") else path
+    """Return a path that ends in a name, from which others beside it are made: "." and ".." end in none.
+
+    Raises:
+        InputError: it is the root of all folders, which has no name.
+    """
+    found = path.resolve() if path.name in ("", "..") else path
+    if not found.name:
+        raise InputError(f"{found} is the root of all folders: give a path within it")
+    return found
 
 
 def write_whole(path: Path, data: bytes) -> None:

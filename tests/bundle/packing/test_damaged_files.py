@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -483,7 +484,19 @@ def test_files_that_memory_holds_one_by_one_but_not_together_are_refused_first(
         hasten.load(packed, cache=False)
 
 
-@pytest.mark.parametrize("what", ["pack", "unpack", "load"])
+@contextlib.contextmanager
+def files_of_at_most(size_bytes: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize("what", ["pack", "unpack", "unpack to a strange name", "load"])
 def test_a_full_disk_in_the_middle_leaves_nothing(
     packed_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -494,20 +507,25 @@ def test_a_full_disk_in_the_middle_leaves_nothing(
     commands: dict[str, Callable[[], object]] = {
         "pack": lambda: pack(packed_bundle.with_suffix(".hasten"), goal),
         "unpack": lambda: hasten.unpack(packed_bundle, goal),
+        "unpack to a strange name": lambda: hasten.unpack(packed_bundle, out / "go\nal"),
         "load": lambda: hasten.load(packed_bundle, cache=False),
     }
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
-    try:
-        with pytest.raises(InputError) as error:
-            commands[what]()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
+    with files_of_at_most(500), pytest.raises(InputError) as error:
+        commands[what]()
     assert re.fullmatch(r"(can't write|no room for) .*: File too large", str(error.value))
     assert "/." not in str(error.value)  # no hidden folder, which is gone
     assert list(out.iterdir()) == []
+
+
+def test_a_cache_without_room_is_named_and_not_the_packed_file(
+    packed_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "cache" / "unpacked"
+    monkeypatch.setenv("HASTEN_CACHE", str(root.parent))
+    said = rf"^can't write {root}/[a-z][^:]*: File too large$"
+    with files_of_at_most(500), pytest.raises(InputError, match=said):
+        unpacked(packed_bundle)
+    assert list(root.iterdir()) == []
 
 
 def test_no_descriptor_left_is_one_line(packed_bundle: Path) -> None:

@@ -625,21 +625,44 @@ def test_what_nobody_named_replaces_no_other_bundle(two_models: Path, tmp_path: 
     assert hasten.unpack(whole) == two_models
 
 
-def test_a_mount_point_that_cant_be_replaced_is_one_line_and_stays(
-    two_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        (errno.EBUSY, "a mount point has to keep its name"),
+        (errno.EXDEV, "a folder of a container's image has to keep its name"),
+    ],
+)
+def test_a_folder_that_has_to_keep_its_name_is_one_line_and_stays(
+    two_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, why: str
 ) -> None:
     def busy(*_: object) -> NoReturn:
-        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        raise OSError(number, os.strerror(number))
 
     packed, place = pack(two_models).path, tmp_path / "volume" / "model.hasten"
     shutil.copytree(two_models, place)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())  # names can't be exchanged
     monkeypatch.setattr(os, "rename", busy)
-    said = f"can't write {place}: Device or resource busy; a mount point has to keep its name"
+    said = f"can't write {place}: {os.strerror(number)}; {why}: mount the folder around it"
     with pytest.raises(InputError, match=said):
         hasten.unpack(packed, place)
     assert _same(place, two_models)
     assert list(place.parent.iterdir()) == [place]
+
+
+def test_a_packed_file_that_is_mounted_is_one_line_and_stays(
+    two_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> NoReturn:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    packed = pack(two_models).path
+    before = packed.read_bytes()
+    monkeypatch.setattr(os, "replace", busy)
+    said = f"can't write {packed}: Device or resource busy; a mount point has to keep its name: "
+    with pytest.raises(InputError, match=said):
+        pack(two_models, packed)
+    assert packed.read_bytes() == before
+    assert sorted(tmp_path.glob("*.hastenz")) == [packed]
 
 
 def test_a_link_to_a_bundle_is_replaced_and_nothing_is_left_of_it(
@@ -692,7 +715,16 @@ def test_a_bundle_is_replaced_from_within(
 
 
 @pytest.mark.parametrize(
-    "command", ["report .", "pack . --lossy --train=none.npz --data=none.npz --max-drop=1%"]
+    "command",
+    [
+        "report .",
+        "report /",
+        "pack . --lossy --train=none.npz --data=none.npz --max-drop=1%",
+        "pack /",
+        "unpack .",
+        "unpack /",
+        "unpack . --out=/",
+    ],
 )
 def test_a_command_from_within_a_bundle_is_refused_in_one_line(
     two_models: Path, monkeypatch: pytest.MonkeyPatch, command: str

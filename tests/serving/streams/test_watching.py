@@ -362,4 +362,5 @@ def test_what_cannot_be_asked_is_said(bundle: Path, street: Path, tmp_path: Path
     assert refused(decisions=tmp_path) == (
         f"can't write {tmp_path}: it is a folder; give a file's name"
     )
+    assert refused(decisions=Path()) == ("can't write .: it is a folder; give a file's name")
     assert list(tmp_path.iterdir()) == []

@@ -28,7 +28,7 @@ from hasten.bundle.stored import stored_at
 from hasten.core.cache_folder import cache_folder
 from hasten.core.records import with_name
 from hasten.core.rooms import ArrayRoom, FileRoom, PathRoom, Room
-from hasten.errors import InputError, IntegrityError, call
+from hasten.errors import InputError, IntegrityError, call, visible
 
 _FOLDER = "unpacked"
 _UNPACKED = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.[0-9a-f]{8}")
@@ -90,7 +90,7 @@ def _beside(packed: str | os.PathLike[str]) -> Path:
     """Return the folder that a bundle is unpacked to where the caller names none."""
     if is_address(packed):
         return Path(Path(urlsplit(os.fspath(packed)).path).stem + ".hasten")
-    return Path(packed).with_suffix(".hasten")
+    return with_name(Path(packed)).with_suffix(".hasten")
 
 
 def _check_replaces_itself(file: Packed, goal: Path) -> None:
@@ -145,7 +145,8 @@ def unpacked(path: str | os.PathLike[str], trusted: Sequence[PublicKey] = ()) ->
             _hold(goal)
             return goal
         try:
-            with beside(goal) as new:
+            # The goal's own name stands for the packed file in messages, which isn't what is written to.
+            with beside(goal, root) as new:
                 write_files(file, new)
                 # The folder is named by this hash: one made up would stand for another bundle.
                 file.check_end()
@@ -181,11 +182,15 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Packed]:
 
 
 @contextlib.contextmanager
-def beside(goal: Path) -> Iterator[Path]:
+def beside(goal: Path, named: Path | None = None) -> Iterator[Path]:
     """Make a folder beside a path for what is to be renamed to it; whatever is left of it goes.
 
     It is locked meanwhile: if the clock jumps, another process would take it for an abandoned one.
-    Messages name the path, because the folder is gone by then.
+    Messages don't name the folder, because it is gone by then.
+
+    Args:
+        goal: Path that the folder is beside.
+        named: Place that messages name; by default `goal`.
 
     Raises:
         InputError: it can't be made.
@@ -195,14 +200,15 @@ def beside(goal: Path) -> Iterator[Path]:
         new.mkdir(mode=0o755)
         descriptor = _locked(new)
     except OSError as error:
-        raise InputError(f"can't write {goal}: {error.strerror}") from error
+        raise InputError(f"can't write {named or goal}: {error.strerror}") from error
     try:
         yield new
     except InputError as error:
-        if str(new) not in str(error):
+        said = error.whole.replace(visible(str(new)), visible(str(named or goal)))
+        if said == error.whole:
             raise
         kind = IntegrityError if isinstance(error, IntegrityError) else InputError
-        raise kind(str(error).replace(str(new), str(goal))) from error
+        raise kind(said) from error
     finally:
         discard(new)
         os.close(descriptor)

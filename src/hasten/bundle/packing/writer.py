@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from hasten.bundle.engines import engine_of
-from hasten.bundle.folder import lean_copy, read
+from hasten.bundle.folder import lean_copy, not_replaced, read
 from hasten.bundle.manifest import MANIFEST, SIGNATURE, Manifest, Part
 from hasten.bundle.packing import layout
 from hasten.bundle.packing.blocks import Coder, all_codecs
@@ -361,7 +361,7 @@ def write_packed(out: Path, head: Head, cuts: Iterator[Cut], codecs: Sequence[Co
                 size = _put(file, layout.to_bytes(head), kept)
         beside.replace(out)
     except OSError as error:
-        raise InputError(f"can't write {out}: {error.strerror or error}") from error
+        raise InputError(f"can't write {out}: {not_replaced(error)}") from error
     finally:
         for leftover in (chunks, beside):
             leftover.unlink(missing_ok=True)

@@ -48,8 +48,10 @@ def find(which: str) -> Callable[[Path, Listener], Result]:
     def run(out: Path, listen: Listener) -> Result:
         from hasten.bundle import replaceable
         from hasten.certificate.ledger import VARIABLE
+        from hasten.core.records import with_name
         from hasten.optimization.workspace import discard
 
+        out = with_name(out)
         replaceable(out)
         # A stopped demo can't be resumed: its model is trained or exported again, so it differs.
         discard(out.with_name(out.name + ".work"))

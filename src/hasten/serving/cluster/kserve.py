@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.bundle import MANIFEST, SIGNATURE, Manifest, read, unpacked
+from hasten.bundle.folder import not_replaced
 from hasten.bundle.requirements import packages, program_extras, version_of
 from hasten.errors import InputError
 from hasten.serving.cluster.templates import filled
@@ -87,7 +88,7 @@ def write_kserve(
         (beside / _SERVICE).write_text(service)
         _swap(beside, folder)
     except OSError as error:
-        raise InputError(f"can't write {folder}: {error.strerror or error}") from error
+        raise InputError(f"can't write {folder}: {not_replaced(error)}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -27,10 +27,10 @@ class Beside:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         if path.is_dir():
             raise InputError(f"can't write {path}: it is a folder; give a file's name")
+        self.path = path
+        self.part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
             self.part.touch()
         except OSError as error:
