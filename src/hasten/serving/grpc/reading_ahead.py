@@ -147,16 +147,18 @@ class _Reader:
 
     Attributes:
         size: Size of those that are unread, or foreseen, in bytes.
+        made: Size of those that are unread, in bytes.
         computing: Number of those that are foreseen.
         since_ns: Time when this changed last, or the client read something.
-        client: Client that the latest of them is counted under.
+        client: Client that all unread ones are counted under; None if there are several, as behind a proxy.
         waiting: Sizes of the answers to further calls, which wait in their order.
     """
 
-    __slots__ = ("client", "computing", "since_ns", "size", "waiting")
+    __slots__ = ("client", "computing", "made", "since_ns", "size", "waiting")
 
     def __init__(self) -> None:
-        self.size, self.computing, self.since_ns, self.client = 0, 0, 0, ""
+        self.size, self.made, self.computing, self.since_ns = 0, 0, 0, 0
+        self.client: str | None = None
         self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
 
@@ -228,20 +230,25 @@ class Unread:
             raise
 
     def left_by(self, client: str, since_ns: int) -> list[str]:
-        """Return the connections on which a client has read nothing of its answers since that time."""
+        """Return the connections with unread answers of this client alone, of which it has read none since that time."""
         return [
             connection
             for connection, reader in self._readers.items()
-            if reader.client == client and reader.size and reader.since_ns <= since_ns
+            if reader.client == client and reader.made and reader.since_ns <= since_ns
         ]
 
     def keep(self, connection: str, client: str, size: int) -> None:
         """Count an answer that is made among all bodies; a negative size for one that is read."""
+        reader = self._readers[connection]
         if size > 0:
             self._bodies.take(client, size)
-            self._readers[connection].client = client
+            if not reader.made:
+                reader.client = client
+            elif reader.client != client:
+                reader.client = None
         else:
             self._bodies.give(client, -size)
+        reader.made += size
 
     def change(self, connection: str, before: int, size: int, *, made: bool) -> None:
         """Count another size of an answer, which was foreseen if it is made now."""
