@@ -108,12 +108,12 @@ class Inference:
         Raises:
             ProtocolError: the request can't be answered.
         """
-        state = self._state
-        state.repository.clients.heard(0, self._arrived_ns)
-        if state.draining:
-            raise leaving()
-        data = self._data
-        self._reserve(len(data))
+        state, data = self._state, self._data
+        if not self._reserved:  # else the request was let in before
+            state.repository.clients.heard(0, self._arrived_ns)
+            if state.draining:
+                raise leaving()
+            self._reserve(len(data))
         trace = metadata_of(self._context, "traceparent").decode("latin-1") if state.tracing else ""
         heading = heading_of(data)
         query, request = self._planned(heading), None
@@ -133,12 +133,12 @@ class Inference:
             if heading is not None and request.raw:
                 self._again = *heading[2:], request.raw, query.timeout_ns
         stated_ns = query.timeout_ns
-        left_s = self._context.time_remaining()
+        left_s, now_ns = self._context.time_remaining(), self._clock_ns()
         if left_s is not None:
-            left_ns = max(1, int(left_s * 1e9))
+            left_ns = max(1, int(left_s * 1e9) + now_ns - self._arrived_ns)
             query.timeout_ns = min(stated_ns or left_ns, left_ns)
         query.trace, query.client, query.name = trace, self._client, self._name
-        query.arrived_ns, query.parsed_ns = self._arrived_ns, self._clock_ns()
+        query.arrived_ns, query.parsed_ns = self._arrived_ns, now_ns
 
     def begin(self, done: Callable[[Answer | ProtocolError], None]) -> None:
         """Hand the request, which was read, to its model; `done` gets the answer, maybe before this returns.
@@ -211,6 +211,11 @@ class Inference:
         except ProtocolError:
             return False
 
+    @property
+    def may_be_held(self) -> bool:
+        """Whether the request's answer has a guessed size, or has to come after such a one of the same sequence."""
+        return self.guessed or type(self._ticket) is StepTicket
+
     def withdraw(self) -> bool:
         """Take the request back from its model, unless that runs it or answered it; return whether that was done."""
         ticket = self._ticket
@@ -220,8 +225,7 @@ class Inference:
         return True
 
     def forget(self) -> None:
-        """Forget what was read, so that the request can be read again."""
-        self.end()
+        """Forget what was read and isn't with the model, so that the request can be read again in the room that it has."""
         self._again, self.guessed = None, False
 
     @property
@@ -595,7 +599,7 @@ class Stream:
     def hold(self) -> None:
         """Take back the requests whose answers only their models can size, as far as no engine runs them."""
         # The last one first: a model may go on with the next one when one is taken back.
-        for inference in [one for one in reversed(self._under_way) if one.guessed]:
+        for inference in [one for one in reversed(self._under_way) if one.may_be_held]:
             if inference in self._under_way and inference.withdraw():
                 self._held.appendleft(inference)
                 self._count(inference, 0)
