@@ -524,6 +524,9 @@ class Counting:
     def __init__(self) -> None:
         self.times = 0
 
+    def expect(self) -> None:
+        """Count nothing anew."""
+
     def hold(self) -> None:
         self.times += 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -118,7 +119,11 @@ class Growing:
     def client(self) -> Iterator[Any]:
         """A client that takes little of what it doesn't read."""
         little = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1 << 16)]
-        options = [*little, ("grpc.use_local_subchannel_pool", 1)]
+        options = [
+            *little,
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.max_receive_message_length", -1),
+        ]
         with grpc.insecure_channel(self.server.grpc_url, options=options) as channel:
             yield channel
 
@@ -305,6 +310,61 @@ def test_held_requests_are_answered_while_the_server_drains(growing: Growing) ->
         growing.settle()
         growing.server.call(lambda: setattr(growing.state, "draining", True))
         assert stream.read(40) == [(str(n), 4 * LARGE) for n in range(40)]
+
+
+def test_requests_are_rarely_read_again_while_answers_grow_slowly(
+    growing: Growing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[bytes] = []
+    read = Inference.read
+
+    def counted(inference: Inference) -> None:
+        reads.append(inference._data)
+        read(inference)
+
+    monkeypatch.setattr(Inference, "read", counted)
+    with growing.client() as channel:
+        stream = Stream(channel)
+        stream.ask(asking(20_000))
+        stream.read(1)
+        asked = [asking(20_000 + n, 0 if n else HELD_MS) for n in range(100)]
+        stream.ask(*asked)
+        until(lambda: growing.queued == 99)
+        growing.settle()
+        assert [size for _, size in stream.read(100)] == [4 * (20_000 + n) for n in range(100)]
+    assert 100 <= sum(one in asked for one in reads) <= 200
+
+
+def test_held_requests_are_read_one_in_each_turn_of_the_loop(
+    growing: Growing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn, read = [0], Inference.read
+    turns: list[int] = []
+
+    def counted(inference: Inference) -> None:
+        turns.append(turn[0])
+        read(inference)
+
+    def next_turn() -> None:
+        turn[0] += 1
+        loop.call_soon(next_turn)
+
+    steps = growing.find("stepping")
+    with growing.client() as channel:
+        stream = Stream(channel)
+        stream.ask(asking(1), asking(20_000, model="stepping", start=True))
+        stream.read(2)
+        held = asking(20_000, HELD_MS, "stepping")
+        stream.ask(asking(5 * LARGE, HELD_MS), held, *[asking(20_000, model="stepping")] * 90)
+        until(lambda: bool(growing.server.call(lambda: steps.sequences._pending) == 91))
+        RELEASE.set()
+        until(lambda: bool(growing.server.call(lambda: steps.sequences._pending) < 10))
+        loop = growing.server._loop
+        growing.server.call(next_turn)
+        monkeypatch.setattr(Inference, "read", counted)
+        assert len(stream.read(92)) == 92
+    assert len(turns) > 50
+    assert max(Counter(turns).values()) <= 2  # one that is held, and one that just came
 
 
 class Calling:

@@ -213,8 +213,11 @@ class Inference:
 
     @property
     def may_be_held(self) -> bool:
-        """Whether the request's answer has a guessed size, or has to come after such a one of the same sequence."""
-        return self.guessed or type(self._ticket) is StepTicket
+        """Whether the answer isn't there, and has a guessed size, or comes after such a one of the same sequence."""
+        ticket = self._ticket
+        if ticket is None or ticket.over:
+            return False
+        return self.guessed or type(ticket) is StepTicket
 
     def withdraw(self) -> bool:
         """Take the request back from its model, unless that runs it or answered it; return whether that was done."""
@@ -596,11 +599,23 @@ class Stream:
         else:
             self._begin(inference)
 
+    def expect(self) -> None:
+        """Count the answers whose sizes are guessed anew, as large as they are expected by now."""
+        for inference in self._under_way:
+            if inference.guessed and inference.may_be_held:
+                size = self._together.foreseen(self._connection, inference.answers_by)
+                self._count(inference, max(size, inference.ahead_bytes))
+
     def hold(self) -> None:
-        """Take back the requests whose answers only their models can size, as far as no engine runs them."""
+        """Take back the requests whose answers have guessed sizes and no room, as far as no engine runs them."""
         # The last one first: a model may go on with the next one when one is taken back.
         for inference in [one for one in reversed(self._under_way) if one.may_be_held]:
-            if inference in self._under_way and inference.withdraw():
+            size = inference.ahead_bytes
+            if self._ahead.size_bytes - size < MOST_BYTES and self._together.has_room(
+                self._connection, size
+            ):
+                break
+            if inference.withdraw():
                 self._held.appendleft(inference)
                 self._count(inference, 0)
         if self._held and self._beginning is None:
@@ -618,6 +633,7 @@ class Stream:
             inference = self._held.popleft()
             inference.forget()
             self._begin(inference)
+            await asyncio.sleep(0)  # reading may take long, and others wait meanwhile
         self._beginning = None
         self._room.set()
 

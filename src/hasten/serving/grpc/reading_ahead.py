@@ -51,8 +51,11 @@ class Ahead:
 class Holding(Protocol):
     """Interface of a stream that can take requests back from their models."""
 
+    def expect(self) -> None:
+        """Count the answers whose sizes are guessed anew, as large as they are expected by now."""
+
     def hold(self) -> None:
-        """Take back the requests whose answers only their models can size, as far as no engine runs them."""
+        """Take back the requests whose answers have guessed sizes and no room, as far as no engine runs them."""
 
 
 class _Streams:
@@ -99,8 +102,8 @@ class Together:
     def answered(self, connection: str, model: str, size: int) -> None:
         """Note how large an answer is that only the model could size.
 
-        If it is much larger than expected, those behind it may be too: all requests of the connection that no engine
-        runs yet are held until there is room for answers of that size.
+        If it is larger than expected, those behind it may be too: the requests of the connection that no engine runs
+        yet are held, as far as there is no room for answers of that size.
         """
         streams = self._streams[connection]
         before = streams.expected.get(model)
@@ -110,7 +113,13 @@ class Together:
             streams.expected[model] = max(size, before - before // _FORGETTING)
         if size > max(before, _SURPRISING_BYTES):
             for stream in streams.open:
+                stream.expect()
+            for stream in streams.open:
                 stream.hold()
+
+    def has_room(self, connection: str, size: int) -> bool:
+        """Whether a connection's streams could begin a further request if they had that much less."""
+        return self._sizes.get(connection, 0) - size < self._most
 
     def count(self, connection: str, change: int) -> None:
         """Count that much more, or less, and wake the streams that wait for less."""
