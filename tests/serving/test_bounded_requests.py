@@ -8,6 +8,7 @@ import gzip
 import http.client
 import json
 import re
+import socket
 import threading
 import time
 import tracemalloc
@@ -523,6 +524,9 @@ class Counting:
     def __init__(self) -> None:
         self.times = 0
 
+    def expect(self) -> None:
+        """Count nothing anew."""
+
     def hold(self) -> None:
         self.times += 1
 
@@ -583,6 +587,23 @@ def test_calls_wait_for_room_in_turn_and_are_stuck_only_while_nothing_is_compute
         assert (unread._readers, bodies.taken) == ({}, 0)
 
     asyncio.run(work())
+
+
+def test_a_client_has_left_only_answers_that_are_made_and_unread_and_its_own() -> None:
+    unread = Unread(lambda: 5, bodies := Shares(200), most=100)
+    assert unread.took("computing", 10)
+    assert unread.took("read", 10)
+    Debt(unread, "read", 10, "a").made(10)  # the client has answers to read
+    assert unread.took("read", 10)
+    assert (unread.left_by("a", 5), unread.left_by("a", 4)) == (["read"], [])
+    unread.keep("read", "a", -10)
+    unread.change("read", 10, 0, made=False)  # it has read them, and waits for another
+    assert unread.left_by("a", 5) == []
+    for client in ("a", "b"):
+        assert unread.took("proxy", 10)
+        Debt(unread, "proxy", 10, client).made(10)
+    assert (unread.left_by("a", 5), unread.left_by("b", 5)) == ([], [])
+    assert bodies.taken == 20
 
 
 def two_mib_and_small(folder: Path) -> list[ModelPlace]:
@@ -733,6 +754,71 @@ def test_another_client_finds_room_where_one_reads_none_of_its_answers(
         until(lambda: is_held(little_room, 38 * MIB, 40 * MIB))
         until(lambda: status() == 200)
         assert [len(one) for one in calls] == [8] * 5
+
+
+@contextlib.contextmanager
+def slow_way(port: int) -> Iterator[int]:
+    """Lend a port that passes on to another, and passes back 16 KiB in at least 5 ms."""
+
+    def forth(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+
+    def back(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 14):
+                sink.sendall(data)
+                time.sleep(0.005)
+            sink.shutdown(socket.SHUT_RDWR)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                client, _ = listening.accept()
+                with client:
+                    server.connect(("127.0.0.1", port))
+                    forward = threading.Thread(target=forth, args=(client, server), daemon=True)
+                    forward.start()
+                    back(server, client)
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield int(listening.getsockname()[1])
+
+
+def test_a_client_that_reads_slowly_keeps_its_connection_while_another_finds_no_room(
+    little_room: ServerThread,
+) -> None:
+    import grpc
+
+    found = threading.Event()
+
+    def ask() -> None:
+        while not found.is_set():
+            client = http.client.HTTPConnection(
+                "127.0.0.1", little_room.http_port, 120, source_address=("127.0.0.2", 0)
+            )
+            with contextlib.closing(client):
+                client.request("POST", "/v2/models/wide/infer", BINARY)
+                if client.getresponse().status == 200:
+                    found.set()
+            time.sleep(0.05)
+
+    rows = asking(field(3, b"\4\4"), model=b"wide") + field(7, np.ones(16, np.float32).tobytes())
+    options = [("grpc.max_receive_message_length", -1)]
+    with contextlib.ExitStack() as many:
+        port = many.enter_context(slow_way(little_room.grpc_port))
+        channel = many.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}", options))
+        reading = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer").future(rows)
+        until(lambda: is_held(little_room, 8 * MIB, 9 * MIB))
+        calls = [unread_calls(many.enter_context(unreading(little_room)), 8) for _ in range(3)]
+        until(lambda: is_held(little_room, 38 * MIB, 40 * MIB))
+        threading.Thread(target=ask, daemon=True).start()
+        assert len(reading.result(timeout=60)) > 8 * MIB
+        until(found.is_set)
+        assert [len(one) for one in calls] == [8] * 3
 
 
 def test_a_client_that_reads_may_wait_as_long_as_the_model_takes(

@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from tests.serving.test_bounded_requests import ROW, SHAPE, asking, field, unreading, wide
 from tests.support import pausing
 from tests.support.models import solid
 from tests.support.pausing import Pausing, pausing_installed
@@ -306,3 +307,48 @@ def test_calls_over_grpc_are_counted_under_their_tokens(bundle: Path, tmp_path: 
             over.set()
             assert [list(call) for call in calls] == [[]] * 4
         until(lambda: server.call(lambda: shares.taken) == 0)
+
+
+def test_a_connection_that_clients_share_is_not_ended_for_what_one_of_them_leaves_unread(
+    tmp_path: Path,
+) -> None:
+    """Such as that of a proxy, which keeps few connections for all its clients."""
+    wide_ = bundle_of(tmp_path, wide(tmp_path, 1 << 19))
+    small = asking(SHAPE, model=b"solid") + field(7, np.ones(4, np.float32).tobytes())
+    bounds: dict[str, Any] = {"body_bytes": 8 * MIB, "bodies_bytes": 40 * MIB}
+    file = tmp_path / "tokens"
+    file.write_text("".join(f'[{n}]\nscopes = ["infer"]\ntoken = "{TOKENS[n]}"\n' for n in TOKENS))
+    file.chmod(0o600)
+    limits = Limits(receive_ns=FOREVER_NS, send_ns=FOREVER_NS, **bounds)
+    places = place_of(wide_), place_of(bundle_of(tmp_path, solid(tmp_path)))
+    body = json.dumps({**json.loads(BODY), "parameters": {"binary_data_output": True}}).encode()
+    greedy, other = ((("authorization", f"Bearer {token}"),) for token in TOKENS.values())
+
+    def status() -> int:
+        client = http.client.HTTPConnection("127.0.0.1", server.http_port, PATIENCE_S)
+        with contextlib.closing(client):
+            client.request("POST", "/v2/models/wide/infer", body, headers("other"))
+            return client.getresponse().status
+
+    with (
+        ServerThread(*places, grpc=True, tokens=file, limits=limits) as server,
+        unreading(server) as shared,
+        contextlib.ExitStack() as many,
+    ):
+        requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        asked = shared.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+        answers = asked(iter(requests.get, None), metadata=other)
+        requests.put(small)
+        assert next(answers)
+        channels = shared, *(many.enter_context(unreading(server)) for _ in range(3))
+        calls = [
+            channel.stream_stream(f"/{SERVICE}/ModelInfer")(iter([ROW]), metadata=greedy)
+            for channel in channels
+            for _ in range(5)
+        ]
+        until(lambda: server.server.state.body_bytes > 38 * MIB)
+        until(lambda: status() == 200)
+        requests.put(small)
+        assert next(answers)
+        requests.put(None)
+        assert len(calls) == 20

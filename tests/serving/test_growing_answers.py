@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.support.waiting import until
 from hasten.core.sequences import Sequences
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.rows import Row
+from hasten.serving.grpc.calls import Inference
 from hasten.serving.models import batching
 from hasten.serving.protocol.messages import message
 
@@ -59,7 +61,13 @@ def stepping(folder: Path) -> Path:
 
 
 def asking(
-    count: int, pause_ms: int = 0, model: str = "grown", id_: str = "", *, start: bool = False
+    count: int,
+    pause_ms: int = 0,
+    model: str = "grown",
+    id_: str = "",
+    *,
+    start: bool = False,
+    output: str = "",
 ) -> bytes:
     """Ask for so many numbers, after a pause."""
     made, x = message("ModelInferRequest")(model_name=model, id=id_), [pause_ms, count, 0, 0]
@@ -70,6 +78,8 @@ def asking(
         return bytes(made.SerializeToString())
     made.inputs.add(name="x", datatype="FP32", shape=[1, 4])
     made.raw_input_contents.append(np.array(x, np.float32).tobytes())
+    if output:
+        made.outputs.add(name=output)
     if model == "stepping":
         made.parameters["sequence_id"].int64_param = 7
         made.parameters["sequence_start"].bool_param = start
@@ -109,7 +119,11 @@ class Growing:
     def client(self) -> Iterator[Any]:
         """A client that takes little of what it doesn't read."""
         little = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1 << 16)]
-        options = [*little, ("grpc.use_local_subchannel_pool", 1)]
+        options = [
+            *little,
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.max_receive_message_length", -1),
+        ]
         with grpc.insecure_channel(self.server.grpc_url, options=options) as channel:
             yield channel
 
@@ -250,6 +264,138 @@ def test_steps_of_a_sequence_stay_in_order_where_their_answers_suddenly_become_l
         assert 8 * MIB <= growing.held_bytes < 16 * MIB
         assert stream.numbers(60) == list(range(2, 62))
     assert (steps.statistics.totals["success"].count, steps.statistics.cancel.count) == (61, 0)
+
+
+def test_steps_whose_answers_have_a_known_size_stay_behind_those_that_are_held(
+    growing: Growing,
+) -> None:
+    steps = growing.find("stepping")
+    with growing.client() as channel:
+        stream = Stream(channel)
+        stream.ask(asking(1, model="stepping", start=True))
+        stream.read(1)
+        asked = large(60, "stepping")
+        for n in range(2, 60, 3):
+            asked[n] = asking(LARGE, model="stepping", id_=str(n), output="after")
+        stream.ask(*asked)
+        until(lambda: bool(growing.server.call(lambda: steps.sequences._pending) == 60))
+        growing.settle("stepping")
+        assert [id_ for id_, _ in stream.read(60)] == [str(n) for n in range(60)]
+
+
+def test_a_sequence_that_begins_anew_among_held_steps_goes_on_from_each_start(
+    growing: Growing,
+) -> None:
+    steps = growing.find("stepping")
+    with growing.client() as channel:
+        stream = Stream(channel)
+        stream.ask(asking(1, model="stepping", start=True))
+        stream.read(1)
+        asked = large(60, "stepping")
+        for place in (20, 40):
+            asked[place] = asking(LARGE, model="stepping", start=True)
+        stream.ask(*asked)
+        until(lambda: bool(growing.server.call(lambda: steps.sequences._pending) == 60))
+        growing.settle("stepping")
+        assert stream.numbers(60) == [*range(2, 22), *range(1, 21), *range(1, 21)]
+
+
+def test_held_requests_are_answered_while_the_server_drains(growing: Growing) -> None:
+    with growing.client() as channel:
+        stream = Stream(channel)
+        stream.ask(asking(1))
+        stream.read(1)
+        stream.ask(*large(40))
+        until(lambda: growing.queued == 39)
+        growing.settle()
+        growing.server.call(lambda: setattr(growing.state, "draining", True))
+        assert stream.read(40) == [(str(n), 4 * LARGE) for n in range(40)]
+
+
+def test_requests_are_rarely_read_again_while_answers_grow_slowly(
+    growing: Growing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[bytes] = []
+    read = Inference.read
+
+    def counted(inference: Inference) -> None:
+        reads.append(inference._data)
+        read(inference)
+
+    monkeypatch.setattr(Inference, "read", counted)
+    with growing.client() as channel:
+        stream = Stream(channel)
+        stream.ask(asking(20_000))
+        stream.read(1)
+        asked = [asking(20_000 + n, 0 if n else HELD_MS) for n in range(100)]
+        stream.ask(*asked)
+        until(lambda: growing.queued == 99)
+        growing.settle()
+        assert [size for _, size in stream.read(100)] == [4 * (20_000 + n) for n in range(100)]
+    assert 100 <= sum(one in asked for one in reads) <= 200
+
+
+def test_held_requests_are_read_one_in_each_turn_of_the_loop(
+    growing: Growing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn, read = [0], Inference.read
+    turns: list[int] = []
+
+    def counted(inference: Inference) -> None:
+        turns.append(turn[0])
+        read(inference)
+
+    def next_turn() -> None:
+        turn[0] += 1
+        loop.call_soon(next_turn)
+
+    steps = growing.find("stepping")
+    with growing.client() as channel:
+        stream = Stream(channel)
+        stream.ask(asking(1), asking(20_000, model="stepping", start=True))
+        stream.read(2)
+        held = asking(20_000, HELD_MS, "stepping")
+        stream.ask(asking(5 * LARGE, HELD_MS), held, *[asking(20_000, model="stepping")] * 90)
+        until(lambda: bool(growing.server.call(lambda: steps.sequences._pending) == 91))
+        RELEASE.set()
+        until(lambda: bool(growing.server.call(lambda: steps.sequences._pending) < 10))
+        loop = growing.server._loop
+        growing.server.call(next_turn)
+        monkeypatch.setattr(Inference, "read", counted)
+        assert len(stream.read(92)) == 92
+    assert len(turns) > 50
+    assert max(Counter(turns).values()) <= 2  # one that is held, and one that just came
+
+
+class Calling:
+    """A call of gRPC, and the client that it is counted under."""
+
+    client, name, left_s = "192.0.2.1", "", 10.0
+
+    def time_remaining(self) -> float:
+        return self.left_s
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+
+def test_a_request_that_is_read_again_keeps_its_deadline_and_its_room(growing: Growing) -> None:
+    def work() -> None:
+        bodies, call, now_ns = growing.state.bodies, Calling(), [0]
+        one = Inference(growing.state, call, call, asking(1), lambda: now_ns[0])
+        one.read()
+        taken = bodies.taken
+        bodies.take("192.0.2.2", bodies.total - taken)  # another client came meanwhile
+        now_ns[0], call.left_s = 6 * 10**9, 4.0
+        one.forget()
+        one.read()
+        assert (one._query.arrived_ns, one._query.timeout_ns) == (0, 10 * 10**9)
+        assert bodies.taken == bodies.total
+        bodies.give("192.0.2.2", bodies.total - taken)
+        one.end()
+        assert bodies.taken == 0
+
+    growing.server.call(work)
 
 
 def test_decisions_of_a_stream_that_suddenly_become_large_are_few(growing: Growing) -> None:

@@ -27,10 +27,11 @@ from tests.support.waiting import PATIENCE_S, until
 from hasten.core.tensors import Array
 from hasten.serving.coding import Coding
 from hasten.serving.protocol.messages import SERVICE, message
-from hasten.serving.protocol.requests import Answer, Query, WantedOutput
+from hasten.serving.protocol.requests import Answer, Query, Region, WantedOutput
 from hasten.serving.wire import classes
 from hasten.serving.wire.classes import classes_of
-from hasten.serving.wire.http_bodies import write_answer
+from hasten.serving.wire.grpc_messages import is_slow
+from hasten.serving.wire.http_bodies import slow_bytes, write_answer
 from hasten.serving.wire.shared_memory import SharedMemory
 
 ROW = np.array([[0.25, -1, 3, 2]], np.float32)
@@ -292,6 +293,15 @@ def test_long_lists_of_numbers_are_written_whole(dtype: str) -> None:
     answer = Answer("m", "1", "", {"y": y})
     pieces, _ = write_answer(answer, Query("m", "", "", {}), SharedMemory(), batched=False)
     assert json.loads(b"".join(pieces))["outputs"][0]["data"] == y.tolist()
+
+
+def test_texts_that_only_shared_memory_gets_are_written_on_a_thread_too() -> None:
+    region = WantedOutput("y", region=Region("place", 0, 1 << 20))
+    query = Query("m", "1", "", {}, (region,))
+    for count, is_long in ((100, False), (100_000, True)):
+        answer = Answer("m", "1", "", {"y": np.full(count, b"text", object)})
+        assert (slow_bytes(answer, query, False, False) > 0) == is_long
+        assert is_slow(answer, query, False) == is_long
 
 
 @pytest.mark.parametrize("outputs", [1, 40])

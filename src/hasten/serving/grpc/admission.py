@@ -69,6 +69,10 @@ class Admission:
         """Clients that have calls under way, with their ports, as gRPC writes them."""
         return {call.peer for call in self._calls}
 
+    def peers_of_others(self, client: str) -> set[str]:
+        """Return the same as `peers` for the calls of all clients but one."""
+        return {call.peer for call in self._calls if call.client != client}
+
     def enter(self, call: Held, now_ns: int) -> None:
         """Count a call that begins.
 

@@ -108,12 +108,12 @@ class Inference:
         Raises:
             ProtocolError: the request can't be answered.
         """
-        state = self._state
-        state.repository.clients.heard(0, self._arrived_ns)
-        if state.draining:
-            raise leaving()
-        data = self._data
-        self._reserve(len(data))
+        state, data = self._state, self._data
+        if not self._reserved:  # else the request was let in before
+            state.repository.clients.heard(0, self._arrived_ns)
+            if state.draining:
+                raise leaving()
+            self._reserve(len(data))
         trace = metadata_of(self._context, "traceparent").decode("latin-1") if state.tracing else ""
         heading = heading_of(data)
         query, request = self._planned(heading), None
@@ -133,12 +133,12 @@ class Inference:
             if heading is not None and request.raw:
                 self._again = *heading[2:], request.raw, query.timeout_ns
         stated_ns = query.timeout_ns
-        left_s = self._context.time_remaining()
+        left_s, now_ns = self._context.time_remaining(), self._clock_ns()
         if left_s is not None:
-            left_ns = max(1, int(left_s * 1e9))
+            left_ns = max(1, int(left_s * 1e9) + now_ns - self._arrived_ns)
             query.timeout_ns = min(stated_ns or left_ns, left_ns)
         query.trace, query.client, query.name = trace, self._client, self._name
-        query.arrived_ns, query.parsed_ns = self._arrived_ns, self._clock_ns()
+        query.arrived_ns, query.parsed_ns = self._arrived_ns, now_ns
 
     def begin(self, done: Callable[[Answer | ProtocolError], None]) -> None:
         """Hand the request, which was read, to its model; `done` gets the answer, maybe before this returns.
@@ -211,6 +211,14 @@ class Inference:
         except ProtocolError:
             return False
 
+    @property
+    def may_be_held(self) -> bool:
+        """Whether the answer isn't there, and has a guessed size, or comes after such a one of the same sequence."""
+        ticket = self._ticket
+        if ticket is None or ticket.over:
+            return False
+        return self.guessed or type(ticket) is StepTicket
+
     def withdraw(self) -> bool:
         """Take the request back from its model, unless that runs it or answered it; return whether that was done."""
         ticket = self._ticket
@@ -220,8 +228,7 @@ class Inference:
         return True
 
     def forget(self) -> None:
-        """Forget what was read, so that the request can be read again."""
-        self.end()
+        """Forget what was read and isn't with the model, so that the request can be read again in the room that it has."""
         self._again, self.guessed = None, False
 
     @property
@@ -591,11 +598,23 @@ class Stream:
         else:
             self._begin(inference)
 
+    def expect(self) -> None:
+        """Count the answers whose sizes are guessed anew, as large as they are expected by now."""
+        for inference in self._under_way:
+            if inference.guessed and inference.may_be_held:
+                size = self._together.foreseen(self._connection, inference.answers_by)
+                self._count(inference, max(size, inference.ahead_bytes))
+
     def hold(self) -> None:
-        """Take back the requests whose answers only their models can size, as far as no engine runs them."""
+        """Take back the requests whose answers have guessed sizes and no room, as far as no engine runs them."""
         # The last one first: a model may go on with the next one when one is taken back.
-        for inference in [one for one in reversed(self._under_way) if one.guessed]:
-            if inference in self._under_way and inference.withdraw():
+        for inference in [one for one in reversed(self._under_way) if one.may_be_held]:
+            size = inference.ahead_bytes
+            if self._ahead.size_bytes - size < MOST_BYTES and self._together.has_room(
+                self._connection, size
+            ):
+                break
+            if inference.withdraw():
                 self._held.appendleft(inference)
                 self._count(inference, 0)
         if self._held and self._beginning is None:
@@ -613,6 +632,7 @@ class Stream:
             inference = self._held.popleft()
             inference.forget()
             self._begin(inference)
+            await asyncio.sleep(0)  # reading may take long, and others wait meanwhile
         self._beginning = None
         self._room.set()
 

@@ -177,12 +177,25 @@ class Ending:
                 self._end(place, found[place])
         return reading
 
-    def end(self, places: Collection[Place]) -> None:
-        """End the connections of clients; takes some milliseconds for many."""
+    def received(self, places: Collection[Place]) -> dict[Place, int]:
+        """Return the bytes that clients have received; without those of which the system doesn't say it."""
+        try:
+            found = connections(self._port)
+        except OSError:
+            return {}
+        return {
+            place: one.received
+            for place, one in found.items()
+            if place in places and one.received is not None
+        }
+
+    def end(self, received: Mapping[Place, int]) -> None:
+        """End the connections of clients that have read nothing since they had received so many bytes."""
         with contextlib.suppress(OSError):
-            for place, found in connections(self._port).items():
-                if place in places:
-                    self._end(place, found)
+            for place, one in connections(self._port).items():
+                had = received.get(place)
+                if had is not None and (one.received or 0) < had + _PROGRESS_BYTES:
+                    self._end(place, one)
 
     def _end_unread(
         self, found: Mapping[Place, Connection], unread: Collection[Place]

@@ -51,8 +51,11 @@ class Ahead:
 class Holding(Protocol):
     """Interface of a stream that can take requests back from their models."""
 
+    def expect(self) -> None:
+        """Count the answers whose sizes are guessed anew, as large as they are expected by now."""
+
     def hold(self) -> None:
-        """Take back the requests whose answers only their models can size, as far as no engine runs them."""
+        """Take back the requests whose answers have guessed sizes and no room, as far as no engine runs them."""
 
 
 class _Streams:
@@ -99,8 +102,8 @@ class Together:
     def answered(self, connection: str, model: str, size: int) -> None:
         """Note how large an answer is that only the model could size.
 
-        If it is much larger than expected, those behind it may be too: all requests of the connection that no engine
-        runs yet are held until there is room for answers of that size.
+        If it is larger than expected, those behind it may be too: the requests of the connection that no engine runs
+        yet are held, as far as there is no room for answers of that size.
         """
         streams = self._streams[connection]
         before = streams.expected.get(model)
@@ -110,7 +113,13 @@ class Together:
             streams.expected[model] = max(size, before - before // _FORGETTING)
         if size > max(before, _SURPRISING_BYTES):
             for stream in streams.open:
+                stream.expect()
+            for stream in streams.open:
                 stream.hold()
+
+    def has_room(self, connection: str, size: int) -> bool:
+        """Whether a connection's streams could begin a further request if they had that much less."""
+        return self._sizes.get(connection, 0) - size < self._most
 
     def count(self, connection: str, change: int) -> None:
         """Count that much more, or less, and wake the streams that wait for less."""
@@ -147,16 +156,18 @@ class _Reader:
 
     Attributes:
         size: Size of those that are unread, or foreseen, in bytes.
+        made: Size of those that are unread, in bytes.
         computing: Number of those that are foreseen.
         since_ns: Time when this changed last, or the client read something.
-        client: Client that the latest of them is counted under.
+        client: Client that all unread ones are counted under; None if there are several, as behind a proxy.
         waiting: Sizes of the answers to further calls, which wait in their order.
     """
 
-    __slots__ = ("client", "computing", "since_ns", "size", "waiting")
+    __slots__ = ("client", "computing", "made", "since_ns", "size", "waiting")
 
     def __init__(self) -> None:
-        self.size, self.computing, self.since_ns, self.client = 0, 0, 0, ""
+        self.size, self.made, self.computing, self.since_ns = 0, 0, 0, 0
+        self.client: str | None = None
         self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
 
@@ -228,20 +239,25 @@ class Unread:
             raise
 
     def left_by(self, client: str, since_ns: int) -> list[str]:
-        """Return the connections on which a client has read nothing of its answers since that time."""
+        """Return the connections with unread answers of this client alone, of which it has read none since that time."""
         return [
             connection
             for connection, reader in self._readers.items()
-            if reader.client == client and reader.size and reader.since_ns <= since_ns
+            if reader.client == client and reader.made and reader.since_ns <= since_ns
         ]
 
     def keep(self, connection: str, client: str, size: int) -> None:
         """Count an answer that is made among all bodies; a negative size for one that is read."""
+        reader = self._readers[connection]
         if size > 0:
             self._bodies.take(client, size)
-            self._readers[connection].client = client
+            if not reader.made:
+                reader.client = client
+            elif reader.client != client:
+                reader.client = None
         else:
             self._bodies.give(client, -size)
+        reader.made += size
 
     def change(self, connection: str, before: int, size: int, *, made: bool) -> None:
         """Count another size of an answer, which was foreseen if it is made now."""

@@ -312,10 +312,27 @@ class GrpcServer:
 
     def _end_unread(self, client: str) -> None:
         """End the connections on which a client has left answers unread for a while, since another finds no room."""
-        left = self._unread.left_by(client, self._clock_ns() - _AT_ONCE_NS)
-        if left and (self._taking_back is None or self._taking_back.done()):
-            ending = asyncio.to_thread(self._ending.end, {*_places(left).values()})
+        if self._taking_back is not None and not self._taking_back.done():
+            return
+        if left := self._left_by(client):
+            ending = self._end_those_left(client, left)
             self._taking_back = asyncio.get_running_loop().create_task(ending)
+
+    async def _end_those_left(self, client: str, left: dict[str, Place]) -> None:
+        try:
+            had = await asyncio.to_thread(self._ending.received, {*left.values()})
+            await asyncio.sleep(_AT_ONCE_NS / 1e9)  # who reads slowly is told by a second look
+            still = {*self._left_by(client).values()} & {*left.values()}
+            received = {place: size for place, size in had.items() if place in still}
+            await asyncio.to_thread(self._ending.end, received)
+        except Exception:
+            log.exception("the connections of gRPC couldn't be looked at")
+
+    def _left_by(self, client: str) -> dict[str, Place]:
+        """Return the places from which a client alone calls, and doesn't read its answers."""
+        left = self._unread.left_by(client, self._clock_ns() - _AT_ONCE_NS)
+        shared = self._calls.peers_of_others(client) if left else ()
+        return _places(peer for peer in left if peer not in shared)
 
     def _refuse(self, context: Any, failure: ProtocolError) -> bytes:
         """End a call with an error."""

@@ -91,6 +91,8 @@ class StepTicket:
         if self.over or (self.inner is not None and not self.inner.withdraw()):
             return False
         self.query.own = True
+        if self.starts:
+            self._record.forget_start(self.begins)
         self.cancel()
         return True
 
@@ -160,6 +162,11 @@ class _Record:
             self._starts += 1
             self.latest = self._starts
         return self.latest
+
+    def forget_start(self, number: int) -> None:
+        """Undo the arrival of a start, unless another one arrived after it."""
+        if number == self._starts:
+            self._starts = self.latest = number - 1
 
 
 Records: TypeAlias = "OrderedDict[_Key, _Record]"

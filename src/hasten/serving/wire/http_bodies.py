@@ -574,7 +574,8 @@ def slow_bytes(answer: Answer, query: Query, batched: bool, packs: bool) -> int:
         elif each.region is None:
             size += array.nbytes if each.binary else _JSON_OF_NUMBER * array.size
             part += 0 if each.binary else array.size / _SLICE
-    return size if part > 1 or (packs and size > _PACKED_AT_ONCE_BYTES) else 0
+    is_long = part > 1 or (packs and size > _PACKED_AT_ONCE_BYTES)
+    return max(1, size) if is_long else 0  # what shared memory gets has no size here
 
 
 def _wanted_outputs(answer: Answer, query: Query) -> Sequence[WantedOutput]:
