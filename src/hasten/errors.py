@@ -10,7 +10,7 @@ _MOST_LETTERS, _LAST_LETTERS = 2000, 400
 """Most letters of a message, and those of its end, which says what to do."""
 _GIVEN: dict[str, str] = {}
 """Path of a folder that hasten made for itself -> the caller's own name for its content; the newest come last."""
-_MOST_GIVEN = 1000
+_MOST_GIVEN = 100
 """Number of such names that are kept, as a server that is given new files for months names many."""
 
 
@@ -34,8 +34,9 @@ class HastenError(Exception):
         """The message with nothing left out, in which the names are those that the caller gave."""
         said = super().__str__()
         given = _GIVEN.copy()  # at once: another thread may add names meanwhile
-        for folder, name in sorted(given.items(), key=lambda pair: len(pair[0]), reverse=True):
-            said = said.replace(folder, name)
+        there = [folder for folder in given if folder in said]
+        for folder in sorted(there, key=len, reverse=True):
+            said = said.replace(folder, given[folder])
         return visible(said)
 
 

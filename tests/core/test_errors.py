@@ -56,19 +56,23 @@ def test_a_raised_errors_message_is_matched_as_it_is_shown() -> None:
         raise InputError("a\nb")
 
 
-def test_messages_know_the_folders_that_were_made_last_by_what_they_were_made_of() -> None:
-    folders = [Path(f"/cache/{number}") for number in range(2000)]
+def test_messages_know_the_folders_that_were_made_last_by_what_they_were_made_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hasten.errors._GIVEN", {})
+    folders = [Path(f"/cache/{number}") for number in range(300)]
     for folder in folders:
         call(folder, f"{folder.name}.hastenz")
-    call(folders[1500], "again.hastenz")
-    assert (
-        str(InputError("/cache/1999/model.onnx is damaged")) == "1999.hastenz/model.onnx is damaged"
-    )
-    assert str(InputError("/cache/1500 is damaged")) == "again.hastenz is damaged"
+    call(folders[250], "again.hastenz")
+    assert str(InputError("/cache/299/x.onnx is damaged")) == "299.hastenz/x.onnx is damaged"
+    assert str(InputError("/cache/250 is damaged")) == "again.hastenz is damaged"
     assert str(InputError("/cache/1 is damaged")) == "/cache/1 is damaged"
 
 
-def test_a_message_is_read_while_another_bundle_is_unpacked() -> None:
+def test_a_message_is_read_while_another_bundle_is_unpacked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hasten.errors._GIVEN", {})
     for number in range(20):
         call(Path(f"/cache/before/{number}"), f"{number}.hastenz")
     later = itertools.count()

@@ -363,7 +363,7 @@ def test_held_requests_are_read_one_in_each_turn_of_the_loop(
         growing.server.call(next_turn)
         monkeypatch.setattr(Inference, "read", counted)
         assert len(stream.read(92)) == 92
-    assert len(turns) > 50
+    assert len(turns) > 20  # how many are held depends on how far the stream was read
     assert max(Counter(turns).values()) <= 2  # one that is held, and one that just came
 
 
