@@ -431,3 +431,14 @@ def test_a_stream_that_ends_while_requests_are_held_leaves_nothing(growing: Grow
     front: Any = growing.server.server._grpc
     together = front._together
     assert (together._sizes, together._waiting, together._streams) == ({}, {}, {})
+
+
+def test_clients_that_go_away_while_they_are_sent_answers_are_no_fault(
+    growing: Growing, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(40):
+        with growing.client() as channel:
+            ask = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+            next(ask(iter([asking(LARGE)] * 4)))
+    until(lambda: growing.held_bytes == 0)
+    assert [one.getMessage() for one in caplog.records if one.name == "hasten.serving"] == []

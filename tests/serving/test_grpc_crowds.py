@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import queue
 import threading
@@ -17,6 +18,7 @@ from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import PATIENCE_S, until
 
 from hasten.serving.grpc import calls
+from hasten.serving.grpc.admission import Admission
 from hasten.serving.protocol.messages import METHODS, SERVICE, message
 from hasten.serving.state import Limits
 
@@ -234,6 +236,20 @@ def test_calls_under_way_are_told_to_come_again_when_the_server_closes(
         server.call(server.server.close)
         until(lambda: len(crowd.ended()) == 3)
         assert set(crowd.ended()) == {("UNAVAILABLE", "the server is draining")}
+
+
+def test_a_stream_that_the_server_ends_before_it_reads_anything_ends_at_once(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter = Admission.enter
+
+    def drained_now(self: Admission, call: Any, now_ns: int) -> None:
+        enter(self, call, now_ns)
+        asyncio.get_running_loop().call_soon(self.drain, calls.leaving())
+
+    monkeypatch.setattr(Admission, "enter", drained_now)
+    with serving(bundle) as server, Crowd(server.grpc_url, "ModelStreamInfer", 1) as crowd:
+        until(lambda: crowd.ended() == [("UNAVAILABLE", "the server is draining")])
 
 
 def test_a_stream_begins_nothing_while_its_connection_has_many_unsent_answers(bundle: Path) -> None:

@@ -558,6 +558,7 @@ class Stream:
         self._why = why
         if self._reading is not None:
             self._reading.cancel()
+            self._changed.set()  # a task that is cancelled before its first step doesn't do so itself
 
     def end(self, why: ProtocolError) -> None:
         """End with an error, though the client may not have read all answers."""

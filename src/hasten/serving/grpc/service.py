@@ -455,6 +455,8 @@ class GrpcServer:
             inference.read()
 
     async def _stream(self, requests: Any, context: Any) -> None:
+        from grpc.aio import InternalError
+
         scope = SCOPES["ModelStreamInfer"]
         check = partial(self._check_again, context, scope)
         stream = Stream(self._state, context, check, self._clock_ns, self._together)
@@ -464,6 +466,8 @@ class GrpcServer:
                 raise leaving()
             self._enter(self._calls, stream, self._clock_ns())
             await stream.run()
+        except InternalError:  # an answer can't be sent any more, since the client is gone
+            pass
         except ProtocolError as failure:
             self._refuse(context, failure)
         except Exception:
