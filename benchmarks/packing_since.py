@@ -9,10 +9,11 @@ For each the difference is stated beside the newer bundle packed whole: with int
 exact float32 model. "Older scales" are int8 weights rounded by the scales that the fleet's bundle has.
 The bundles hold no evidence of a search. The states of training are kept in the cache folder.
 
-    python benchmarks/packing_since.py --hour RECIPE
+    python benchmarks/packing_since.py --hour RECIPE [--falling]
 
 fine-tunes by one of the recipes for an hour of processor time, on one thread, and states only what has
-changed then. Interrupted, it goes on where the last of its twelve parts ended.
+changed then: at a constant learning rate, or at one that falls to zero along half a cosine. Interrupted, it
+goes on where the last of its twelve parts ended.
 """
 
 from __future__ import annotations
@@ -151,19 +152,21 @@ def longer(cache: Path) -> dict[str, dict[int, Path]]:
     return {f"{name}, batches of {LONG_BATCH}, {LONG_SIZE} px": places}
 
 
-def after_an_hour(cache: Path, recipe: str) -> tuple[Path, dict[int, Path]]:
+def after_an_hour(cache: Path, recipe: str, falling: bool) -> tuple[Path, dict[int, Path]]:
     """Return the state that the fleet has, and the one after an hour of fine-tuning, by its steps.
 
     The parts of the hour differ in their images' order, and each begins with the optimizer's state of the last.
+    A falling learning rate follows the processor time that the hour has taken.
     """
     old, _ = states(cache)
     what, images, _ = labelled()
-    number = list(RECIPES).index(recipe)
+    number = f"{list(RECIPES).index(recipe)}{'-falling' if falling else ''}"
     kept = cache / f"since-{what}-{number}-hour.pt"
     model = pretrained()
     model.reset_classifier(10)
     model.load_state_dict(torch.load(old, weights_only=True))
     optimizer = RECIPES[recipe](model.parameters())
+    rates = [group["lr"] for group in optimizer.param_groups]
     done, steps = 0, 0
     if kept.exists():
         found = torch.load(kept, weights_only=True)
@@ -174,8 +177,12 @@ def after_an_hour(cache: Path, recipe: str) -> tuple[Path, dict[int, Path]]:
     for twelfth in range(done, HOUR_PARTS):
         batches = _batches(100 + twelfth, images[len(images.labels) // 2 :], SIZE, BATCH)
         losses: list[float] = []
-        end_s = time.process_time() + 3600 / HOUR_PARTS
-        while time.process_time() < end_s:
+        start_s, part_s = time.process_time(), 3600 / HOUR_PARTS
+        while (passed := (time.process_time() - start_s) / part_s) < 1:
+            if falling:
+                share = (1 + np.cos(np.pi * (twelfth + passed) / HOUR_PARTS)) / 2
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * share
             x, labels = next(batches)
             loss = torch.nn.functional.cross_entropy(model(x), labels)
             optimizer.zero_grad()
@@ -399,9 +406,10 @@ def as_before(old: Path, new: Path) -> str:
     return f"{np.mean(apart == 0):.0%}, {apart[apart > 0].mean() if apart.any() else 0:.1f}"
 
 
-def hour(cache: Path, recipe: str) -> None:
+def hour(cache: Path, recipe: str, falling: bool) -> None:
     """Print what an hour of fine-tuning changes."""
-    old_state, places = after_an_hour(cache, recipe)
+    old_state, places = after_an_hour(cache, recipe, falling)
+    recipe = f"{recipe}, falling to zero" if falling else recipe
     curve(old_state, {f"{recipe}, an hour": places})
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -415,10 +423,15 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--steps", type=int, nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--hour", choices=RECIPES)
+    parser.add_argument(
+        "--falling", action="store_true", help="Let the learning rate fall to zero."
+    )
     arguments = parser.parse_args()
     print(CODING_HELPS)
+    if arguments.falling and not arguments.hour:
+        parser.error("--falling needs --hour RECIPE")
     if arguments.hour:
-        hour(arguments.cache, arguments.hour)
+        hour(arguments.cache, arguments.hour, arguments.falling)
         return
     state, tuned = states(arguments.cache)
     curve(state, tuned | longer(arguments.cache))
