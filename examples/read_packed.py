@@ -5,19 +5,20 @@
 It shows what the format is, byte by byte, and is slow: its decoders are plain Python.
 """
 
-import hashlib
 import json
 import sys
 import zlib
+from hashlib import sha256
+from importlib import import_module
+from io import BytesIO
+from itertools import pairwise
 from math import prod
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+zstd = import_module("backports.zstd" if sys.version_info < (3, 14) else "compression.zstd")
 
 
 def need(condition, what):
@@ -25,263 +26,229 @@ def need(condition, what):
         raise ValueError(what)
 
 
-def number(data, at, size=4):
-    need(len(data) >= at + size, "it ends early")
-    return int.from_bytes(data[at : at + size], "little")
+def take(stream, count):
+    found = stream.read(count)
+    need(len(found) == count, "it ends early")
+    return found
+
+
+def number(stream, size=4):
+    return int.from_bytes(take(stream, size), "little")
+
+
+def elements(data, width):
+    return np.frombuffer(data, f"<u{width}")
 
 
 def frame(data, most):
     opened = zstd.ZstdDecompressor()
-    found = opened.decompress(data, max_length=most)
-    found += b"" if opened.eof else opened.decompress(b"", max_length=1)
+    found = opened.decompress(data, max_length=most + 1)
     need(opened.eof and not opened.unused_data and len(found) <= most, "no frame of that size")
     return found
 
 
 def size_of(pieces):
-    return sum(piece["length"] for piece in pieces)
+    need(all(p.offset >= 0 < p.length for p in pieces), "a piece has no bytes, or no place")
+    return sum(p.length for p in pieces)
 
 
-def read_head(data):
-    need(data[:8] == b"\x89HASTENZ" and number(data, 8) == 1, "no packed bundle of version 1")
-    length = number(data, 12)
-    packed = data[48 : 48 + length]
-    need(0 < length == len(packed) <= 16 << 20, "cut off within its head")
-    need(hashlib.sha256(packed).digest() == data[16:48], "its head is damaged")
-    head = json.loads(frame(packed, 32 << 20))
-    columns = head["items"]
-    rows = zip(*columns.values(), strict=True)
-    head["items"] = [dict(zip(columns, row, strict=True)) for row in rows]
-    check(head, len(data), 48 + length)
-    return head, 48 + length
-
-
-def check(head, file_bytes, place):
-    """Check what the head states. What only misleads slices of Python's isn't looked for."""
-    base = (head["base"] or {"files": []})["files"]
-    for path, size in head["files"] + base:
-        pure = PurePosixPath(path)
-        inside = path.isprintable() and "\\" not in path and pure.parts and ".." not in pure.parts
-        need(inside and str(pure) == path and not pure.is_absolute(), f"{path!r} leads out")
-        short = len(path.encode()) <= 1024 and all(len(part.encode()) <= 255 for part in pure.parts)
-        need(short and type(size) is int and size >= 0, f"{path!r} has no size, or is too long")
-    for files in (head["files"], base):
-        paths = [PurePosixPath(path) for path, _ in files]
-        folders = {folder for path in paths for folder in path.parents}
-        need(len({*paths}) == len(paths) and folders.isdisjoint(paths), "a path occurs twice")
-    most = max(64 << 20, file_bytes << 12) + 4 * sum(size for _, size in base)
-    need(sum(size for _, size in head["files"]) <= most, "too few bytes for its files")
-    ends = [0] * len(head["files"])
-    pieces = [(p["file"], p["offset"], p["length"]) for i in head["items"] for p in i["pieces"]]
+def read_head(stream, file_bytes):
+    need(take(stream, 8) == b"\x89HASTENZ" and number(stream) == 1, "no packed bundle of version 1")
+    length, stated = number(stream), take(stream, 32)
+    packed = take(stream, length)
+    need(length <= 16 << 20 and sha256(packed).digest() == stated, "its head is damaged")
+    head = json.loads(frame(packed, 32 << 20), object_hook=lambda found: SimpleNamespace(**found))
+    rows = zip(*vars(head.items).values(), strict=True)
+    head.items = [SimpleNamespace(**dict(zip(vars(head.items), row, strict=True))) for row in rows]
+    older = head.base.files if head.base else []
+    check_files(head.files)
+    check_files(older)
+    most = max(64 << 20, file_bytes << 12) + 4 * sum(size for _, size in older)
+    need(sum(size for _, size in head.files) <= most, "too few bytes for its files")
+    for item in head.items:
+        check_item(item)
+    ends = [0] * len(head.files)
+    pieces = [(p.file, p.offset, p.length) for item in head.items for p in item.pieces]
     for file, offset, length in sorted(pieces):
-        need(0 <= file < len(ends) and length > 0 and offset == ends[file], "pieces overlap")
+        need(file >= 0 and offset == ends[file], "pieces overlap")
         ends[file] += length
-    need(ends == [size for _, size in head["files"]], "bytes are in no piece")
-    for item in head["items"]:
-        size, width, chunk = size_of(item["pieces"]), item["width"], item["chunk"]
-        need(base or not item["relation"], f"{item['name']!r} is a difference to nothing")
-        fits = all(p["offset"] >= 0 < p["length"] for p in item["since"])
-        fits = fits and size_of(item["since"]) == (size if item["relation"] else 0)
-        need(fits, f"{item['name']!r} has other older bytes")
-        fits = 0 < width <= 16 and chunk > 0 and chunk % width == 0
-        fits = fits and len(item["shape"]) <= 32 and all(axis > 0 for axis in item["shape"])
-        need(fits and prod(item["shape"]) * width == size, f"{item['name']!r} has no such size")
-        count = 0 if item["relation"] == "same" or item["like"] != -1 else -(-size // chunk)
-        need(len(item["coded"]) == len(item["sums"]) == count, f"{item['name']!r}: other chunks")
-        place += sum(item["coded"])
-    need(place + 32 == file_bytes, "another size than was written")
+    need(ends == [size for _, size in head.files], "bytes are in no piece")
+    return head
 
 
-# Decoders get their bytes, how many to give, the width of an element, and what decodes blocks inside.
+def check_files(files):
+    for path, size in files:
+        parts = path.split("/")
+        fits = path.isprintable() and "\\" not in path and not {"", ".", ".."} & {*parts}
+        fits = fits and len(path.encode()) <= 1024 and all(len(p.encode()) <= 255 for p in parts)
+        need(fits and type(size) is int and size >= 0, f"{path!r} can't be written, or has no size")
+    paths = sorted(path.split("/") for path, _ in files)
+    need(all(one != two[: len(one)] for one, two in pairwise(paths)), "a path occurs twice")
 
 
-def decode(block, n, width, names, deep=1):
-    need(block and block[0] < len(names) and deep <= 3, "no codec, or nested too deep")
-    need(names[block[0]] in DECODERS, f"unknown codec {names[block[0]]!r}")
-    found = DECODERS[names[block[0]]](
-        block[1:], n, width, lambda *asked: decode(*asked, names, deep + 1)
-    )
-    need(len(found) == n, "another number of bytes")
+def check_item(item):
+    """Check an item's numbers. What only misleads slices of Python's isn't looked for."""
+    fits = item.chunk > 0 and 0 < item.width <= 16 and item.chunk % item.width == 0
+    fits = fits and len(item.shape) <= 32 and all(axis > 0 for axis in item.shape)
+    item.size = size_of(item.pieces)
+    need(fits and prod(item.shape) * item.width == item.size, f"{item.name!r} has another size")
+    need(size_of(item.since) == item.size * bool(item.relation), f"{item.name!r}: other old bytes")
+    count = 0 if item.relation == "same" or item.like != -1 else -(-item.size // item.chunk)
+    need(len(item.coded) == len(item.sums) == count, f"{item.name!r} has other chunks")
+
+
+def decode(block, n, width, codecs, deep=1):
+    stream, name = BytesIO(block[1:]), codecs[block[0]]
+    need(name in DECODERS and deep <= 3, f"unknown codec {name!r}, or blocks that nest too deep")
+
+    def inner(n, width):
+        return decode(take(stream, number(stream)), n, width, codecs, deep + 1)
+
+    found = DECODERS[name](stream, n, width, inner)
+    need(len(found) == n and not stream.read(), "bytes are missing, or left")
     return found
 
 
-def split(data, count):
-    """Return blocks that stand behind their lengths, after which nothing follows."""
-    found = []
-    for _ in range(count):
-        end = 4 + number(data, 0)
-        need(end <= len(data), "it ends within a block")
-        found.append(data[4:end])
-        data = data[end:]
-    need(not data, "bytes are left")
-    return found
+# Decoders get a stream, how many bytes to give, the width of an element, and what decodes a block inside.
 
 
-def bits_of(data):
-    """Return bits as text, those of each byte from the lowest up."""
-    return "".join(f"{byte:08b}"[::-1] for byte in data)
+def bit(stream, left):
+    """Return a stream's next bit as text; the bits of its last byte are left, the highest first."""
+    left += f"{take(stream, 1)[0]:08b}" if not left else ""
+    return left.pop()
 
 
-def huffman(data, n, width, inner):
-    first, run = data[0], data[1] + 1
-    at = 2 + (run + 1) // 2
-    halves = [half for byte in data[2:at] for half in (byte & 15, byte >> 4)]
-    lengths = {(first + k) % 256: halves[k] for k in range(run) if halves[k]}
-    full = max(lengths.values()) <= 11 and sum(2.0**-k for k in lengths.values()) == 1
-    need(full and not any(halves[run:]), "its codes aren't full")
-    codes, code, before = {}, 0, 0
-    for length, byte in sorted((length, byte) for byte, length in lengths.items()):
-        code <<= length - before
-        codes[f"{code:0{length}b}"] = byte
-        code, before = code + 1, length
-    sizes, data = [number(data, at + 4 * k) for k in range(3)], data[at + 12 :]
-    need(sum(sizes) <= len(data), "its streams are too long")
+def huffman(stream, n, width, inner):
+    first, more = take(stream, 2)
+    halves = [half for byte in take(stream, more // 2 + 1) for half in (byte & 15, byte >> 4)]
+    codes, place = {}, 0  # a code is the first bits of its place among 2^11
+    for length, byte in sorted((half, (first + k) % 256) for k, half in enumerate(halves) if half):
+        codes[f"{place:011b}"[:length]] = byte
+        place += 1 << 11 - length  # a ValueError if it is longer
+    need(place == 1 << 11 and not any(halves[more + 1 :]), "its codes aren't full")
+    streams = [take(stream, size) for size in [number(stream) for _ in range(3)]]
     found, quarter = bytearray(), (n + 3) // 4
-    for k, size in enumerate([*sizes, len(data) - sum(sizes)]):
-        bits, place, data = bits_of(data[:size]), 0, data[size:]
+    for k, each in enumerate([*streams, stream.read()]):
+        part, left = BytesIO(each), []
         for _ in range(min(n, k * quarter), min(n, (k + 1) * quarter)):
-            ends = range(place + 1, min(place + 11, len(bits)) + 1)
-            end = next((end for end in ends if bits[place:end] in codes), None)
-            need(end, "a stream ends early")
-            found.append(codes[bits[place:end]])
-            place = end
-        need(len(bits) - place < 8 and "1" not in bits[place:], "bits are left")
+            code = ""
+            while code not in codes:
+                code += bit(part, left)
+            found.append(codes[code])
+        need("1" not in left and not part.read(), "bits are left")
     return bytes(found)
 
 
-def rans(data, n, width, inner):
-    p, count, order = 8 + (data[0] & 7), 1 << (data[0] >> 3 & 3), data[0] >> 5
-    most, first, run = data[1:4]
-    bits, at, sizes = bits_of(data[4:1200]), 0, [0] * 256
-    for byte in ((first + k) % 256 for k in range(run)):
-        if byte != most:
-            begin = bits.find("1", at) + 1
-            end = begin + begin - 1 - at + order
-            need(0 < begin <= at + p and end <= len(bits), "it has no such table")
-            sizes[byte] = int("1" + bits[begin:end][::-1], 2) - (1 << order)
-            at = end
+def rans(stream, n, width, inner):
+    start, most, first, run = take(stream, 4)
+    p, count, order = 8 + (start & 7), 1 << (start >> 3 & 3), start >> 5
+    sizes, left, found = [0] * 256, [], bytearray()
+    for byte in ((first + k) % 256 for k in range(run) if (first + k - most) % 256):
+        zeros = sum(1 for _ in iter(lambda: bit(stream, left), "1"))
+        need(zeros < p, "it has no such table")
+        lowest = [bit(stream, left) for _ in range(zeros + order)]
+        sizes[byte] = int("".join(["1", *lowest[::-1]]), 2) - (1 << order)
     sizes[most] = (1 << p) - sum(sizes)
-    need(sizes[most] > 0 and "1" not in bits[at : at + -at % 8], "it has no such table")
-    owners = [byte for byte in range(256) for _ in range(sizes[byte])]
-    starts = [sum(sizes[:byte]) for byte in range(256)]
-    rest, found = data[4 + (at + 7) // 8 :], bytearray()
-    states = [number(rest, 4 * k) for k in range(count)]
-    words = iter([number(rest, k, 2) for k in range(4 * count, len(rest), 2)])
-    need(min(states) >= 1 << 16, "it has no such states")
+    states = [number(stream) for _ in range(count)]
+    need(sizes[most] > 0 and "1" not in left and min(states) >= 1 << 16, "it has no such table")
+    owners = [(byte, place) for byte in range(256) for place in range(sizes[byte])]
     for i in range(n):
-        x = states[i % count]
-        t = x % (1 << p)
-        byte = owners[t]
-        x = sizes[byte] * (x >> p) + t - starts[byte]
-        states[i % count] = x if x >= 1 << 16 else x << 16 | next(words)
+        high, low = divmod(states[i % count], 1 << p)
+        byte, place = owners[low]
+        x = sizes[byte] * high + place
+        states[i % count] = x if x >= 1 << 16 else x << 16 | number(stream, 2)
         found.append(byte)
-    need(states == [1 << 16] * count and next(words, None) is None, "states or words are left")
+    need(states == [1 << 16] * count and not stream.read(), "states or words are left")
     return bytes(found)
 
 
-def planes(data, n, width, inner):
-    parts = b"".join(inner(part, n // width, 1) for part in split(data, width))
-    turned = np.frombuffer(parts, "u1").reshape(width, -1).T.tobytes()
-    words = np.frombuffer(turned, f"<u{width}")
-    return (words >> 1 | words << (8 * width - 1)).tobytes()
+def planes(stream, n, width, inner):
+    parts = b"".join(inner(n // width, 1) for _ in range(width))
+    turned = elements(elements(parts, 1).reshape(width, -1).T.tobytes(), width)
+    return (turned >> 1 | turned << (8 * width - 1)).tobytes()
 
 
-def codebook(data, n, width, inner):
-    count, (table, places) = number(data, 0), split(data[4:], 2)
+def codebook(stream, n, width, inner):
+    count = number(stream)
     need(0 < count <= min(1 << 16, n // width), "it has no such values")
-    each = 1 if count <= 256 else 2
-    values = np.frombuffer(inner(table, count * width, width), f"<u{width}")
-    return values[np.frombuffer(inner(places, n // width * each, each), f"<u{each}")].tobytes()
+    values, each = elements(inner(count * width, width), width), 1 if count <= 256 else 2
+    return values[elements(inner(n // width * each, each), each)].tobytes()
 
 
-def sparse(data, n, width, inner):
-    count, size = number(data, 0), number(data, 4)
-    need(count <= n // width and count <= size <= count + n // width // 255, "no such gaps")
-    gaps, values = split(data[8:], 2) if count else (split(data[8:], 0), [])
-    gaps = inner(gaps, size, 1) if count else []
-    values = iter(np.frombuffer(inner(values, count * width, width), f"<u{width}") if count else [])
-    found, place = np.zeros(n // width, f"<u{width}"), 0
-    for gap in gaps:
-        place += gap
-        if gap < 255:
-            found[place] = next(values)
-            place += 1
-    need(place <= len(found) and next(values, None) is None, "values are left")
+def sparse(stream, n, width, inner):
+    count, size, found = number(stream), number(stream), np.zeros(n // width, f"<u{width}")
+    most = count + len(found) // 255 if count else 0
+    need(count <= len(found) and count <= size <= most, "it has no such gaps")
+    if count:
+        gaps = elements(inner(size, 1), 1).astype(int)
+        ends = np.cumsum(gaps + (gaps < 255))
+        need(sum(gaps < 255) == count and ends[-1] <= len(found), "values are left")
+        found[ends[gaps < 255] - 1] = elements(inner(count * width, width), width)
     return found.tobytes()
 
 
-DECODERS = {
-    "raw": lambda data, n, width, inner: data,
-    "zstd": lambda data, n, width, inner: frame(data, n),
-    **{f.__name__: f for f in (huffman, rans, planes, codebook, sparse)},
-}
+DECODERS = {each.__name__: each for each in (huffman, rans, planes, codebook, sparse)}
+DECODERS["raw"] = lambda stream, n, width, inner: stream.read()
+DECODERS["zstd"] = lambda stream, n, width, inner: frame(stream.read(), n)
 
 
-def related(data, old, item):
-    """Return new bytes of a difference and the older ones."""
-    if item["relation"] == "same":
-        return old
-    kind = "u1" if item["relation"] == "xor" else f"<u{item['width']}"
-    d, o = np.frombuffer(data, kind), np.frombuffer(old, kind)
-    ways = {"xor": lambda: o ^ d, "minus": lambda: o + d, "zigzag": lambda: o + (d >> 1 ^ -(d & 1))}
-    return ways[item["relation"]]().tobytes()
+def related(found, item, older):
+    """Return an item's bytes of what its chunks hold and the files of the older bundle."""
+    old = b"".join(older[p.file][p.offset :][: p.length] for p in item.since)
+    if item.relation in ("", "same"):
+        return old if item.relation else found
+    d, o = (elements(data, 1 if item.relation == "xor" else item.width) for data in (found, old))
+    new = {"xor": o ^ d, "minus": o + d, "zigzag": o + (d >> 1 ^ -(d & 1))}
+    return new[item.relation].tobytes()
 
 
-def older(item, files):
-    pieces = [(files[p["file"]], p["offset"], p["length"]) for p in item["since"]]
-    return b"".join(file[offset : offset + length] for file, offset, length in pieces)
+def older_files(base, folder):
+    need(folder, "it is a difference: give the older bundle, too")
+    known = sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    need(known == base.manifest, "it is the difference to another bundle")
+    for path, size in base.files:
+        need((folder / path).stat().st_size == size, "the older bundle's files have other sizes")
+    return [(folder / path).read_bytes() for path, _ in base.files]
 
 
 def unpack(data, folder=None):
     """Return the files of a packed bundle by path; those of the older one are in a folder."""
-    head, place = read_head(data)
-    need(hashlib.sha256(data[:-32]).digest() == data[-32:], "changed after it was packed")
-    if base := head["base"]:
-        need(folder, "it is a difference: give the older bundle, too")
-        known = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
-        need(known == base["manifest"], "it is the difference to another bundle")
-        before = [(folder / path).read_bytes() for path, _ in base["files"]]
-        fits = [len(file) for file in before] == [size for _, size in base["files"]]
-        need(fits, "the older bundle's files have other sizes")
-    files, done = [bytearray(size) for _, size in head["files"]], []
-    for item in head["items"]:
-        size, found = size_of(item["pieces"]), b""
-        for length, crc in zip(item["coded"], item["sums"], strict=True):
-            chunk, n = data[place : place + length], min(item["chunk"], size - len(found))
-            need(zlib.crc32(chunk) == crc, f"{item['name']!r} is damaged")
-            found += decode(chunk, n, item["width"], head["codecs"])
-            place += length
-        if item["like"] != -1:
-            need(0 <= item["like"] < len(done), f"{item['name']!r} is like nothing")
-            found = done[item["like"]]
-        if item["relation"]:
-            found = related(found, older(item, before), item)
-        need(len(found) == size, f"{item['name']!r} has another size")
-        done.append(found)
-        for piece in item["pieces"]:
-            goal = slice(piece["offset"], piece["offset"] + piece["length"])
-            files[piece["file"]][goal], found = found[: piece["length"]], found[piece["length"] :]
-    return {path: bytes(file) for (path, _), file in zip(head["files"], files, strict=True)}
+    stream = BytesIO(data)
+    head = read_head(stream, len(data))
+    older = older_files(head.base, folder) if head.base else []
+    files, done = [bytearray(size) for _, size in head.files], {-1: b""}
+    for place, item in enumerate(head.items):
+        found = done[item.like]
+        for length, crc in zip(item.coded, item.sums, strict=True):
+            chunk, n = take(stream, length), min(item.chunk, item.size - len(found))
+            need(zlib.crc32(chunk) == crc, f"{item.name!r} is damaged")
+            found += decode(chunk, n, item.width, head.codecs)
+        found = related(found, item, older)
+        need(len(found) == item.size, f"{item.name!r} has another size")
+        done[place], rest = found, BytesIO(found)
+        for p in item.pieces:
+            files[p.file][p.offset : p.offset + p.length] = rest.read(p.length)
+    need(stream.read() == sha256(data[:-32]).digest(), "changed after it was packed")
+    return {path: bytes(file) for (path, _), file in zip(head.files, files, strict=True)}
 
 
 def check_manifest(files):
-    manifest = json.loads(files["manifest.json"])
-    stated = manifest.pop("digest")
-    text = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
-    need(hashlib.sha256(text).hexdigest() == stated, "the manifest was changed")
-    own = {"manifest.json", "manifest.json.minisig"}
-    need({*manifest["files"]} == {*files} - own, "it has other files than it lists")
-    for path, (sha256, _) in manifest["files"].items():
-        need(hashlib.sha256(files[path]).hexdigest() == sha256, f"{path} was changed")
+    record = json.loads(files["manifest.json"])
+    stated = record.pop("digest")
+    text = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+    need(sha256(text).hexdigest() == stated, "the manifest was changed")
+    others = files.keys() - {"manifest.json", "manifest.json.minisig"}
+    need(others == record["files"].keys(), "it has other files than it lists")
+    for path in others:
+        need(sha256(files[path]).hexdigest() == record["files"][path][0], f"{path} was changed")
 
 
 def main(packed, folder, *base):
     files = unpack(Path(packed).read_bytes(), *map(Path, base))
     check_manifest(files)
     for path, data in files.items():
-        goal = Path(folder, path)
-        goal.parent.mkdir(parents=True, exist_ok=True)
-        goal.write_bytes(data)
+        Path(folder, path).parent.mkdir(parents=True, exist_ok=True)
+        Path(folder, path).write_bytes(data)
 
 
 if __name__ == "__main__":

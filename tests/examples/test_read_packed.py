@@ -53,7 +53,7 @@ def test_it_uses_nothing_of_hasten() -> None:
     text = READER.read_text()
     assert "import hasten" not in text
     assert "from hasten" not in text
-    assert sum(bool(line.strip()) for line in text.splitlines()) < 240
+    assert sum(bool(line.strip()) for line in text.splitlines()) <= 200
 
 
 def test_it_unpacks_a_bundle_and_checks_every_hash(tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def test_a_difference_that_claims_to_be_large_is_refused_before_memory_is_taken(
     ("files", "since", "said"),
     [
         (1000, [(0, 80)], "a path occurs twice"),
-        (1, [(0, 80)] * 1000, "'t' has other older bytes"),
-        (1, [(0, 80_000), (0, -79_920)], "'t' has other older bytes"),
-        (1, [(-80, 80)], "'t' has other older bytes"),
+        (1, [(0, 80)] * 1000, "'t': other old bytes"),
+        (1, [(0, 80_000), (0, -79_920)], "a piece has no bytes, or no place"),
+        (1, [(-80, 80)], "a piece has no bytes, or no place"),
     ],
     ids=["a file many times", "bytes many times", "a negative length", "a negative offset"],
 )
