@@ -110,7 +110,9 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(data: bytes, tmp_path: Path)
     said = f"{file}: it has {len(data) - 1:,} bytes, but {len(data):,} were written: "
     assert refused(FileSource(file)) == f"{said}its end is cut off; get the file again"
     within = _start_of(data, "pruned", 1) + 3
-    assert refused(data[:within]).endswith("it is cut off within 'pruned'; get the file again")
+    assert refused(data[:within]).endswith(
+        "it is cut off within the tensor 'pruned' in model.bin; get the file again"
+    )
     assert refused(data + b"\0").endswith(
         "were written: more data follows its end; get the file again"
     )
@@ -128,7 +130,7 @@ def test_a_flipped_bit_is_found_and_its_tensor_named(data: bytes) -> None:
         for number, chunk in enumerate(chunks):
             here = _start_of(data, name, number) + rng.randrange(len(chunk))
             assert refused(_flipped(data, here, rng)) == (
-                f"{NAME}: the tensor {name!r} is damaged: its chunk {number + 1} isn't what was "
+                f"{NAME}: the tensor {name!r} in model.bin is damaged: its chunk {number + 1} isn't what was "
                 "written; get the file again"
             )
     assert refused(_flipped(data, len(data) - 5, rng)) == (
@@ -154,7 +156,7 @@ def test_chunks_in_another_order_are_found(data: bytes) -> None:
     text = parts.chunks[parts.number("text")]
     text[0], text[1] = text[1], text[0]
     assert len(text[0]) == len(text[1])
-    assert "the tensor 'text' is damaged: its chunk 1 isn't" in refused(parts.joined())
+    assert "the tensor 'text' in model.bin is damaged: its chunk 1 isn't" in refused(parts.joined())
 
 
 def test_chunks_of_another_file_are_found(data: bytes, tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_chunks_of_another_file_are_found(data: bytes, tmp_path: Path) -> None:
     other = bytearray(parts.chunks[parts.number("noise")][0])
     other[1:] = bytes(len(other) - 1)
     parts.chunks[parts.number("noise")][0] = bytes(other)
-    assert "the tensor 'noise' is damaged" in refused(parts.joined())
+    assert "the tensor 'noise' in model.bin is damaged" in refused(parts.joined())
     # Whoever writes new sums, too, is found by the manifest's hashes: see below.
     assert read_all(parts.signed()) != packed_files.unpacked_files()
 
@@ -389,7 +391,7 @@ def test_a_chunk_of_zstd_that_swells_is_refused_before_it_takes_memory(data: byt
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert said.startswith(
-        f"{NAME}: the tensor 'text' is damaged in chunk 1: it isn't a zstd frame"
+        f"{NAME}: the tensor 'text' in model.bin is damaged in chunk 1: it isn't a zstd frame"
     )
     assert peak < 5 << 20
 
@@ -400,7 +402,7 @@ def test_a_frame_that_wants_a_large_window_is_refused(data: bytes) -> None:
     )
     frame = opened.compress(b"x" * 1000) + opened.compress(b"y" * 1048) + opened.flush()
     said = refused(_with_chunk(data, "text", b"\1" + frame))
-    assert "the tensor 'text' is damaged in chunk 1: it isn't a zstd frame" in said
+    assert "the tensor 'text' in model.bin is damaged in chunk 1: it isn't a zstd frame" in said
 
 
 def test_a_chunk_by_an_unknown_codec_names_it(data: bytes) -> None:
@@ -409,7 +411,8 @@ def test_a_chunk_by_an_unknown_codec_names_it(data: bytes) -> None:
 
     said = refused(changed(data, change))
     assert re.search(
-        r"the tensor '\w+' is damaged in chunk 1: it needs the codec '\\x1b\[31mwavelets'", said
+        r"the tensor '\w+' in model\.bin is damaged in chunk 1: it needs the codec '\\x1b\[31mwavelets'",
+        said,
     )
     assert "it names no codec" in refused(_with_chunk(data, "noise", b"\x63abc"))
 
@@ -421,7 +424,7 @@ def test_codecs_inside_each_other_have_an_end(data: bytes) -> None:
     for _ in range(1000):
         deep = nest + len(deep).to_bytes(4, "little") + deep
     said = refused(_with_chunk(data, "halves", deep))
-    assert "the tensor 'halves' is damaged in chunk 1" in said
+    assert "the tensor 'halves' in model.bin is damaged in chunk 1" in said
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,11 @@ class Head:
         """Number of bytes that the whole bundle unpacks to."""
         return sum(size for _, size in self.files)
 
+    def told(self, item: Item) -> str:
+        """Return an item's name for people, with its file where the name alone doesn't tell it."""
+        file, name = self.files[item.pieces[0].file][0], f"{item.name[:100]!r}"
+        return name if file in item.name else f"the tensor {name} in {file[:100]}"
+
 
 def to_bytes(head: Head) -> bytes:
     """Return the start of a packed file: the prefix and the head."""
@@ -202,7 +207,7 @@ def read_head(packed: bytes, sha256: bytes, file_bytes: int | None) -> Head:
     _check_covered(head)
     stated = PREFIX.size + len(packed) + sum(item.coded_bytes for item in head.items) + END_BYTES
     if file_bytes is not None and file_bytes != stated:
-        where = _end_of(head.items, PREFIX.size + len(packed), file_bytes)
+        where = _end_of(head, PREFIX.size + len(packed), file_bytes)
         raise IntegrityError(
             f"it has {file_bytes:,} bytes, but {stated:,} were written: {where}; get the file again"
         )
@@ -214,12 +219,12 @@ def read_head(packed: bytes, sha256: bytes, file_bytes: int | None) -> Head:
     return head
 
 
-def _end_of(items: Sequence[Item], place: int, file_bytes: int) -> str:
+def _end_of(head: Head, place: int, file_bytes: int) -> str:
     """Say where a file ends that is too short or too long; its chunks begin at a place."""
-    for item in items:
+    for item in head.items:
         place += item.coded_bytes
         if place > file_bytes:
-            return f"it is cut off within {item.name!r:.100}"
+            return f"it is cut off within {head.told(item)}"
     return "its end is cut off" if file_bytes < place + END_BYTES else "more data follows its end"
 
 

@@ -116,7 +116,7 @@ class Packed:
             most = 1
         places = [_File(name, files.get(name)) for name, _ in self.head.files]
         goals = {number: _Goal(self.head.items[number], places) for number in wanted}
-        decoding = _Decoding(self.source, Codecs(self.head.codecs))
+        decoding = _Decoding(self.source, self.head)
         if self.source.anywhere:  # then the bytes before each large tensor are soon complete
             wanted.sort(key=lambda number: len(self.head.items[number].pieces) == 1)
         with _Workers(most, min(_BATCH_BYTES, total // (4 * most))) as workers:
@@ -242,11 +242,12 @@ class _Decoding:
 
     Args:
         source: Where the packed bundle's bytes come from.
-        codecs: Codecs by their numbers.
+        head: The packed bundle's head.
     """
 
-    def __init__(self, source: Source, codecs: Codecs) -> None:
-        self._source, self._codecs, self._local = source, codecs, threading.local()
+    def __init__(self, source: Source, head: Head) -> None:
+        self._source, self._head, self._local = source, head, threading.local()
+        self._codecs = Codecs(head.codecs)
 
     def part(self, chunk: _Chunk, goal: _Goal, old: Array | None) -> _Part:
         """Return the work on a chunk, which is read now where only one thread may read.
@@ -271,7 +272,7 @@ class _Decoding:
         if data is None:
             buffer = self._memory("read", chunk.coded_bytes)
             data = self._source.read_into(chunk.place, buffer.data)
-        where = f"{self._source.name}: the tensor {item.name!r:.100}"
+        where = f"{self._source.name}: {self._head.told(item)}"
         if zlib.crc32(data) != item.sums[chunk.number]:
             raise IntegrityError(
                 f"{where} is damaged: its chunk {chunk.number + 1} isn't what was written; get the file again"
