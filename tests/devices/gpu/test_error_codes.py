@@ -207,6 +207,8 @@ def test_the_codes_of_a_lost_device_are_those_of_which_cuda_says_so() -> None:
         for code in runtime.cudaError_t
         if "must be terminated and relaunched" in " ".join((code.__doc__ or "").split())
     }
+    if runtime.cudaError_t.cudaSuccess.__doc__ == runtime.cudaError_t.__doc__:
+        pytest.skip("these bindings don't document their codes")
     assert said == LOST
     assert int(runtime.cudaComputeMode.cudaComputeModeExclusiveProcess) == 3
     assert int(runtime.cudaComputeMode.cudaComputeModeProhibited) == 2

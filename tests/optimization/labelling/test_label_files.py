@@ -79,6 +79,13 @@ def test_a_class_is_given_by_its_name_and_by_its_number_where_no_name_is_one() -
         Form().read("inf")
 
 
+def test_a_class_whose_name_stands_for_nothing_elsewhere_is_a_label(tmp_path: Path) -> None:
+    named = Form(2, ("NA", "EU"))
+    assert read(tmp_path, b"id,label\ns1,NA\ns2,\ns3,na\n", named) == {"s1": "NA"}
+    assert named.is_given(" NA ")
+    assert not Form(2).is_given("NA")
+
+
 def test_a_written_table_is_read_again_whatever_stands_in_it(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     rows = [

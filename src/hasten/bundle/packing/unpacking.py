@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
@@ -87,9 +87,16 @@ def unpack(
 
 
 def _beside(packed: str | os.PathLike[str]) -> Path:
-    """Return the folder that a bundle is unpacked to where the caller names none."""
+    """Return the folder that a bundle is unpacked to where the caller names none.
+
+    Raises:
+        InputError: an address ends in no file's name.
+    """
     if is_address(packed):
-        return Path(Path(urlsplit(os.fspath(packed)).path).stem + ".hasten")
+        stem = Path(unquote(urlsplit(os.fspath(packed)).path)).stem
+        if stem.strip(". ") == "" or not stem.isprintable():
+            raise InputError(f"{packed} doesn't end in a file's name: give out= for the folder")
+        return Path(f"{stem}.hasten")
     return with_name(Path(packed)).with_suffix(".hasten")
 
 

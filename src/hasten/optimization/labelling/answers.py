@@ -39,7 +39,7 @@ class Form:
             InputError: it stands for none.
         """
         given = text.strip()
-        if given == UNSURE or (given not in self.names and given.lower() in _NOTHING):
+        if given == UNSURE or not self.is_given(given):
             return None
         if given in self.names:
             return self.names.index(given)
@@ -51,6 +51,14 @@ class Form:
         if number is None or any(_number(name) is not None for name in self.names):
             raise InputError(f"{given!r:.80} isn't a class: {self.said}")
         return self.read_number(number)
+
+    def is_given(self, text: str) -> bool:
+        """Whether a text is a label, or says that nobody can tell; one like "" or "NA" is neither.
+
+        A class may have such a name; then the text is its label.
+        """
+        given = text.strip()
+        return given in self.names or given.lower() not in _NOTHING
 
     def read_number(self, number: float) -> int:
         """Return the class of a number.
@@ -71,11 +79,6 @@ class Form:
             return f"0 to {self.classes - 1}"
         shown = ", ".join(self.names[:8])
         return shown if len(self.names) <= 8 else f"{shown} and {len(self.names) - 8} more"
-
-
-def is_given(text: str) -> bool:
-    """Whether a text is a label, or says that nobody can tell; an empty one is neither."""
-    return text.strip() != "" and text.strip().lower() not in _NOTHING
 
 
 def _number(text: str) -> float | None:
@@ -153,7 +156,7 @@ def _take(
     """
     if key not in known:
         raise InputError(f"{where}: there is no sample {key!r:.80} to label; leave the row out")
-    if not is_given(label) and label not in form.names:
+    if not form.is_given(label):
         return
     try:
         value = form.read(label)

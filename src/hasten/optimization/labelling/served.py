@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.errors import HastenError, InputError
-from hasten.optimization.labelling.answers import Form, is_given, read_labels, write_labels
+from hasten.optimization.labelling.answers import Form, read_labels, write_labels
 from hasten.optimization.labelling.folder import LABELS, PAGE, form_of, read_asked
 
 HOST = "127.0.0.1"
@@ -77,7 +77,7 @@ class Desk:
         for key, label in given.items():
             if key not in self._ids:
                 raise InputError(f"there is no sample {key!r:.80} to label")
-            if is_given(label):
+            if self._form.is_given(label):
                 self._form.read(label)
         with self._lock:
             now = {**read_labels(self._table, self._ids, self._form), **given}
@@ -85,7 +85,7 @@ class Desk:
             if {row.get("id") for row in rows} != set(self._ids):
                 rows = [{"id": key, "label": ""} for key in self._ids]
             write_labels(self._table, [{**row, "label": now.get(row["id"], "")} for row in rows])
-        return sum(is_given(label) for label in now.values())
+        return sum(self._form.is_given(label) for label in now.values())
 
 
 def _rows(table: Path) -> list[dict[str, str]]:
