@@ -83,7 +83,7 @@ def load_model(
     """
     source = find_model(source)
     if isinstance(source, Path):
-        return onnx.load(source, custom_ops)
+        return onnx.load(source, custom_ops, workdir)
     if isinstance(source, hugging_face.Folder):
         if source.file is not None:
             return hugging_face.load_file(source, workdir, custom_ops)
