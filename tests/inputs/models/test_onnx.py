@@ -527,6 +527,13 @@ def test_sequences_maps_and_text_are_refused_by_name(tmp_path: Path) -> None:
         f"{path}: input 'words' contains text; only numbers are supported: turn text into numbers "
         "before the model, and export only the part after that"
     )
+    proto.graph.node.append(helper.make_node("Scaler", ["y"], ["z"], domain="ai.onnx.ml"))
+    onnx.save(proto, path)
+    assert refused(path) == (
+        f"{path}: input 'words' contains text; only numbers are supported: turn text into numbers "
+        "before the model, and export only the part after that; or give the fitted scikit-learn pipeline or "
+        "booster itself, as my.py:model or in Python: its columns and classes may be texts"
+    )
     proto.graph.input[2].CopyFrom(scores)
     onnx.save(proto, path)
     step = "export the model with inputs that are tensors in its place, or without it"

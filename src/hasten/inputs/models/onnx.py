@@ -8,6 +8,7 @@ import mmap
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -63,8 +64,9 @@ def load(path: Path, custom_ops: Sequence[Path] = (), workdir: Path | None = Non
     constants = {t.name for t in graph.initializer} | {
         t.values.name for t in graph.sparse_initializer
     }
-    inputs = tuple(_spec("input", i, path) for i in graph.input if i.name not in constants)
-    outputs = tuple(_spec("output", o, path) for o in graph.output)
+    spec = partial(_spec, path=path, classical=_is_classical(graph))
+    inputs = tuple(spec("input", i) for i in graph.input if i.name not in constants)
+    outputs = tuple(spec("output", o) for o in graph.output)
     if not inputs:
         raise InputError(f"{path} has no inputs: there is nothing to make faster")
     if not outputs:
@@ -353,8 +355,26 @@ def _infer_missing_outputs(proto: onnx.ModelProto) -> None:
         mine.CopyFrom(found)
 
 
-def _spec(role: str, value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
-    """Return the TensorSpec of an input or output."""
+def _is_classical(graph: onnx.GraphProto) -> bool:
+    """Whether a graph comes from a library of models of rows, and doesn't read words of longer texts."""
+    classical = any(node.domain == "ai.onnx.ml" for node in graph.node)
+    return classical and not any(node.op_type == "TfIdfVectorizer" for node in graph.node)
+
+
+def _fitted(classical: bool) -> str:
+    """Say what else can be given for a file of classical operators; "" for any other file."""
+    if not classical:
+        return ""
+    return (
+        "; or give the fitted scikit-learn pipeline or booster itself, as my.py:model or in Python: its columns and "
+        "classes may be texts"
+    )
+
+
+def _spec(
+    role: str, value: onnx.ValueInfoProto, path: Path, *, classical: bool = False
+) -> TensorSpec:
+    """Return the TensorSpec of an input or output, of a file that may have operators of `ai.onnx.ml`."""
     import onnx
 
     used = "given" if role == "input" else "compared"
@@ -372,12 +392,12 @@ def _spec(role: str, value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
         )
     if tensor.elem_type == onnx.TensorProto.STRING:
         hint = (
-            ""
+            "export the model with numbers in its place, or without it"
             if role == "output"
-            else ": turn text into numbers before the model, and export only the part after that"
+            else "turn text into numbers before the model, and export only the part after that"
         )
         raise InputError(
-            f"{path}: {role} {value.name!r} contains text; only numbers are supported{hint}"
+            f"{path}: {role} {value.name!r} contains text; only numbers are supported: {hint}{_fitted(classical)}"
         )
     try:
         found = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
