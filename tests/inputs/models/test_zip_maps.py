@@ -49,9 +49,8 @@ def written(path: Path) -> Path:
 
 def test_a_mapping_for_each_row_becomes_a_tensor_with_its_numbers(tmp_path: Path) -> None:
     path = written(tmp_path / "model.onnx")
-    (tmp_path / "source").mkdir()
-    model = load_model(str(path), None, tmp_path / "source")
-    assert model.path == tmp_path / "source" / "model.onnx"
+    model = load_model(str(path), None, tmp_path)
+    assert model.path == tmp_path / "tensors" / "model.onnx"
     assert model.outputs[1] == TensorSpec("mapped", "float32", ("?", 3))
     x = np.random.default_rng(0).standard_normal((4, 2), np.float32)
     label, mapped = onnxruntime.InferenceSession(path).run(None, {"x": x})

@@ -28,7 +28,7 @@ from hasten.core.extras import missing_extra
 from hasten.core.free_space import free_bytes
 from hasten.core.model import Model
 from hasten.core.tensors import Array
-from hasten.errors import InputError
+from hasten.errors import InputError, told
 from hasten.inputs.models import keras_archive, onnx
 
 OPSET = 18  # the highest that tf2onnx supports
@@ -334,21 +334,29 @@ def _apply(graph: Any, renamed: Mapping[str, str]) -> None:
 
 
 def _check(exported: Model, given: Mapping[str, Array], wanted: Sequence[Array]) -> None:
-    """Check the file's answers by onnx's reference evaluator, which is slow but has no settings."""
-    from onnx.reference import ReferenceEvaluator
+    """Check the file's answers by ONNX Runtime.
+
+    Raises:
+        InputError: they differ from the Keras model's, or the file can't be run.
+    """
+    import onnxruntime
 
     inputs = {
         spec.name: array[np.newaxis].astype(spec.dtype, copy=False)
         for spec, array in zip(exported.inputs, given.values(), strict=True)
     }
-    answers: Any = ReferenceEvaluator(str(exported.path)).run(None, inputs)
+    try:
+        answers = onnxruntime.InferenceSession(str(exported.path)).run(None, inputs)
+    except Exception as error:  # the runtime raises exceptions of its own
+        raise InputError(f"the exported model can't be run: {told(error)}") from error
     for spec, answer, want in zip(exported.outputs, answers, wanted, strict=True):
+        if answer.shape != want.shape:
+            raise InputError(
+                f"the exported model's output {spec.name!r} has the shape {list(answer.shape)}; the Keras model's "
+                f"has {list(want.shape)}"
+            )
         largest = np.abs(want.astype(np.float64)).max(initial=0)
-        off = (
-            np.abs(answer.astype(np.float64) - want.astype(np.float64)).max(initial=0)
-            if answer.shape == want.shape
-            else np.inf
-        )
+        off = np.abs(answer.astype(np.float64) - want.astype(np.float64)).max(initial=0)
         if not off <= TOLERANCE * largest:
             raise InputError(
                 f"the exported model's output {spec.name!r} is off by {off:.3g} from the Keras "

@@ -80,7 +80,9 @@ def load(path: Path, custom_ops: Sequence[Path] = (), workdir: Path | None = Non
         custom_ops=tuple(library.absolute() for library in custom_ops),
     )
     if mapped and workdir is not None:
-        return write_changed(proto, model, workdir / path.name)
+        folder = workdir / "tensors"  # so that the file keeps its name, and is never replaced
+        folder.mkdir(exist_ok=True)
+        return write_changed(proto, model, folder / path.name)
     return model
 
 
