@@ -40,6 +40,7 @@ _WAITING = "uninitialized_variables"
 """Where keras keeps the variables that take memory once no stateless scope is open."""
 _OTHER_BYTES = 1 << 20
 """Bytes of a model's variables that aren't in its file, such as seeds, at most."""
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
 TOLERANCE = 1e-3
 """Tolerance relative to an output's largest magnitude, for float32 sums in another order."""
 
@@ -208,6 +209,7 @@ def export(model: Any, sample: Mapping[str, Array] | Sequence[Array], workdir: P
     names = input_names(model)
     if not names:
         raise InputError("the Keras model has no stated inputs: call it once, or give it an Input")
+    _check_stateless(model)
     given = _ordered(sample, names)
     if backend == "torch":
         return _through_torch(model, given, workdir)
@@ -333,6 +335,20 @@ def _apply(graph: Any, renamed: Mapping[str, str]) -> None:
                 _apply(inner, renamed)
 
 
+def _check_stateless(model: Any) -> None:
+    """Refuse layers that remember the last call, which an ONNX file can't.
+
+    Raises:
+        InputError: there is such a layer.
+    """
+    kept = [layer.name for layer in model._flatten_layers() if getattr(layer, "stateful", False)]
+    if kept:
+        raise InputError(
+            f"the layer {kept[0]!r} of the Keras model keeps its state between calls (stateful=True), which an ONNX "
+            "file can't: build the model with stateful=False, or with the states as inputs and outputs"
+        )
+
+
 def _check(exported: Model, given: Mapping[str, Array], wanted: Sequence[Array]) -> None:
     """Check the file's answers by ONNX Runtime.
 
@@ -395,5 +411,8 @@ def _through_torch(model: Any, given: dict[str, Array], workdir: Path) -> Model:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    plain = _STYLE.sub("", str(error))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling "):
+        del lines[0]  # keras names the layer first, and then the reason
     return lines[0] if lines else type(error).__name__
