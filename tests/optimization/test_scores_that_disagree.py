@@ -34,6 +34,6 @@ def test_a_low_accuracy_names_the_output_of_classes(tmp_path: Path, metric: str 
         out=tmp_path / "out.hasten",
     )
     own = [note for note in result.notes if "own accuracy is" in note]
-    hint = 'if the labels are the numbers that the output \'label\' gives, name it: metric="top1@label"'
+    hint = "if the labels are the numbers that the output 'label' gives, name it: metric=\"top1@label\""
     assert (hint in own[0]) == (metric is None)
     assert ("is 0.0%" in own[0]) == (metric is None)

@@ -25,7 +25,9 @@ FRAME = pd.DataFrame(
 
 def opened(source: Path | str) -> Dataset:
     inputs = [TensorSpec("x", "float32", ("n", 2))]
-    return open_data(source, inputs, Pipeline((COLUMNS,), (TopK(labels=("no", "yes"), softmax=False),)))
+    return open_data(
+        source, inputs, Pipeline((COLUMNS,), (TopK(labels=("no", "yes"), softmax=False),))
+    )
 
 
 @pytest.mark.parametrize("label", ["", ":good"])

@@ -64,7 +64,9 @@ def test_a_file_of_classical_operators_alone_gets_an_operator_set_for_the_copy()
     proto = onnx.load_from_string(onnx.parser.parse_model(TEXT).SerializeToString())
     del proto.graph.node[:]
     proto.graph.node.append(
-        helper.make_node("ZipMap", ["x"], ["scores"], domain="ai.onnx.ml", classlabels_int64s=[3, 5])
+        helper.make_node(
+            "ZipMap", ["x"], ["scores"], domain="ai.onnx.ml", classlabels_int64s=[3, 5]
+        )
     )
     proto.opset_import[0].domain = "ai.onnx.ml"
     del proto.opset_import[1]

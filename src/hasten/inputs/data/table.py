@@ -15,10 +15,10 @@ from hasten.core.words import type_in_words
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.csv_files import ABSENT, BITS, check_names, read_csv, table_and_label
-from hasten.inputs.data.parquet_files import PARQUET, read_parquet
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.groups import checked_groups
 from hasten.inputs.data.missing import NO_CLASS, NO_NUMBER
+from hasten.inputs.data.parquet_files import PARQUET, read_parquet
 from hasten.inputs.data.samples import RESERVED
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.row_arrays import RowArrays

@@ -25,7 +25,6 @@ from hasten.inputs.metrics.outputs import (
 from hasten.inputs.metrics.suggestions import hint_of_chosen
 
 
-
 def _among_highest(scores: Array, labels: Array, k: int) -> Array:
     """Return 1 where fewer than `k` classes come before the labelled one, else 0.
 
