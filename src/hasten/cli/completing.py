@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 Completer: TypeAlias = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 _BUNDLES = (".hasten", ".hastenz")
-_TABLES = (".npz", ".csv", ".jsonl", ".txt", ".py")
+_TABLES = (".npz", ".csv", ".parquet", ".jsonl", ".txt", ".py")
 _MODELS = (
     *(".onnx", ".pt2", ".pt", ".keras", ".tflite", ".py"),
     *(".json", ".ubj", ".txt", ".cbm", ".skops"),

@@ -28,7 +28,7 @@ _PLACES = frozenset(
 """Parameters whose text begins with a file or a folder, or is a name."""
 _CODE = frozenset(("metric", "report", "engines", "passes", "loss", "ask_labels"))
 """Parameters whose text is a name, or a file with something behind a colon."""
-_CODE_ENDINGS = (".py", ".csv")
+_CODE_ENDINGS = (".py", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)

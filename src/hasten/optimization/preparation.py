@@ -42,6 +42,7 @@ from hasten.inputs.metrics.unlabelled import check_labelled
 from hasten.inputs.models import frozen
 from hasten.inputs.models.embedding import check_vocabulary
 from hasten.inputs.models.hugging_face import Folder
+from hasten.inputs.models.onnx import read as read_proto
 from hasten.inputs.models.source import (
     check_has_program,
     find_model,
@@ -49,6 +50,7 @@ from hasten.inputs.models.source import (
     pipeline_around,
 )
 from hasten.inputs.models.tabular.base import Tabular
+from hasten.inputs.models.zip_maps import note_of_maps, without_maps
 from hasten.inputs.pipeline.base import Pipeline, check_steps
 from hasten.inputs.pipeline.vectors import Quantity
 from hasten.inputs.set_metrics import chosen
@@ -267,6 +269,8 @@ def _read(
             job, found, data, training, preparation, keep_program=keep_program
         )
         job.notes += note_of_states(source, dataset)
+    if isinstance(found, Path) and source.path != found.absolute():
+        job.notes += note_of_maps(without_maps(read_proto(found)))
     return Prepared(source, preparation, dataset, known, made_up=data is None)
 
 

@@ -153,3 +153,17 @@ def test_a_metric_is_written_by_its_name_and_read_back(metric: Metric) -> None:
     record = to_record(metric)
     assert record["type"] in ("top1", "top5", "agreement")
     assert from_record(Metric, record) == metric
+
+
+def test_a_label_beyond_the_scores_names_the_output_of_classes_beside_them() -> None:
+    outputs = {"label": np.array([5, 7]), "scores": np.array([[0.9, 0.1], [0.2, 0.8]])}
+    labels = np.array([5, 7])
+    with pytest.raises(InputError) as refused:
+        Top1().score(outputs, {}, labels)
+    assert str(refused.value) == (
+        "top1: label 5 is none of the 2 classes 0 to 1; if the labels are the numbers that the output 'label' "
+        'gives, name it: metric="top1@label"'
+    )
+    assert Top1("label").score(outputs, {}, labels).tolist() == [1.0, 1.0]
+    with pytest.raises(InputError, match=r"classes 0 to 1$"):
+        Top1().score({**outputs, "count": np.array([1, 1])}, {}, labels)

@@ -131,6 +131,8 @@ def test_of_several_outputs_one_is_named() -> None:
         "embedding reads one output; the model has a, b: name one, as in embedding@a, or all, as in "
         "embedding@all"
     )
+    with pytest.raises(InputError, match=r"name one, as in regression@b, or all"):
+        Regression(1.0).score({"a": np.array([1]), "b": np.zeros((1, 2))}, outputs, None)
 
 
 def test_only_a_regression_over_whole_samples_states_that_its_scores_are_0_or_1() -> None:

@@ -81,6 +81,46 @@ def test_a_functional_model_with_several_inputs_and_outputs(tmp_path: Path) -> N
         np.testing.assert_allclose(answer, keras.ops.convert_to_numpy(want), atol=1e-5)
 
 
+def masked() -> tuple[Any, Array]:
+    layers = keras.layers
+    tokens = layers.Input((12,), name="tokens", dtype="int32")
+    states = layers.LSTM(4)(layers.Embedding(50, 8, mask_zero=True)(tokens))
+    padded = np.where(np.arange(12) < 7, TOKENS, 0).astype(np.int32)
+    return keras.Model(tokens, layers.Dense(1, activation="sigmoid")(states)), padded
+
+
+def both_ways() -> tuple[Any, Array]:
+    layers = keras.layers
+    series = layers.Input((None, 5), name="series")
+    states = layers.Bidirectional(layers.GRU(4))(series)
+    return keras.Model(series, layers.Dense(2)(states)), RNG.standard_normal((9, 5), np.float32)
+
+
+@pytest.mark.parametrize("make", [masked, both_ways])
+def test_a_recurrent_model_that_onnx_itself_evaluates_wrongly_is_exported(
+    tmp_path: Path, make: Callable[[], tuple[Any, Array]]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    module, sample = make()
+    model = export(module, [sample], tmp_path)
+    batch = np.stack([sample, sample[::-1]])
+    session = onnxruntime.InferenceSession(str(model.path))
+    answer = session.run(None, {model.inputs[0].name: batch})[0]
+    wanted = keras.ops.convert_to_numpy(module(batch, training=False))
+    np.testing.assert_allclose(answer, wanted, atol=1e-5)
+
+
+def test_a_layer_that_remembers_the_last_call_is_refused_by_name(tmp_path: Path) -> None:
+    series = keras.layers.Input((9, 5), batch_size=1, name="series")
+    module = keras.Model(series, keras.layers.GRU(4, stateful=True, name="memory")(series))
+    with pytest.raises(InputError) as refused:
+        export(module, [np.zeros((9, 5), np.float32)], tmp_path)
+    assert str(refused.value) == (
+        "the layer 'memory' of the Keras model keeps its state between calls (stateful=True), which an ONNX file "
+        "can't: build the model with stateful=False, or with the states as inputs and outputs"
+    )
+
+
 def test_a_keras_file_is_loaded_and_dispatched(tmp_path: Path) -> None:
     module = convolutional()
     module.save(tmp_path / "model.keras")

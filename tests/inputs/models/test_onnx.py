@@ -520,19 +520,19 @@ def test_sequences_maps_and_text_are_refused_by_name(tmp_path: Path) -> None:
     assert refused(path) == (
         told + "export the model with outputs that are tensors in its place, or without it"
     )
-    proto.graph.node.append(
-        helper.make_node(
-            "ZipMap", ["y"], ["scores"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]
-        )
-    )
-    onnx.save(proto, path)
-    assert refused(path) == told + "convert the scikit-learn model with zipmap=False"
     del proto.graph.output[1]
     proto.graph.input.append(helper.make_tensor_value_info("words", TensorProto.STRING, [1]))
     onnx.save(proto, path)
     assert refused(path) == (
         f"{path}: input 'words' contains text; only numbers are supported: turn text into numbers "
         "before the model, and export only the part after that"
+    )
+    proto.graph.node.append(helper.make_node("Scaler", ["y"], ["z"], domain="ai.onnx.ml"))
+    onnx.save(proto, path)
+    assert refused(path) == (
+        f"{path}: input 'words' contains text; only numbers are supported: turn text into numbers "
+        "before the model, and export only the part after that; or give the fitted scikit-learn pipeline or "
+        "booster itself, as my.py:model or in Python: its columns and classes may be texts"
     )
     proto.graph.input[2].CopyFrom(scores)
     onnx.save(proto, path)

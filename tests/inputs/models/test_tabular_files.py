@@ -37,7 +37,7 @@ ESTIMATORS = [
     *(f"xgboost XGBRF{kind}" for kind in ("Classifier", "Regressor")),
 ]
 LOADED = "model = joblib.load({!r})"
-WRITTEN = "onnx.save(skl2onnx.to_onnx(model, x[:1], options={'zipmap': False}), 'model.onnx')"
+WRITTEN = "onnx.save(skl2onnx.to_onnx(model, x[:1]), 'model.onnx')"
 
 
 @pytest.mark.parametrize("suffix", ["joblib", "pkl", "pickle"])
@@ -49,7 +49,7 @@ def test_a_pickle_is_never_read(tmp_path: Path, suffix: str) -> None:
     assert str(error.value) == (
         f"{path} is a pickle, and reading one runs whatever code is in it. If you trust it, load it in a my.py "
         f"and give my.py:model; or convert it to an ONNX file with two lines of your own: {LOADED.format(path.name)}; "
-        f"{WRITTEN}, with options only for a classifier"
+        f"{WRITTEN}"
     )
 
 
@@ -96,11 +96,8 @@ def test_the_two_lines_make_a_pickle_a_model(
     monkeypatch.chdir(tmp_path)
     x = np.array([[0.0], [1.0]], np.float32)
     joblib.dump(getattr(tree, kind)().fit(x, [0, 1]), "model.joblib")
-    written = (
-        WRITTEN if "Classifier" in kind else WRITTEN.replace(", options={'zipmap': False}", "")
-    )
     loaded = LOADED.format("model.joblib")
-    exec(f"{loaded}\n{written}", {"joblib": joblib, "onnx": onnx, "skl2onnx": skl2onnx, "x": x})
+    exec(f"{loaded}\n{WRITTEN}", {"joblib": joblib, "onnx": onnx, "skl2onnx": skl2onnx, "x": x})
     model = load_model(find_model("model.onnx"), None, tmp_path)
     assert model.inputs[0].shape[1:] == (1,)
 

@@ -1,4 +1,4 @@
-"""CSV files as tables: their columns by name, with the numbers and words that their texts stand for."""
+"""Files that are tables, and CSV files among them: their columns by name, with the numbers and words that their texts stand for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 
 from hasten.core.csv_lines import csv_lines
 from hasten.errors import InputError
+from hasten.inputs.data.parquet_files import PARQUET
 from hasten.inputs.pipeline.rows import Row
 
+TABLES = (".csv", PARQUET)
+"""Endings of the files that are read as tables."""
 ABSENT = frozenset(("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>"))
 """Texts that stand for a value that isn't there, in a column that doesn't have them among its words."""
 BITS = {
@@ -20,18 +23,21 @@ BITS = {
 """Texts that stand for true and false, as pandas, polars and R write them, in a column that the model takes."""
 
 
-def is_csv(source: str | Path) -> bool:
-    """Whether a user named a CSV file that exists, "rows.csv", or one with its label, "rows.csv:label"."""
-    return csv_and_label(source) is not None
+def is_table(source: str | Path) -> bool:
+    """Whether a user named a table's file that exists, "rows.csv", or one with its label, "rows.csv:label"."""
+    return table_and_label(source) is not None
 
 
-def csv_and_label(source: str | Path) -> tuple[Path, str | None] | None:
-    """Return the path of a CSV file that a user named, and the name of its label's column; None for no such file."""
+def table_and_label(source: str | Path) -> tuple[Path, str | None] | None:
+    """Return the path of a CSV or Parquet file that a user named, and the name of its label's column.
+
+    None for no such file.
+    """
     path = Path(source)
-    if path.suffix == ".csv" and path.is_file():
+    if path.suffix in TABLES and path.is_file():
         return path, None
     head, _, label = str(source).rpartition(":")
-    if head.endswith(".csv") and label and Path(head).is_file():
+    if head.endswith(TABLES) and label and Path(head).is_file():
         return Path(head), label
     return None
 

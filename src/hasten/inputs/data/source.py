@@ -15,7 +15,7 @@ from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.class_files import ClassFiles
 from hasten.inputs.data.class_folders import has_files
-from hasten.inputs.data.csv_files import is_csv
+from hasten.inputs.data.csv_files import is_table
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.function import call_function, called, from_python
 from hasten.inputs.data.images import ImageFolder
@@ -61,7 +61,7 @@ def open_data(
         return source
     row = reads_rows(pipeline)
     if pipeline is not None and row is not None:
-        if isinstance(source, str) and ":" in source and not is_csv(source):
+        if isinstance(source, str) and ":" in source and not is_table(source):
             source = called(source)
         table = rows_of(source, pipeline, names)
         if table is not None:
@@ -78,7 +78,7 @@ def open_data(
             raise InputError(
                 f"{source} has no texts: give a folder of .txt files, or the path of a .txt, .csv or .jsonl file"
             )
-    elif isinstance(source, (str, Path)) and is_csv(source):
+    elif isinstance(source, (str, Path)) and is_table(source):
         raise InputError(
             f"{source} is a table, but nothing states which columns the model takes, and in "
             "which order: give a pipeline that begins with the step row, or a model that states "

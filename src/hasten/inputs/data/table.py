@@ -14,10 +14,11 @@ from hasten.core.tensors import Array
 from hasten.core.words import type_in_words
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
-from hasten.inputs.data.csv_files import ABSENT, BITS, check_names, csv_and_label, read_csv
+from hasten.inputs.data.csv_files import ABSENT, BITS, check_names, read_csv, table_and_label
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.groups import checked_groups
 from hasten.inputs.data.missing import NO_CLASS, NO_NUMBER
+from hasten.inputs.data.parquet_files import PARQUET, read_parquet
 from hasten.inputs.data.samples import RESERVED
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.row_arrays import RowArrays
@@ -57,8 +58,8 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
 
     Args:
         source: One of these:
-            - the path of a CSV file whose first line names the columns, "rows.csv"; or
-              "rows.csv:label" with the name of the label's column;
+            - the path of a CSV file whose first line names the columns, "rows.csv", or of a Parquet file;
+              or "rows.csv:label" with the name of the label's column;
             - a data frame of pandas or polars, a table of pyarrow, or a mapping of columns;
             - a list of rows, each a mapping from columns to values;
             - an array of shape `(n, columns)`: numbers as the model takes them, or values as a row
@@ -143,10 +144,11 @@ def _opened(source: Any, row: Row) -> tuple[dict[str, Sequence[Any]] | Array | N
     label: Any = None
     groups: Any = None
     said = "the table"
-    file = csv_and_label(source) if isinstance(source, (str, Path)) else None
+    file = table_and_label(source) if isinstance(source, (str, Path)) else None
     if file is not None:
         label = file[1]
-        said, source = str(file[0]), read_csv(file[0], row)
+        parquet = file[0].suffix == PARQUET
+        said, source = str(file[0]), read_parquet(file[0]) if parquet else read_csv(file[0], row)
     elif isinstance(source, tuple) and len(source) in (2, 3):
         source, label, groups = (*source, None)[:3]
     return _columns_of(source, row, read=file is not None), label, groups, said

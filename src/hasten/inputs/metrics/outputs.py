@@ -23,9 +23,10 @@ def one_output(outputs: Tensors, name: str | None, metric: str) -> Array:
             )
         return outputs[name]
     if len(outputs) != 1:
+        likely = [key for key, array in outputs.items() if array.dtype.kind == "f"] or [*outputs]
         raise InputError(
             f"{metric} reads one output; the model has {', '.join(outputs)}: name one, "
-            f"as in {metric}@{next(iter(outputs))}, or all, as in {metric}@all"
+            f"as in {metric}@{likely[0]}, or all, as in {metric}@all"
         )
     return next(iter(outputs.values()))
 

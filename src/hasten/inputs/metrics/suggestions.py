@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -34,6 +34,25 @@ def why_no_default(labels: Array | None, outputs: Sequence[TensorSpec]) -> str:
     else:
         cause, forms = _with_numbers(labels, outputs)
     return f"no metric was named, and {cause}: {forms}; {_PAGE}"
+
+
+def hint_of_chosen(outputs: Mapping[str, tuple[str, Sequence[int | str]]]) -> str:
+    """Return a clause on the only output of classes that the model chose itself; "" where there is none.
+
+    Args:
+        outputs: Type and shape of each output by name, the batch first.
+    """
+    found = [
+        name
+        for name, (dtype, shape) in outputs.items()
+        if dtype.startswith(("int", "uint")) and len(shape) and tuple(shape[1:]) in ((), (1,))
+    ]
+    if len(found) != 1:
+        return ""
+    return (
+        f"; if the labels are the numbers that the output {found[0]!r} gives, name it: "
+        f'metric="top1@{found[0]}"'
+    )
 
 
 def _without_labels(outputs: Sequence[TensorSpec]) -> tuple[str, str]:

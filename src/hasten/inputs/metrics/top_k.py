@@ -22,6 +22,7 @@ from hasten.inputs.metrics.outputs import (
     equal_numbers,
     whole,
 )
+from hasten.inputs.metrics.suggestions import hint_of_chosen
 
 
 def _among_highest(scores: Array, labels: Array, k: int) -> Array:
@@ -34,6 +35,12 @@ def _among_highest(scores: Array, labels: Array, k: int) -> Array:
     lower = np.arange(scores.shape[1]) < labels[:, None]
     before = (scores > own) | ((scores == own) & lower)
     return np.asarray(before.sum(axis=1) < k, np.float64)
+
+
+def _single_numbers(labels: Array) -> bool:
+    """Whether labels are one whole number for each sample, not negative."""
+    single = labels.dtype.kind in "iuf" and labels.shape[1:] in ((), (1,))
+    return single and bool(((labels >= 0) & (labels == np.floor(labels))).all())
 
 
 def _fit_scores(labels: Array, classes: int | str) -> bool:
@@ -84,7 +91,14 @@ class Top1(ClassMetric):
             told = decided_labels(labels, len(decided), "top1")
             return np.asarray(decided == told, np.float64)
         scores = class_scores(outputs, self.output, "top1")
-        return _among_highest(scores, class_labels(labels, scores, "top1"), 1)
+        try:
+            told = class_labels(labels, scores, "top1")
+        except InputError as error:
+            if labels is None or not _single_numbers(labels):
+                raise
+            given = {name: (str(one.dtype), one.shape) for name, one in outputs.items()}
+            raise InputError(f"{error}{hint_of_chosen(given)}") from error
+        return _among_highest(scores, told, 1)
 
     def unchanged(self, outputs: Tensors, others: Tensors) -> Array:
         """Return where both models have the same highest class."""

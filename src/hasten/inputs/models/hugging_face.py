@@ -440,7 +440,7 @@ def load_file(folder: Folder, workdir: Path, custom_ops: Sequence[Path]) -> Mode
         InputError: it can't be read, or lacks what comes after it in sentence-transformers.
     """
     assert folder.file is not None
-    model = onnx.load(folder.file, custom_ops)
+    model = onnx.load(folder.file, custom_ops, workdir)
     return model if folder.sentence is None else folder.sentence.completed(model, workdir)
 
 

@@ -28,7 +28,7 @@ from hasten.core.extras import missing_extra
 from hasten.core.free_space import free_bytes
 from hasten.core.model import Model
 from hasten.core.tensors import Array
-from hasten.errors import InputError
+from hasten.errors import InputError, told
 from hasten.inputs.models import keras_archive, onnx
 
 OPSET = 18  # the highest that tf2onnx supports
@@ -40,6 +40,7 @@ _WAITING = "uninitialized_variables"
 """Where keras keeps the variables that take memory once no stateless scope is open."""
 _OTHER_BYTES = 1 << 20
 """Bytes of a model's variables that aren't in its file, such as seeds, at most."""
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
 TOLERANCE = 1e-3
 """Tolerance relative to an output's largest magnitude, for float32 sums in another order."""
 
@@ -208,6 +209,7 @@ def export(model: Any, sample: Mapping[str, Array] | Sequence[Array], workdir: P
     names = input_names(model)
     if not names:
         raise InputError("the Keras model has no stated inputs: call it once, or give it an Input")
+    _check_stateless(model)
     given = _ordered(sample, names)
     if backend == "torch":
         return _through_torch(model, given, workdir)
@@ -333,22 +335,44 @@ def _apply(graph: Any, renamed: Mapping[str, str]) -> None:
                 _apply(inner, renamed)
 
 
+def _check_stateless(model: Any) -> None:
+    """Refuse layers that remember the last call, which an ONNX file can't.
+
+    Raises:
+        InputError: there is such a layer.
+    """
+    kept = [layer.name for layer in model._flatten_layers() if getattr(layer, "stateful", False)]
+    if kept:
+        raise InputError(
+            f"the layer {kept[0]!r} of the Keras model keeps its state between calls (stateful=True), which an ONNX "
+            "file can't: build the model with stateful=False, or with the states as inputs and outputs"
+        )
+
+
 def _check(exported: Model, given: Mapping[str, Array], wanted: Sequence[Array]) -> None:
-    """Check the file's answers by onnx's reference evaluator, which is slow but has no settings."""
-    from onnx.reference import ReferenceEvaluator
+    """Check the file's answers by ONNX Runtime.
+
+    Raises:
+        InputError: they differ from the Keras model's, or the file can't be run.
+    """
+    import onnxruntime
 
     inputs = {
         spec.name: array[np.newaxis].astype(spec.dtype, copy=False)
         for spec, array in zip(exported.inputs, given.values(), strict=True)
     }
-    answers: Any = ReferenceEvaluator(str(exported.path)).run(None, inputs)
+    try:
+        answers = onnxruntime.InferenceSession(str(exported.path)).run(None, inputs)
+    except Exception as error:  # the runtime raises exceptions of its own
+        raise InputError(f"the exported model can't be run: {told(error)}") from error
     for spec, answer, want in zip(exported.outputs, answers, wanted, strict=True):
+        if answer.shape != want.shape:
+            raise InputError(
+                f"the exported model's output {spec.name!r} has the shape {list(answer.shape)}; the Keras model's "
+                f"has {list(want.shape)}"
+            )
         largest = np.abs(want.astype(np.float64)).max(initial=0)
-        off = (
-            np.abs(answer.astype(np.float64) - want.astype(np.float64)).max(initial=0)
-            if answer.shape == want.shape
-            else np.inf
-        )
+        off = np.abs(answer.astype(np.float64) - want.astype(np.float64)).max(initial=0)
         if not off <= TOLERANCE * largest:
             raise InputError(
                 f"the exported model's output {spec.name!r} is off by {off:.3g} from the Keras "
@@ -387,5 +411,8 @@ def _through_torch(model: Any, given: dict[str, Array], workdir: Path) -> Model:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    plain = _STYLE.sub("", str(error))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling "):
+        del lines[0]  # keras names the layer first, and then the reason
     return lines[0] if lines else type(error).__name__

@@ -8,6 +8,7 @@ import mmap
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.models.foreign import check_no_device, no_model_folder, no_onnx_file
 from hasten.inputs.models.sizing import named_by_value
+from hasten.inputs.models.zip_maps import without_maps
 
 if TYPE_CHECKING:
     import onnx
@@ -29,12 +31,16 @@ _MOST_DIMENSIONS = 64
 """Dimensions that an array of numpy has at most; the product of more sizes would be a number of many digits."""
 
 
-def load(path: Path, custom_ops: Sequence[Path] = ()) -> Model:
+def load(path: Path, custom_ops: Sequence[Path] = (), workdir: Path | None = None) -> Model:
     """Read the inputs and outputs of an ONNX file; its weights stay on disk.
+
+    Scores that the file gives as mappings (ZipMap) are described as tensors.
 
     Args:
         path: Path of the file, of any name; its content decides.
         custom_ops: Libraries with the user's own operators.
+        workdir: Folder for a changed file, which is written where the file gives mappings; without a folder, the
+            returned model still has the file's own path, so that no engine may run it.
 
     Returns:
         Model whose open dimensions have the file's names, or "?" where it gives none. An output
@@ -51,20 +57,21 @@ def load(path: Path, custom_ops: Sequence[Path] = ()) -> Model:
         check_no_device(file)
     path = path.absolute()
     proto = read(path)
+    mapped = without_maps(proto)
     files = tuple(_external_files(proto, path))
     _infer_missing_outputs(proto)
     graph = proto.graph
     constants = {t.name for t in graph.initializer} | {
         t.values.name for t in graph.sparse_initializer
     }
-    mapped = any(node.op_type == "ZipMap" for node in graph.node)
-    inputs = tuple(_spec("input", i, path) for i in graph.input if i.name not in constants)
-    outputs = tuple(_spec("output", o, path, mapped=mapped) for o in graph.output)
+    spec = partial(_spec, path=path, classical=_is_classical(graph))
+    inputs = tuple(spec("input", i) for i in graph.input if i.name not in constants)
+    outputs = tuple(spec("output", o) for o in graph.output)
     if not inputs:
         raise InputError(f"{path} has no inputs: there is nothing to make faster")
     if not outputs:
         raise InputError(f"{path} has no outputs: there is nothing to compare")
-    return Model(
+    model = Model(
         path=path,
         format="onnx",
         inputs=inputs,
@@ -72,6 +79,11 @@ def load(path: Path, custom_ops: Sequence[Path] = ()) -> Model:
         files=files,
         custom_ops=tuple(library.absolute() for library in custom_ops),
     )
+    if mapped and workdir is not None:
+        folder = workdir / "tensors"  # so that the file keeps its name, and is never replaced
+        folder.mkdir(exist_ok=True)
+        return write_changed(proto, model, folder / path.name)
+    return model
 
 
 def read(path: Path) -> onnx.ModelProto:
@@ -345,22 +357,35 @@ def _infer_missing_outputs(proto: onnx.ModelProto) -> None:
         mine.CopyFrom(found)
 
 
-def _spec(role: str, value: onnx.ValueInfoProto, path: Path, *, mapped: bool = False) -> TensorSpec:
-    """Return the TensorSpec of an input or output, of a graph that may make maps of classifiers' scores."""
+def _is_classical(graph: onnx.GraphProto) -> bool:
+    """Whether a graph comes from a library of models of rows, and doesn't read words of longer texts."""
+    classical = any(node.domain == "ai.onnx.ml" for node in graph.node)
+    return classical and not any(node.op_type == "TfIdfVectorizer" for node in graph.node)
+
+
+def _fitted(classical: bool) -> str:
+    """Say what else can be given for a file of classical operators; "" for any other file."""
+    if not classical:
+        return ""
+    return (
+        "; or give the fitted scikit-learn pipeline or booster itself, as my.py:model or in Python: its columns and "
+        "classes may be texts"
+    )
+
+
+def _spec(
+    role: str, value: onnx.ValueInfoProto, path: Path, *, classical: bool = False
+) -> TensorSpec:
+    """Return the TensorSpec of an input or output, of a file that may have operators of `ai.onnx.ml`."""
     import onnx
 
     used = "given" if role == "input" else "compared"
     kind = value.type.WhichOneof("value")
     if kind not in (None, "tensor_type"):
         words = kind.removesuffix("_type").replace("_", " ")
-        step = (
-            "convert the scikit-learn model with zipmap=False"
-            if mapped
-            else f"export the model with {role}s that are tensors in its place, or without it"
-        )
         raise InputError(
             f"{path}: {role} {value.name!r} is a{'n' * words.startswith(('o', 'i'))} {words}, and only tensors "
-            f"can be {used}: {step}"
+            f"can be {used}: export the model with {role}s that are tensors in its place, or without it"
         )
     tensor = value.type.tensor_type
     if tensor.elem_type == onnx.TensorProto.UNDEFINED:
@@ -369,12 +394,12 @@ def _spec(role: str, value: onnx.ValueInfoProto, path: Path, *, mapped: bool = F
         )
     if tensor.elem_type == onnx.TensorProto.STRING:
         hint = (
-            ""
+            "export the model with numbers in its place, or without it"
             if role == "output"
-            else ": turn text into numbers before the model, and export only the part after that"
+            else "turn text into numbers before the model, and export only the part after that"
         )
         raise InputError(
-            f"{path}: {role} {value.name!r} contains text; only numbers are supported{hint}"
+            f"{path}: {role} {value.name!r} contains text; only numbers are supported: {hint}{_fitted(classical)}"
         )
     try:
         found = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hasten.core.model import Model
 from hasten.inputs.models import onnx
+from hasten.inputs.models.zip_maps import without_maps
 
 
 def optional_inputs(path: Path) -> tuple[str, ...]:
@@ -35,6 +36,7 @@ def taking(
         InputError: the file can't be read.
     """
     proto = onnx.read(path)
+    without_maps(proto)
     kept = [tensor for tensor in proto.graph.initializer if tensor.name not in names]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)

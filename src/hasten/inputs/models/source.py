@@ -83,7 +83,7 @@ def load_model(
     """
     source = find_model(source)
     if isinstance(source, Path):
-        return onnx.load(source, custom_ops)
+        return onnx.load(source, custom_ops, workdir)
     if isinstance(source, hugging_face.Folder):
         if source.file is not None:
             return hugging_face.load_file(source, workdir, custom_ops)
@@ -308,8 +308,7 @@ def _from_path(path: Path, *, trust_code: bool = False) -> Any:
         raise InputError(
             f"{path} is a pickle, and reading one runs whatever code is in it. If you trust it, load it in a "
             "my.py and give my.py:model; or convert it to an ONNX file with two lines of your "
-            f"own: model = joblib.load({path.name!r}); onnx.save(skl2onnx.to_onnx(model, x[:1], "
-            "options={'zipmap': False}), 'model.onnx'), with options only for a classifier"
+            f"own: model = joblib.load({path.name!r}); onnx.save(skl2onnx.to_onnx(model, x[:1]), 'model.onnx')"
         )
     if path.suffix == ".py":
         raise InputError(f"{path}: name the model in it, as in {path}:model")

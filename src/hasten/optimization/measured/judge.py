@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from hasten.bundle import Part
 from hasten.errors import CandidateError, InputError, NothingRuns, OutOfTime
+from hasten.inputs.metrics.suggestions import hint_of_chosen
+from hasten.inputs.metrics.top_k import Top1
 from hasten.measure.candidate import Candidate
 from hasten.measure.ceilings import measure
 from hasten.measure.deadline import Deadline
@@ -178,12 +180,20 @@ class Measured(Judge):
             ""
             if share >= 0.5
             else "; if you expected more, the labels or the preparation are wrong, and then any "
-            "certificate is wrong too"
+            f"certificate is wrong too{self._chosen_beside()}"
         )
         return [
             f"the original's own {metric.noun} is {100 * share:.1f}% on {len(known):,} "
             f"samples of the search split{wrong}"
         ]
+
+    def _chosen_beside(self) -> str:
+        """Return a clause on an output of classes that the metric doesn't read, or nothing."""
+        metric, model = self.ready.promise.metric, self.ready.model
+        if not isinstance(metric, Top1) or len(model.outputs) == 1:
+            return ""
+        outputs = {o.name: (o.dtype, o.shape) for o in model.outputs if o.name != metric.output}
+        return hint_of_chosen(outputs)
 
     def choose(self) -> Ladder:
         """Race the best, then choose the exact model to beat and the ladder of those to certify."""
