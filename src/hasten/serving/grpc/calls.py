@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from hasten.serving.fairness import client_at_peer
-from hasten.serving.grpc.reading_ahead import MOST_BYTES, Ahead, Debt, Together, Unread, size_of
+from hasten.serving.grpc.reading_ahead import MOST_BYTES, Ahead, Together, size_of
+from hasten.serving.grpc.unread import Debt, Unread
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
@@ -61,7 +62,7 @@ class Inference:
         id: Identifier that the answer repeats.
         final: Whether to mark even an error as the last answer.
         ahead_bytes: Size that the answer has, or is foreseen to have, in a stream.
-        guessed: Whether only the model could tell that size before, in a stream.
+        guessed: Whether only the model could tell that size before.
     """
 
     __slots__ = (
@@ -194,9 +195,7 @@ class Inference:
         if query.outputs:
             sent = {each.name for each in query.outputs if each.region is None}
             outputs = tuple(spec for spec in outputs if spec.name in sent)
-        chosen = (RAW in query.inputs and model.takes_raw) or any(
-            each.classes for each in query.outputs
-        )
+        chosen = (RAW in query.inputs and model.takes_raw) or self.is_ranked
         size = None if chosen else size_of(model.inputs, outputs, query.inputs)
         if plan is not None:
             plan.answer_bytes = size
@@ -210,6 +209,16 @@ class Inference:
             return self._state.repository.find(query.model, query.version) is self._model
         except ProtocolError:
             return False
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether the classes with the highest scores of an output are sent in its place."""
+        return any(each.classes for each in self._query.outputs)
+
+    @property
+    def in_sequence(self) -> bool:
+        """Whether the request, which was read, is a step of a sequence whose state the server keeps."""
+        return self._query.sequence is not None and self._model.sequences is not None
 
     @property
     def may_be_held(self) -> bool:
@@ -363,41 +372,18 @@ class Receiving:
             raise ProtocolError(Kind.INVALID, "the call has no message: send one")
         return data
 
-    async def foresee(self, unread: Unread, size: int) -> bool:
-        """Count an answer of some size, once the client has read enough answers to other calls of its connection.
-
-        It is counted until the client has read it, or is gone.
-
-        Returns:
-            Whether the call had to wait.
-
-        Raises:
-            ProtocolError: the server ended the call while it waited.
-        """
-        connection = self.peer
-        waits = not unread.took(connection, size)
-        if waits:
-            self._reads = unread, connection
-            try:
-                await self._waited(unread.take(connection, size))
-            finally:
-                self._reads = None
-        self._owes(Debt(unread, connection, size, self.client))
-        return waits
-
     def answered(self, unread: Unread, size: int) -> None:
         """Note how large the message is that the client will read; 0 for an error."""
         if self._debt is None:
             if size <= LITTLE_BYTES:
                 return
-            connection = self.peer
-            unread.owes(connection)
-            self._owes(Debt(unread, connection, 0, self.client))
+            unread.owes(self.peer)
+            self._owes(Debt(unread, self.peer, 0, self.client))
         assert self._debt is not None
         self._debt.made(size)
 
-    def _owes(self, debt: Debt) -> None:
-        self._debt, task = debt, asyncio.current_task()
+    def _owes(self, debt: Debt, handler: asyncio.Task[Any] | None = None) -> None:
+        self._debt, task = debt, handler or asyncio.current_task()
         assert task is not None
         task.add_done_callback(
             debt.ended
