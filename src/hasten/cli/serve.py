@@ -108,7 +108,7 @@ _PLAIN = ("http", "grpc", "host", "trace", "json_logs")
     type=Size(),
     default="64MiB",
     show_default=True,
-    help="Largest size of all their states together.",
+    help="Largest size of the states of all models' sequences together.",
 )
 @click.option(
     "--sequence-idle",

@@ -65,11 +65,11 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class SequenceLimits:
-    """Limits on the states that a server keeps for one model's sequences.
+    """Limits on the states that a server keeps for sequences.
 
     Attributes:
-        max_sequences: Largest number of sequences whose states are kept at once; 0 to keep none.
-        sequence_bytes: Largest size of all their states together, in bytes.
+        max_sequences: Largest number of sequences of one model whose states are kept at once; 0 to keep none.
+        sequence_bytes: Largest size of the states of all models' sequences together, in bytes.
         sequence_idle_s: Time without a request after which a sequence's states are dropped, in seconds.
 
     Raises:

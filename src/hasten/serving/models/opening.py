@@ -70,7 +70,8 @@ class ModelSettings:
         most_length: Largest size of a request's open dimensions other than the batch; None for the one that
             follows from the data that the bundle was made with.
         most_sequences: Largest number of sequences whose states are kept at once; 0 to keep none.
-        sequence_bytes: Largest size of all their states together.
+        sequence_bytes: Largest size of the states of all models' sequences together; the largest such setting of
+            any model counts.
         sequence_idle_ns: Time without a request after which a sequence's states go.
         shadow_limit: Share of changed answers from which the monitor raises an alarm; 0 for the one
             that follows from the certificate.

@@ -41,7 +41,7 @@ from hasten.serving.models.input_specs import InputSpec, Lengths, datatype_of_ar
 from hasten.serving.models.opening import ModelSettings, OpenBundle
 from hasten.serving.models.quick_rows import QuickRows
 from hasten.serving.models.scheduling import USUAL_PRIORITY, Pending, Scheduler
-from hasten.serving.models.sequences import KeptSequences, StepTicket
+from hasten.serving.models.sequences import KeptSequences, StateBytes, StepTicket
 from hasten.serving.models.shadow import Shadow
 from hasten.serving.models.statistics import NOT_RUN, Statistics
 from hasten.serving.protocol.errors import Kind, ProtocolError
@@ -115,6 +115,7 @@ class ServedModel:
             this process and that nothing else can answer; it may end the process.
         cache: Cache that the models of the server share; None for a cache of this model's own, if its
             settings want one.
+        states: Memory that the states of the server's models share; None for some of this model's own.
 
     Attributes:
         inputs: Inputs of a request.
@@ -144,6 +145,7 @@ class ServedModel:
         tracing: Watcher | None = None,
         lost: Callable[[DeviceLost], None] = lambda error: None,
         cache: Cache | None = None,
+        states: StateBytes | None = None,
     ) -> None:
         self.name, self.version, self.number = name, version, next(_NUMBERS)
         self._lost = lost
@@ -199,7 +201,7 @@ class ServedModel:
                 opened.first,
                 carried,
                 most=settings.most_sequences,
-                most_bytes=settings.sequence_bytes,
+                states=states or StateBytes(settings.sequence_bytes),
                 idle_ns=settings.sequence_idle_ns,
                 loop=loop,
                 clock_ns=clock_ns,
