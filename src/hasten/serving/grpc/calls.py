@@ -20,6 +20,7 @@ from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault, witho
 from hasten.serving.protocol.requests import RAW, Answer, Query
 from hasten.serving.state import ServerState
 from hasten.serving.wire.grpc_messages import (
+    LONG_BYTES,
     is_slow,
     query_of,
     read_request,
@@ -34,6 +35,8 @@ T = TypeVar("T")
 
 LITTLE_BYTES = 4 << 10
 """Size of an answer up to which it takes no more than the call itself, and isn't counted."""
+MIDDLE_BYTES = 256 << 10
+"""Size of an answer from which it is part of the loop's budget for those that the library copies."""
 
 
 class Named(Protocol):
@@ -265,9 +268,9 @@ class Inference:
             self._reserve(size)
 
     def written_again(self, answer: Answer, *, in_stream: bool = False) -> bytes | None:
-        """Encode the answer as an earlier one was; None if that isn't known."""
+        """Encode the answer as an earlier one was; None if that isn't known, or takes long."""
         query = self._query
-        if query.plan is None:
+        if query.plan is None or answer.size_bytes > LONG_BYTES:
             return None
         began_ns = self._clock_ns()
         data: bytes | None = query.plan.answer(answer.outputs, query.id, in_stream)
@@ -522,6 +525,8 @@ class Stream:
             inference, data = self._answers.popleft()
             self.waiting_ns, self._writing = self._clock_ns(), True
             try:
+                if len(data) > MIDDLE_BYTES:
+                    await self._state.handing.take(self.client, len(data))
                 await self._context.write(data)
             finally:
                 inference.end()
@@ -660,7 +665,7 @@ class Stream:
                     self._writers.add(task)
                     task.add_done_callback(self._writers.discard)
                     return
-                data = streamed(inference.written(answer, in_stream=True))
+                data = inference.written(answer, in_stream=True)
             else:
                 data = streamed_failure(str(answer), inference.id, inference.final)
         except ProtocolError as failure:
@@ -679,7 +684,7 @@ class Stream:
 
     async def _answer_apart(self, inference: Inference, answer: Answer) -> None:
         try:
-            data = streamed(await inference.written_apart(answer, in_stream=True))
+            data = await inference.written_apart(answer, in_stream=True)
         except ProtocolError as failure:
             data = streamed_failure(str(failure), inference.id, inference.final)
         except Exception:

@@ -20,6 +20,7 @@ from hasten.errors import InputError
 from hasten.serving.fairness import client_named
 from hasten.serving.grpc.admission import Admission
 from hasten.serving.grpc.calls import (
+    MIDDLE_BYTES,
     Inference,
     Receiving,
     Stream,
@@ -421,6 +422,8 @@ class GrpcServer:
                 elif not data:
                     data = inference.written(answer)
                 unread.answered(answer.model, len(data))
+                if len(data) > MIDDLE_BYTES:
+                    await state.handing.take(receiving.client, len(data))
                 return data
             except ProtocolError as failure:
                 return self._refuse(context, failure)
