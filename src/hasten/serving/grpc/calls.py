@@ -66,10 +66,12 @@ class Inference:
         final: Whether to mark even an error as the last answer.
         ahead_bytes: Size that the answer has, or is foreseen to have, in a stream.
         guessed: Whether only the model could tell that size before.
+        stepping: Whether the request, which was read, is a step of a sequence whose state the server keeps.
     """
 
     __slots__ = (
         "_again",
+        "_answer_bytes",
         "_arrived_ns",
         "_client",
         "_clock_ns",
@@ -85,6 +87,7 @@ class Inference:
         "final",
         "guessed",
         "id",
+        "stepping",
     )
 
     def __init__(
@@ -105,6 +108,7 @@ class Inference:
         """Parts of a plan for messages that are like this one; None where no plan is to be made."""
         self._ticket: Ticket | RawTicket | StepTicket | None = None
         self.id, self.final, self.ahead_bytes, self.guessed = "", False, 0, False
+        self.stepping, self._answer_bytes = False, 0
 
     def read(self) -> None:
         """Read the message.
@@ -136,6 +140,8 @@ class Inference:
                 raise
             if heading is not None and request.raw:
                 self._again = *heading[2:], request.raw, query.timeout_ns
+        if query.sequence is not None:
+            self.stepping = self._model.sequences is not None
         stated_ns = query.timeout_ns
         left_s, now_ns = self._context.time_remaining(), self._clock_ns()
         if left_s is not None:
@@ -219,17 +225,12 @@ class Inference:
         return any(each.classes for each in self._query.outputs)
 
     @property
-    def in_sequence(self) -> bool:
-        """Whether the request, which was read, is a step of a sequence whose state the server keeps."""
-        return self._query.sequence is not None and self._model.sequences is not None
-
-    @property
     def may_be_held(self) -> bool:
         """Whether the answer isn't there, and has a guessed size, or comes after such a one of the same sequence."""
         ticket = self._ticket
         if ticket is None or ticket.over:
             return False
-        return self.guessed or type(ticket) is StepTicket
+        return self.guessed or self.stepping
 
     def withdraw(self) -> bool:
         """Take the request back from its model, unless that runs it or answered it; return whether that was done."""
@@ -263,14 +264,14 @@ class Inference:
         Raises:
             ProtocolError: there is no room for the answer.
         """
-        size = answer.size_bytes
+        size = self._answer_bytes = answer.size_bytes
         if size > LITTLE_BYTES:
             self._reserve(size)
 
     def written_again(self, answer: Answer, *, in_stream: bool = False) -> bytes | None:
         """Encode the answer as an earlier one was; None if that isn't known, or takes long."""
         query = self._query
-        if query.plan is None or answer.size_bytes > LONG_BYTES:
+        if query.plan is None or self._answer_bytes > LONG_BYTES:
             return None
         began_ns = self._clock_ns()
         data: bytes | None = query.plan.answer(answer.outputs, query.id, in_stream)

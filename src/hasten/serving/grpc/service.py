@@ -400,11 +400,11 @@ class GrpcServer:
             self._clock_ns,
             SCOPES["ModelInfer"],
         )
-        unread, sending = self._unread, self._sending
+        loop, unread, sending = asyncio.get_running_loop(), self._unread, self._sending
 
         async def infer(requests: Any, context: Any) -> bytes:
             now_ns, inference = clock_ns(), None
-            receiving = Single(state, context, now_ns, unread)
+            receiving = Single(state, context, now_ns)
             data = b""
             try:
                 self._let_in(context, scope, receiving)
@@ -412,7 +412,7 @@ class GrpcServer:
                 inference = Inference(
                     state, context, receiving, await receiving.message(), clock_ns
                 )
-                answer = await receiving.answer(inference)
+                answer = await receiving.answer(inference, unread, loop)
                 if isinstance(answer, ProtocolError):
                     return self._refuse(context, answer)
                 inference.reserve_answer(answer)
@@ -421,9 +421,10 @@ class GrpcServer:
                     data = await inference.written_apart(answer)
                 elif not data:
                     data = inference.written(answer)
-                unread.answered(answer.model, len(data))
-                if len(data) > MIDDLE_BYTES:
-                    await state.handing.take(receiving.client, len(data))
+                size = len(data)
+                unread.answered(answer.model, size)
+                if size > MIDDLE_BYTES:
+                    await state.handing.take(receiving.client, size)
                 return data
             except ProtocolError as failure:
                 return self._refuse(context, failure)

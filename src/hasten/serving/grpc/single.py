@@ -9,7 +9,6 @@ from hasten.serving.grpc.calls import LITTLE_BYTES, Inference, Receiving
 from hasten.serving.grpc.unread import MOST_UNREAD_BYTES, Debt, Place, Unread
 from hasten.serving.protocol.errors import ProtocolError, without_frames
 from hasten.serving.protocol.requests import Answer
-from hasten.serving.state import ServerState
 
 _MOST_CALLS = 128
 """Largest number of calls of one connection at once."""
@@ -18,60 +17,68 @@ _SURPRISING_BYTES = MOST_UNREAD_BYTES // _MOST_CALLS
 
 
 class Single(Receiving):
-    """A call with one inference request, which may be taken back from its model and begun again.
-
-    Args:
-        state: State of the server.
-        context: gRPC context of the call.
-        now_ns: Time when the call began.
-        unread: Answers that count until their clients have read them.
-    """
+    """A call with one inference request, which may be taken back from its model and begun again."""
 
     __slots__ = ("_answered", "_handler", "_inference", "_place", "_unread")
 
-    def __init__(self, state: ServerState, context: Any, now_ns: int, unread: Unread) -> None:
-        super().__init__(state, context, now_ns)
-        self._unread = unread
-        self._inference: Inference
-        self._answered: asyncio.Future[Answer | ProtocolError | None]
-        """Answer of the model; None once the request was taken back."""
-        self._place: Place | None = None
-        """Place among the calls of the connection that wait; None while it isn't among them."""
-        self._handler: asyncio.Task[Any] | None = None
-        """Task that answers the call; None while nothing else counts for it."""
+    _unread: Unread
+    """Answers that count until their clients have read them."""
+    _inference: Inference
+    _answered: asyncio.Future[Answer | ProtocolError | None]
+    """Answer of the model; None once the request was taken back."""
+    _place: Place | None
+    """Place among the calls of the connection that wait; None while it isn't among them."""
+    _handler: asyncio.Task[Any] | None
+    """Task that answers the call; None unless the request may be taken back."""
 
-    async def answer(self, inference: Inference) -> Answer | ProtocolError:
+    async def answer(
+        self, inference: Inference, unread: Unread, loop: asyncio.AbstractEventLoop
+    ) -> Answer | ProtocolError:
         """Return the model's answer to the call's request.
+
+        Args:
+            inference: The request.
+            unread: Answers that count until their clients have read them.
+            loop: Event loop of the server.
 
         Raises:
             ProtocolError: the request can't be answered, or the server ended the call.
         """
-        self._inference = inference
-        try:
-            size = self._read()
-            if size > LITTLE_BYTES or (inference.in_sequence and self._unread.has_line(self.peer)):
-                await self._foresee(size)
-            while (answer := await self._asked()) is None:
-                await self._wait()
-                inference.forget()
-                self._read()
-            return answer
-        finally:
-            self._leave_line()
-
-    def _read(self) -> int:
-        """Read the message; return the size that its answer is foreseen to have.
-
-        Raises:
-            ProtocolError: the request can't be answered.
-        """
-        inference = self._inference
+        self._inference, self._unread = inference, unread
+        self._place = self._handler = None
         inference.read()
+        size = self._foreseen()
+        try:
+            if size > LITTLE_BYTES or (inference.stepping and unread.has_line(self.peer)):
+                await self._foresee(size)
+            while True:
+                answered = self._answered = loop.create_future()
+                inference.begin(self._settle)
+                if self._place is not None:
+                    self._leave_line()
+                if not (inference.guessed or inference.stepping):
+                    return await answered  # type: ignore[no-any-return]
+                if (answer := await self._unless_held()) is not None:
+                    return answer
+                await self._wait()
+                self._read_again()
+        finally:
+            if self._place is not None:
+                self._leave_line()
+
+    def _foreseen(self) -> int:
+        """Return the size that the answer to the request, which was read, is foreseen to have."""
+        inference = self._inference
         size = inference.foreseen_bytes()
         if size is None:
             inference.guessed = True
             size = self._unread.foreseen(inference.answers_by)
         return size
+
+    def _read_again(self) -> None:
+        self._inference.forget()
+        self._inference.read()
+        self._foreseen()
 
     async def _foresee(self, size: int) -> None:
         """Count the answer, once the client has read enough answers to other calls of its connection.
@@ -87,8 +94,7 @@ class Single(Receiving):
         self._place = self._unread.queue(self.peer, size)
         await self._wait()
         if not self._inference.current:
-            self._inference.forget()
-            self._read()
+            self._read_again()
 
     async def _wait(self) -> None:
         """Wait at the call's place until its answer is counted.
@@ -110,30 +116,18 @@ class Single(Receiving):
 
     def _leave_line(self) -> None:
         place, self._place = self._place, None
-        if place is None:
-            return
+        assert place is not None
         if self._debt is None:
             self._unread.gave_up(self.peer, place)
         else:
             self._unread.begun(self.peer, place)
 
-    async def _asked(self) -> Answer | ProtocolError | None:
-        """Hand the request to its model; return the answer, or None if the request was taken back.
-
-        Raises:
-            ProtocolError: the request can't be answered.
-        """
-        inference = self._inference
-        answered: asyncio.Future[Answer | ProtocolError | None]
-        answered = self._answered = asyncio.get_running_loop().create_future()
-        inference.begin(self._settle)
-        self._leave_line()
-        if not inference.may_be_held:
-            return await answered
+    async def _unless_held(self) -> Answer | ProtocolError | None:
+        """Return the answer to a request that may be taken back from its model; None if it was."""
         self._handler = asyncio.current_task()
         self._unread.enter(self.peer, self)
         try:
-            return await answered
+            return await self._answered
         finally:
             self._unread.leave(self.peer, self)
             self._handler = None  # it keeps the frames of its error, and they keep this
