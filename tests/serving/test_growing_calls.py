@@ -58,8 +58,8 @@ def test_steps_of_single_calls_stay_in_order_where_their_answers_suddenly_become
     steps = growing.find("stepping")
     with growing.client() as channel:
         read(call(channel, asking(1, model="stepping", start=True)))
-        asked = large(60, "stepping")
-        for n in range(2, 60, 3):
+        asked = large(30, "stepping")
+        for n in range(2, 30, 3):
             asked[n] = asking(1, model="stepping", id_=str(n), output="after")
         begun = []
         for n, one in enumerate(asked):  # each is there before the next one is sent
@@ -69,8 +69,8 @@ def test_steps_of_single_calls_stay_in_order_where_their_answers_suddenly_become
         late = call(channel, asking(1, model="stepping", output="after"))
         answers = [message("ModelInferResponse").FromString(next(one)) for one in (*begun, *late)]
     numbers = [int(np.frombuffer(one.raw_output_contents[0], np.float32)[0]) for one in answers]
-    assert numbers == list(range(2, 63))
-    assert (steps.statistics.totals["success"].count, steps.statistics.cancel.count) == (62, 0)
+    assert numbers == list(range(2, 33))
+    assert (steps.statistics.totals["success"].count, steps.statistics.cancel.count) == (32, 0)
 
 
 def test_calls_that_are_given_up_while_they_are_held_leave_nothing(growing: Growing) -> None:

@@ -149,7 +149,7 @@ def growing_server(tmp_path: Path) -> Iterator[Growing]:
         places = [
             place_of(pausing, most_rows=1, sessions=1, most_wait_ns=600_000_000_000),
             place_of(bundle_of(tmp_path, solid(tmp_path))),
-            place_of(stepping_, most_rows=1, sessions=1),
+            place_of(stepping_, most_rows=1, sessions=1, most_wait_ns=600_000_000_000),
             place_of(rows, most_rows=1, sessions=1, most_wait_ns=600_000_000_000),
         ]
         with ServerThread(*places, grpc=True) as server:
