@@ -26,7 +26,8 @@ from tests.support.waiting import until
 from hasten.core.tensors import TensorSpec
 from hasten.engines.onnxruntime.engine import OnnxRuntimeSession
 from hasten.serving.fairness import Shares
-from hasten.serving.grpc.reading_ahead import Debt, Together, Unread, size_of
+from hasten.serving.grpc.reading_ahead import Together, size_of
+from hasten.serving.grpc.unread import Debt, Unread
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.messages import message
 from hasten.serving.settings import ModelPlace
@@ -560,8 +561,14 @@ def test_calls_wait_for_room_in_turn_and_are_stuck_only_while_nothing_is_compute
         order: list[int] = []
 
         async def wait(size: int) -> None:
-            await unread.take("c", size)
+            place = unread.queue("c", size)
+            try:
+                await unread.wait("c", place)
+            except asyncio.CancelledError:
+                unread.gave_up("c", place)
+                raise
             order.append(size)
+            unread.begun("c", place)
 
         waiting = [asyncio.create_task(wait(size)) for size in (5, 1, 2)]
         await asyncio.sleep(0)
@@ -577,6 +584,8 @@ def test_calls_wait_for_room_in_turn_and_are_stuck_only_while_nothing_is_compute
         await asyncio.sleep(0)
         second.ended(None)
         second.ended(None)
+        await asyncio.sleep(0)
+        assert order == [1]  # one in each turn of the loop
         await asyncio.sleep(0)
         assert order == [1, 2]
         first.ended(None)

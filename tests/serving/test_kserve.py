@@ -137,6 +137,7 @@ def test_the_command_line_takes_what_the_container_is_told(tmp_path: Path, bundl
         models=ModelOptions(
             max_batch=8,
             any_batch=True,
+            max_length=500,
             sessions=1,
             deadline_s=0.02,
             max_wait_s=0.25,

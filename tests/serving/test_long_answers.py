@@ -9,6 +9,7 @@ import http.client
 import importlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,6 +27,7 @@ from tests.support.waiting import PATIENCE_S, until
 
 from hasten.core.tensors import Array
 from hasten.serving.coding import Coding
+from hasten.serving.grpc.calls import Inference
 from hasten.serving.protocol.messages import SERVICE, message
 from hasten.serving.protocol.requests import Answer, Query, Region, WantedOutput
 from hasten.serving.wire import classes
@@ -142,6 +144,36 @@ def ranked_in_a_stream(server: ServerThread) -> Any:
     return 200, texts(found.infer_response)
 
 
+MANY = 8
+"""Rows whose answers together are so long that they are copied on a thread."""
+
+
+def rows() -> bytes:
+    request = message("ModelInferRequest")(model_name="long")
+    request.inputs.add(name="x", datatype="FP32", shape=[MANY, 4])
+    request.raw_input_contents.append(np.tile(ROW, (MANY, 1)).tobytes())
+    return request.SerializeToString()  # type: ignore[no-any-return]
+
+
+def is_whole(answer: Any) -> bool:
+    return bool(answer.raw_output_contents[0] == np.tile(LONG, MANY).tobytes())
+
+
+def bytes_over_grpc(server: ServerThread) -> Any:
+    options = [("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(server.grpc_url, options) as channel:
+        answer = channel.unary_unary(f"/{SERVICE}/ModelInfer")(rows(), timeout=PATIENCE_S)
+    return 200, is_whole(message("ModelInferResponse").FromString(answer))
+
+
+def bytes_in_a_stream(server: ServerThread) -> Any:
+    options = [("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(server.grpc_url, options) as channel:
+        call = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+        (answer,) = call(iter([rows()]), timeout=PATIENCE_S)
+    return 200, is_whole(message("ModelStreamInferResponse").FromString(answer).infer_response)
+
+
 HIGHEST = ["3.000000:2", "3.000000:6", "3.000000:10"]
 PLACES = sorted(range(WIDE), key=lambda place: (-ROW[0, place % 4], place))
 EVERY = [[f"{ROW[0, place % 4]:f}:{place}" for place in PLACES]] * HEADS
@@ -153,6 +185,8 @@ WAYS: list[tuple[Callable[[ServerThread], Any], str, Any]] = [
     (ranked_in_a_stream, "grpc.calls", HIGHEST),
     (heads, "http.exchange", EVERY),
     (heads_over_grpc, "grpc.calls", EVERY),
+    (bytes_over_grpc, "grpc.calls", True),
+    (bytes_in_a_stream, "grpc.calls", True),
 ]
 
 
@@ -187,6 +221,64 @@ def test_others_are_answered_while_a_long_answer_is_written(
         answered.set()
         assert slow.result(PATIENCE_S) == (200, expected)
     until(lambda: server.call(lambda: server.server.state.body_bytes) == 0)
+
+
+@pytest.mark.parametrize("way", [bytes_over_grpc, bytes_in_a_stream])
+def test_a_long_answer_is_copied_on_a_thread_even_if_all_else_of_it_is_known(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch, way: Callable[[ServerThread], Any]
+) -> None:
+    for _ in range(3):  # so that a plan is kept
+        assert way(server) == (200, True)
+    place, threads = importlib.import_module("hasten.serving.grpc.calls"), list[str]()
+    real = place.write_answer
+
+    def noted(*given: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return real(*given)
+
+    monkeypatch.setattr(place, "write_answer", noted)
+    assert way(server) == (200, True)
+    assert [name.startswith("hasten-coding") for name in threads] == [True]
+
+
+def test_the_library_of_grpc_gets_few_bytes_of_answers_in_one_turn_of_the_loop(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library copies each answer on the loop's thread; those of a batch are there at the same moment."""
+    model = server.server.state.repository.find("long")
+    turn, handed, loop = [0], Counter[int](), server._loop
+    end, submit = Inference.end, model._batching.submit
+    together: list[Any] = []
+
+    def next_turn() -> None:
+        turn[0] += 1
+        if not stopped.is_set():
+            loop.call_soon(next_turn)
+
+    def ended(inference: Inference) -> None:
+        handed[turn[0]] += LONG.nbytes
+        end(inference)
+
+    def submitted(item: Any) -> None:
+        together.append(item)
+        if len(together) == MANY:  # so that all are in one batch
+            for one in together:
+                submit(one)
+
+    stopped = threading.Event()
+    monkeypatch.setattr(Inference, "end", ended)
+    monkeypatch.setattr(model._batching, "submit", submitted)
+    asked = message("ModelInferRequest")(model_name="long")
+    asked.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+    asked.raw_input_contents.append(ROW.tobytes())
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        server.call(next_turn)
+        call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        calls = [call.future(asked.SerializeToString()) for _ in range(MANY)]
+        assert all(len(one.result(PATIENCE_S)) > LONG.nbytes for one in calls)
+        stopped.set()
+    assert sum(handed.values()) == MANY * LONG.nbytes
+    assert max(handed.values()) <= 4 << 20
 
 
 def waiting(server: ServerThread) -> int:

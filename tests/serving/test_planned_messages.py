@@ -17,7 +17,7 @@ from hasten.core.tensors import Array
 from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.messages import SERVICE, message
 from hasten.serving.protocol.requests import Answer, Query
-from hasten.serving.wire.grpc_messages import query_of, read_request, write_answer
+from hasten.serving.wire.grpc_messages import query_of, read_request, streamed, write_answer
 from hasten.serving.wire.message_plans import MessagePlans, heading_of
 from hasten.serving.wire.shared_memory import SharedMemory
 
@@ -256,10 +256,14 @@ def test_an_answer_by_the_plan_is_the_one_that_protobuf_writes(id_: str, final: 
     query.plan.note(Answer("solid", "1", "first", outputs))
     answer = Answer("solid", "1", id_, {name: array[::-1] for name, array in outputs.items()})
     data = query.plan.answer(answer.outputs, id_, final)
-    expected = write_answer(answer, query, SharedMemory(), batched=True, final=final)
-    read = message("ModelInferResponse").FromString
+    expected = write_answer(answer, query, SharedMemory(), batched=True, in_stream=final)
     assert data is not None
-    assert read(data) == read(expected)
+    if final:
+        read = message("ModelStreamInferResponse").FromString
+        assert read(streamed(data)) == read(expected)
+    else:
+        read = message("ModelInferResponse").FromString
+        assert read(data) == read(expected)
 
 
 def test_answers_of_other_shapes_types_and_orders_in_memory_arent_the_plans() -> None:

@@ -75,7 +75,6 @@ def server(folder: Path, bundle: Path) -> Iterator[ServerThread]:
         place_of(bundle, "brief", deadline_ns=1_000_000),
         place_of(bundle, "impatient", most_wait_ns=1_000),
         place_of(bundle, "few", most_sequences=2),
-        place_of(bundle, "small", sequence_bytes=3 * 4 * recurrent.HIDDEN),
         place_of(bundle, "fleeting", sequence_idle_ns=1),
         place_of(bundle, "none", most_sequences=0),
         place_of(bundle_of(folder, models.slow(folder, 20)), "stateless"),
@@ -183,8 +182,8 @@ def test_who_comes_after_the_idle_time_is_told_so(ask: Ask) -> None:
     )
 
 
-@pytest.mark.parametrize(("name", "most"), [("few", 2), ("small", 3)])
-def test_no_more_sequences_than_allowed_are_kept(ask: Ask, name: str, most: int) -> None:
+def test_no_more_sequences_than_allowed_are_kept(ask: Ask) -> None:
+    name, most = "few", 2
     x = recurrent.sequences(1, 1)[0, 0]
     for id_ in range(1, most + 1):
         ask(x, name, sequence_id=id_, sequence_start=True)

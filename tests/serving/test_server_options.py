@@ -76,6 +76,7 @@ def test_files_may_be_given_as_text_and_values_are_what_a_server_reads(bundle: P
     ("make", "fields", "words", "said"),
     [
         (ModelOptions, {"max_batch": 65}, ["--max-batch", "65"], "max_batch= must be from 1 to 64; got 65"),
+        (ModelOptions, {"max_length": 0}, ["--max-length", "0"], f"max_length= must be from 1 to {(1 << 31) - 1}; got 0"),
         (ModelOptions, {"sessions": 0}, ["--sessions", "0"], "sessions= must be from 1 to 1024; got 0"),
         (ModelOptions, {"deadline_s": 7200.0}, ["--deadline", "7200s"], "deadline_s= must be from 0 to 3600; got 7200.0"),
         (ModelOptions, {"max_wait_s": 7200.0}, ["--max-wait", "7200s"], "max_wait_s= must be from 0 to 3600; got 7200.0"),

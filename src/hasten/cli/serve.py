@@ -80,6 +80,11 @@ _PLAIN = ("http", "grpc", "host", "trace", "json_logs")
     help="Form batches of any size, even if the certificate doesn't cover it.",
 )
 @click.option(
+    "--max-length",
+    type=int,
+    help="Largest size of a request's open dimensions other than the batch, such as the tokens of a text.  [default: 64, or twice the largest in the bundle's data]",
+)
+@click.option(
     "--sessions",
     type=int,
     help="Batches that run in parallel.  [default: as the batch curve suggests]",
@@ -103,7 +108,7 @@ _PLAIN = ("http", "grpc", "host", "trace", "json_logs")
     type=Size(),
     default="64MiB",
     show_default=True,
-    help="Largest size of all their states together.",
+    help="Largest size of the states of all models' sequences together.",
 )
 @click.option(
     "--sequence-idle",

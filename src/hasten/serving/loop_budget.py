@@ -1,4 +1,4 @@
-"""Bound the bytes that one turn of the event loop parses, so that others are heard in between."""
+"""Bound the bytes that one turn of the event loop works on, so that others are heard in between."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ TURN_BYTES = 64 << 10
 
 
 class LoopBudget:
-    """Budget of the loop's turns for long bodies; used on the loop's thread only.
+    """Budget of the loop's turns for long bodies, or answers; used on the loop's thread only.
 
     Bodies that find no room wait. Clients take turns then, and a client's bodies go in order of arrival.
+
+    Args:
+        turn_bytes: Bytes of one turn; a longer body has a turn of its own.
     """
 
-    def __init__(self) -> None:
-        self._spent = 0
+    def __init__(self, turn_bytes: int = TURN_BYTES) -> None:
+        self._turn_bytes, self._spent = turn_bytes, 0
         self._scheduled = False
         self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
 
@@ -33,7 +36,7 @@ class LoopBudget:
 
         Args:
             client: Client that the body is counted under.
-            size: Size of what is parsed, in bytes.
+            size: Size of the body, in bytes.
         """
         if self.took(size):
             return
@@ -43,7 +46,7 @@ class LoopBudget:
         await waiter
 
     def _is_room(self, size: int) -> bool:
-        return not self._spent or self._spent + size <= TURN_BYTES
+        return not self._spent or self._spent + size <= self._turn_bytes
 
     def _schedule(self) -> None:
         if not self._scheduled:

@@ -24,6 +24,8 @@ class ModelOptions:
     Attributes:
         max_batch: Largest number of rows in a batch, and in a request; 1 turns batching off.
         any_batch: Whether batches are formed in sizes that a certificate doesn't cover, too.
+        max_length: Largest size of a request's open dimensions other than the batch, such as the tokens of a
+            text; None for 64, or twice the largest size in the data that the bundle was made with.
         sessions: Number of batches that run in parallel; None for what the batch curve suggests.
         deadline_s: Deadline of requests that state none, in seconds; None for no deadline.
         max_wait_s: Longest wait in the queue, in seconds; a request that would wait longer is refused.
@@ -42,6 +44,7 @@ class ModelOptions:
 
     max_batch: int = 32
     any_batch: bool = False
+    max_length: int | None = None
     sessions: int | None = None
     deadline_s: float | None = None
     max_wait_s: float = 1.0
@@ -53,6 +56,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         check_range("max_batch", self.max_batch, 1, _MOST_ROWS)
+        check_range("max_length", self.max_length, 1, (1 << 31) - 1)
         check_range("sessions", self.sessions, 1, 1024)
         check_range("deadline_s", self.deadline_s, 0, _HOUR_S)
         check_range("max_wait_s", self.max_wait_s, 0, _HOUR_S)
@@ -61,11 +65,11 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class SequenceLimits:
-    """Limits on the states that a server keeps for one model's sequences.
+    """Limits on the states that a server keeps for sequences.
 
     Attributes:
-        max_sequences: Largest number of sequences whose states are kept at once; 0 to keep none.
-        sequence_bytes: Largest size of all their states together, in bytes.
+        max_sequences: Largest number of sequences of one model whose states are kept at once; 0 to keep none.
+        sequence_bytes: Largest size of the states of all models' sequences together, in bytes.
         sequence_idle_s: Time without a request after which a sequence's states are dropped, in seconds.
 
     Raises:

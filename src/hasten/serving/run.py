@@ -182,6 +182,7 @@ def _model_settings(
         most_wait_ns=round(1e9 * models.max_wait_s),
         most_rows=models.max_batch,
         any_batch=models.any_batch,
+        most_length=models.max_length,
         sessions=models.sessions,
         cache_bytes=models.cache_bytes,
         most_sequences=sequences.max_sequences,

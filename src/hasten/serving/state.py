@@ -20,6 +20,7 @@ from hasten.serving.protocol.rights import Rights
 from hasten.serving.wire.shared_memory import SharedMemory
 
 _RECEIVE_BYTES = 64 << 10
+_HANDED_BYTES = 4 << 20
 _JSON_BYTES = 16 << 20
 """Size that JSON of an inference may have, however small bodies are."""
 
@@ -127,6 +128,7 @@ class ServerState:
         coding: Threads that decompress bodies and encode long answers.
         labelling: Line of requests of labels, which wait to be scored.
         parsing: Bytes of long bodies that each turn of the loop parses.
+        handing: Bytes of answers that each turn of the loop hands to gRPC's library, which copies them.
         end_unread: Function that ends a client's connections of gRPC on which it has left answers unread.
         received: Buffer that all connections receive into; its content is parsed before the next
             receive.
@@ -148,6 +150,7 @@ class ServerState:
     coding: Coding = field(default_factory=Coding)
     labelling: Line = field(default_factory=Line)
     parsing: LoopBudget = field(default_factory=LoopBudget)
+    handing: LoopBudget = field(default_factory=lambda: LoopBudget(_HANDED_BYTES))
     end_unread: Callable[[str], None] = lambda client: None
     received: memoryview = field(default_factory=lambda: memoryview(bytearray(_RECEIVE_BYTES)))
 

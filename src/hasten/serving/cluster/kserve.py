@@ -203,6 +203,7 @@ def arguments(settings: ServerSettings) -> list[str]:
         ("--deadline", model.deadline_ns, plain.deadline_ns, _seconds(model.deadline_ns)),
         ("--max-wait", model.most_wait_ns, plain.most_wait_ns, _seconds(model.most_wait_ns)),
         ("--max-batch", model.most_rows, plain.most_rows, str(model.most_rows)),
+        ("--max-length", model.most_length, plain.most_length, str(model.most_length)),
         ("--sessions", model.sessions, plain.sessions, str(model.sessions)),
         ("--cache", model.cache_bytes, plain.cache_bytes, str(model.cache_bytes)),
         (

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from hasten.serving.fairness import client_at_peer
-from hasten.serving.grpc.reading_ahead import MOST_BYTES, Ahead, Debt, Together, Unread, size_of
+from hasten.serving.grpc.reading_ahead import MOST_BYTES, Ahead, Together, size_of
+from hasten.serving.grpc.unread import Debt, Unread
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
@@ -19,6 +20,7 @@ from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault, witho
 from hasten.serving.protocol.requests import RAW, Answer, Query
 from hasten.serving.state import ServerState
 from hasten.serving.wire.grpc_messages import (
+    LONG_BYTES,
     is_slow,
     query_of,
     read_request,
@@ -33,6 +35,8 @@ T = TypeVar("T")
 
 LITTLE_BYTES = 4 << 10
 """Size of an answer up to which it takes no more than the call itself, and isn't counted."""
+MIDDLE_BYTES = 256 << 10
+"""Size of an answer from which it is part of the loop's budget for those that the library copies."""
 
 
 class Named(Protocol):
@@ -61,11 +65,13 @@ class Inference:
         id: Identifier that the answer repeats.
         final: Whether to mark even an error as the last answer.
         ahead_bytes: Size that the answer has, or is foreseen to have, in a stream.
-        guessed: Whether only the model could tell that size before, in a stream.
+        guessed: Whether only the model could tell that size before.
+        stepping: Whether the request, which was read, is a step of a sequence whose state the server keeps.
     """
 
     __slots__ = (
         "_again",
+        "_answer_bytes",
         "_arrived_ns",
         "_client",
         "_clock_ns",
@@ -81,6 +87,7 @@ class Inference:
         "final",
         "guessed",
         "id",
+        "stepping",
     )
 
     def __init__(
@@ -101,6 +108,7 @@ class Inference:
         """Parts of a plan for messages that are like this one; None where no plan is to be made."""
         self._ticket: Ticket | RawTicket | StepTicket | None = None
         self.id, self.final, self.ahead_bytes, self.guessed = "", False, 0, False
+        self.stepping, self._answer_bytes = False, 0
 
     def read(self) -> None:
         """Read the message.
@@ -132,6 +140,8 @@ class Inference:
                 raise
             if heading is not None and request.raw:
                 self._again = *heading[2:], request.raw, query.timeout_ns
+        if query.sequence is not None:
+            self.stepping = self._model.sequences is not None
         stated_ns = query.timeout_ns
         left_s, now_ns = self._context.time_remaining(), self._clock_ns()
         if left_s is not None:
@@ -194,9 +204,7 @@ class Inference:
         if query.outputs:
             sent = {each.name for each in query.outputs if each.region is None}
             outputs = tuple(spec for spec in outputs if spec.name in sent)
-        chosen = (RAW in query.inputs and model.takes_raw) or any(
-            each.classes for each in query.outputs
-        )
+        chosen = (RAW in query.inputs and model.takes_raw) or self.is_ranked
         size = None if chosen else size_of(model.inputs, outputs, query.inputs)
         if plan is not None:
             plan.answer_bytes = size
@@ -212,12 +220,17 @@ class Inference:
             return False
 
     @property
+    def is_ranked(self) -> bool:
+        """Whether the classes with the highest scores of an output are sent in its place."""
+        return any(each.classes for each in self._query.outputs)
+
+    @property
     def may_be_held(self) -> bool:
         """Whether the answer isn't there, and has a guessed size, or comes after such a one of the same sequence."""
         ticket = self._ticket
         if ticket is None or ticket.over:
             return False
-        return self.guessed or type(ticket) is StepTicket
+        return self.guessed or self.stepping
 
     def withdraw(self) -> bool:
         """Take the request back from its model, unless that runs it or answered it; return whether that was done."""
@@ -251,14 +264,14 @@ class Inference:
         Raises:
             ProtocolError: there is no room for the answer.
         """
-        size = answer.size_bytes
+        size = self._answer_bytes = answer.size_bytes
         if size > LITTLE_BYTES:
             self._reserve(size)
 
     def written_again(self, answer: Answer, *, in_stream: bool = False) -> bytes | None:
-        """Encode the answer as an earlier one was; None if that isn't known."""
+        """Encode the answer as an earlier one was; None if that isn't known, or takes long."""
         query = self._query
-        if query.plan is None:
+        if query.plan is None or self._answer_bytes > LONG_BYTES:
             return None
         began_ns = self._clock_ns()
         data: bytes | None = query.plan.answer(answer.outputs, query.id, in_stream)
@@ -363,41 +376,18 @@ class Receiving:
             raise ProtocolError(Kind.INVALID, "the call has no message: send one")
         return data
 
-    async def foresee(self, unread: Unread, size: int) -> bool:
-        """Count an answer of some size, once the client has read enough answers to other calls of its connection.
-
-        It is counted until the client has read it, or is gone.
-
-        Returns:
-            Whether the call had to wait.
-
-        Raises:
-            ProtocolError: the server ended the call while it waited.
-        """
-        connection = self.peer
-        waits = not unread.took(connection, size)
-        if waits:
-            self._reads = unread, connection
-            try:
-                await self._waited(unread.take(connection, size))
-            finally:
-                self._reads = None
-        self._owes(Debt(unread, connection, size, self.client))
-        return waits
-
     def answered(self, unread: Unread, size: int) -> None:
         """Note how large the message is that the client will read; 0 for an error."""
         if self._debt is None:
             if size <= LITTLE_BYTES:
                 return
-            connection = self.peer
-            unread.owes(connection)
-            self._owes(Debt(unread, connection, 0, self.client))
+            unread.owes(self.peer)
+            self._owes(Debt(unread, self.peer, 0, self.client))
         assert self._debt is not None
         self._debt.made(size)
 
-    def _owes(self, debt: Debt) -> None:
-        self._debt, task = debt, asyncio.current_task()
+    def _owes(self, debt: Debt, handler: asyncio.Task[Any] | None = None) -> None:
+        self._debt, task = debt, handler or asyncio.current_task()
         assert task is not None
         task.add_done_callback(
             debt.ended
@@ -536,6 +526,8 @@ class Stream:
             inference, data = self._answers.popleft()
             self.waiting_ns, self._writing = self._clock_ns(), True
             try:
+                if len(data) > MIDDLE_BYTES:
+                    await self._state.handing.take(self.client, len(data))
                 await self._context.write(data)
             finally:
                 inference.end()
@@ -674,7 +666,7 @@ class Stream:
                     self._writers.add(task)
                     task.add_done_callback(self._writers.discard)
                     return
-                data = streamed(inference.written(answer, in_stream=True))
+                data = inference.written(answer, in_stream=True)
             else:
                 data = streamed_failure(str(answer), inference.id, inference.final)
         except ProtocolError as failure:
@@ -693,7 +685,7 @@ class Stream:
 
     async def _answer_apart(self, inference: Inference, answer: Answer) -> None:
         try:
-            data = streamed(await inference.written_apart(answer, in_stream=True))
+            data = await inference.written_apart(answer, in_stream=True)
         except ProtocolError as failure:
             data = streamed_failure(str(failure), inference.id, inference.final)
         except Exception:

@@ -1,17 +1,15 @@
-"""Bound the requests that are read ahead, and the single calls under way, by the size of their answers."""
+"""Bound the requests of streams that are read ahead by the size of their answers."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 from hasten.core.tensors import Tensors, TensorSpec
-from hasten.serving.fairness import Shares
 
 MOST_REQUESTS = 128
 """Largest number of requests of one stream that are processed at once; further ones aren't read yet."""
@@ -19,9 +17,7 @@ MOST_BYTES = 8 << 20
 """Size of the unsent answers of one stream, made or foreseen, from which further requests aren't read yet."""
 MOST_TOGETHER_BYTES = 16 << 20
 """Size of the unsent answers of all streams of one connection from which they begin no further request."""
-MOST_UNREAD_BYTES = 24 << 20
-"""Size of the answers to single calls of one connection, unread or foreseen, from which its further calls wait."""
-_UNKNOWN_BYTES = 1 << 20
+UNKNOWN_BYTES = 1 << 20
 """Size at which an answer counts while nothing tells it."""
 _SURPRISING_BYTES = MOST_BYTES // MOST_REQUESTS
 """Size up to which an answer may be larger than expected: a stream may have as many of them as requests."""
@@ -97,7 +93,7 @@ class Together:
 
         That is the size of the largest answer on the connection so far, which each smaller one makes a little less.
         """
-        return self._streams[connection].expected.get(model, _UNKNOWN_BYTES)
+        return self._streams[connection].expected.get(model, UNKNOWN_BYTES)
 
     def answered(self, connection: str, model: str, size: int) -> None:
         """Note how large an answer is that only the model could size.
@@ -108,7 +104,7 @@ class Together:
         streams = self._streams[connection]
         before = streams.expected.get(model)
         if before is None:
-            streams.expected[model], before = size, _UNKNOWN_BYTES
+            streams.expected[model], before = size, UNKNOWN_BYTES
         else:
             streams.expected[model] = max(size, before - before // _FORGETTING)
         if size > max(before, _SURPRISING_BYTES):
@@ -149,170 +145,6 @@ class Together:
             waiting.discard(room)
             if not waiting:
                 self._waiting.pop(connection, None)
-
-
-class _Reader:
-    """Answers to single calls on one connection.
-
-    Attributes:
-        size: Size of those that are unread, or foreseen, in bytes.
-        made: Size of those that are unread, in bytes.
-        computing: Number of those that are foreseen.
-        since_ns: Time when this changed last, or the client read something.
-        client: Client that all unread ones are counted under; None if there are several, as behind a proxy.
-        waiting: Sizes of the answers to further calls, which wait in their order.
-    """
-
-    __slots__ = ("client", "computing", "made", "since_ns", "size", "waiting")
-
-    def __init__(self) -> None:
-        self.size, self.made, self.computing, self.since_ns = 0, 0, 0, 0
-        self.client: str | None = None
-        self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-
-
-class Unread:
-    """Answers to single calls that aren't read yet, by connection; used on the event loop's thread only.
-
-    The library takes every answer at once, and keeps it until the client reads it, however long that takes.
-
-    Args:
-        clock_ns: Monotonic clock, in nanoseconds.
-        bodies: Bodies and answers of all clients, among which those that are made count.
-        most: Size for one connection, in bytes, from which its further calls wait; one answer may always be there.
-    """
-
-    def __init__(
-        self, clock_ns: Callable[[], int], bodies: Shares, most: int = MOST_UNREAD_BYTES
-    ) -> None:
-        self._clock_ns, self._bodies, self._most = clock_ns, bodies, most
-        self._readers: dict[str, _Reader] = {}
-        self._sizes: dict[str, int] = {}
-
-    def foreseen(self, model: str) -> int:
-        """Return the size that a model's answer is expected to have where only the model can tell.
-
-        That is the size of its last answer, or half of what was expected before that, if this is more.
-        """
-        return self._sizes.get(model, _UNKNOWN_BYTES)
-
-    def answered(self, model: str, size: int) -> None:
-        """Note how large an answer is."""
-        self._sizes[model] = max(size, self._sizes.get(model, 0) // 2)
-
-    def stuck_since(self, connection: str) -> int | None:
-        """Return the time since which calls of a connection wait for its client alone; None if they don't."""
-        reader = self._readers.get(connection)
-        return None if reader is None or reader.computing else reader.since_ns
-
-    def progressed(self, connection: str) -> None:
-        """Note that the client of a connection has read something."""
-        if (reader := self._readers.get(connection)) is not None:
-            reader.since_ns = self._clock_ns()
-
-    def took(self, connection: str, size: int) -> bool:
-        """Count an answer that a connection will have, unless it has to wait; return whether it is counted."""
-        reader = self._readers.get(connection)
-        if reader is None:
-            reader = self._readers[connection] = _Reader()
-        elif reader.waiting or (reader.size and reader.size + size > self._most):
-            return False
-        self._take(reader, size)
-        return True
-
-    def owes(self, connection: str) -> None:
-        """Count an answer of unknown size that a connection will have, whatever it has already."""
-        self._take(self._readers.setdefault(connection, _Reader()), 0)
-
-    async def take(self, connection: str, size: int) -> None:
-        """Count an answer that a connection will have, once its client has read enough; calls wait in turn."""
-        reader = self._readers[connection]
-        let_in: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        reader.waiting.append((size, let_in))
-        try:
-            await let_in
-        except asyncio.CancelledError:
-            if let_in.cancelled():  # others are let in past it
-                self._let_in(connection, reader)
-            else:  # it was let in at the same moment
-                self.change(connection, size, 0, made=True)
-            raise
-
-    def left_by(self, client: str, since_ns: int) -> list[str]:
-        """Return the connections with unread answers of this client alone, of which it has read none since that time."""
-        return [
-            connection
-            for connection, reader in self._readers.items()
-            if reader.client == client and reader.made and reader.since_ns <= since_ns
-        ]
-
-    def keep(self, connection: str, client: str, size: int) -> None:
-        """Count an answer that is made among all bodies; a negative size for one that is read."""
-        reader = self._readers[connection]
-        if size > 0:
-            self._bodies.take(client, size)
-            if not reader.made:
-                reader.client = client
-            elif reader.client != client:
-                reader.client = None
-        else:
-            self._bodies.give(client, -size)
-        reader.made += size
-
-    def change(self, connection: str, before: int, size: int, *, made: bool) -> None:
-        """Count another size of an answer, which was foreseen if it is made now."""
-        reader = self._readers[connection]
-        reader.size += size - before
-        reader.computing -= made
-        reader.since_ns = self._clock_ns()
-        self._let_in(connection, reader)
-
-    def _take(self, reader: _Reader, size: int) -> None:
-        reader.size += size
-        reader.computing += 1
-
-    def _let_in(self, connection: str, reader: _Reader) -> None:
-        """Let in the calls for which there is room now, and forget a connection that has nothing."""
-        waiting = reader.waiting
-        while waiting:
-            size, let_in = waiting[0]
-            if not let_in.cancelled():
-                if reader.size and reader.size + size > self._most:
-                    return
-                self._take(reader, size)
-                let_in.set_result(None)
-            waiting.popleft()
-        if not reader.size and not reader.computing and self._readers.get(connection) is reader:
-            del self._readers[connection]
-
-
-class Debt:
-    """Answer to a single call, made or foreseen, that its client is to read.
-
-    Args:
-        unread: Answers that it is counted among.
-        connection: Connection of the call.
-        size: Size, in bytes, that it is foreseen to have.
-        client: Client that it is counted under.
-    """
-
-    __slots__ = ("_client", "_connection", "_made", "_size", "_unread")
-
-    def __init__(self, unread: Unread, connection: str, size: int, client: str = "") -> None:
-        self._unread, self._connection, self._size = unread, connection, size
-        self._made, self._client = False, client
-
-    def made(self, size: int) -> None:
-        """Note the size that it really has; 0 for an error."""
-        if size or self._made:
-            self._unread.keep(self._connection, self._client, size or -self._size)
-        self._unread.change(self._connection, self._size, size, made=not self._made)
-        self._size, self._made = size, True
-
-    def ended(self, call: object) -> None:
-        """Count it no longer, since the client has read it, or is gone."""
-        if self._size or not self._made:
-            self.made(0)
 
 
 def size_of(

@@ -20,7 +20,7 @@ from hasten.errors import InputError
 from hasten.serving.fairness import client_named
 from hasten.serving.grpc.admission import Admission
 from hasten.serving.grpc.calls import (
-    LITTLE_BYTES,
+    MIDDLE_BYTES,
     Inference,
     Receiving,
     Stream,
@@ -31,11 +31,12 @@ from hasten.serving.grpc.calls import (
 )
 from hasten.serving.grpc.connections import Ending, Place, place_of
 from hasten.serving.grpc.methods import SCOPES, Methods
-from hasten.serving.grpc.reading_ahead import Together, Unread
+from hasten.serving.grpc.reading_ahead import Together
+from hasten.serving.grpc.single import Single
 from hasten.serving.grpc.trial import check_that_it_answers
+from hasten.serving.grpc.unread import Unread
 from hasten.serving.protocol import messages
-from hasten.serving.protocol.errors import Kind, ProtocolError, without_frames
-from hasten.serving.protocol.requests import Answer
+from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.rights import Scope
 from hasten.serving.state import ServerState
 from hasten.serving.tls import Tls
@@ -403,7 +404,7 @@ class GrpcServer:
 
         async def infer(requests: Any, context: Any) -> bytes:
             now_ns, inference = clock_ns(), None
-            receiving = Receiving(state, context, now_ns)
+            receiving = Single(state, context, now_ns)
             data = b""
             try:
                 self._let_in(context, scope, receiving)
@@ -411,15 +412,7 @@ class GrpcServer:
                 inference = Inference(
                     state, context, receiving, await receiving.message(), clock_ns
                 )
-                inference.read()
-                size = inference.foreseen_bytes()
-                if size is None:
-                    size = unread.foreseen(inference.answers_by)
-                if size > LITTLE_BYTES:
-                    await self._make_room(inference, receiving, size)
-                answered: asyncio.Future[Answer | ProtocolError] = loop.create_future()
-                inference.begin(partial(_settle, answered))
-                answer = await answered
+                answer = await receiving.answer(inference, unread, loop)
                 if isinstance(answer, ProtocolError):
                     return self._refuse(context, answer)
                 inference.reserve_answer(answer)
@@ -428,7 +421,10 @@ class GrpcServer:
                     data = await inference.written_apart(answer)
                 elif not data:
                     data = inference.written(answer)
-                unread.answered(answer.model, len(data))
+                size = len(data)
+                unread.answered(answer.model, size)
+                if size > MIDDLE_BYTES:
+                    await state.handing.take(receiving.client, size)
                 return data
             except ProtocolError as failure:
                 return self._refuse(context, failure)
@@ -442,17 +438,6 @@ class GrpcServer:
                 sending.begin(receiving.peer)
 
         return infer
-
-    async def _make_room(self, inference: Inference, receiving: Receiving, size: int) -> None:
-        """Count the answer that a request will have; maybe the request waits, and is read again."""
-        try:
-            waited = await receiving.foresee(self._unread, size)
-        except ProtocolError as failure:
-            inference.refused(failure)
-            raise
-        if waited and not inference.current:
-            inference.forget()
-            inference.read()
 
     async def _stream(self, requests: Any, context: Any) -> None:
         from grpc.aio import InternalError
@@ -515,13 +500,6 @@ def _places(peers: Iterable[str]) -> dict[str, Place]:
         with contextlib.suppress(ValueError):
             found[peer] = place_of(peer)
     return found
-
-
-def _settle(
-    answered: asyncio.Future[Answer | ProtocolError], answer: Answer | ProtocolError
-) -> None:
-    if not answered.done():  # the client may have gone away a moment ago
-        answered.set_result(without_frames(answer) if isinstance(answer, ProtocolError) else answer)
 
 
 def _check_place(host: str, port: int) -> None:

@@ -67,8 +67,11 @@ class ModelSettings:
         which: Model to serve: "winner", or "exact" after a crash of the winner.
         custom_ops: Libraries with the user's own operators.
         any_batch: Whether batches are formed in sizes that the certificate doesn't cover, too.
+        most_length: Largest size of a request's open dimensions other than the batch; None for the one that
+            follows from the data that the bundle was made with.
         most_sequences: Largest number of sequences whose states are kept at once; 0 to keep none.
-        sequence_bytes: Largest size of all their states together.
+        sequence_bytes: Largest size of the states of all models' sequences together; the largest such setting of
+            any model counts.
         sequence_idle_ns: Time without a request after which a sequence's states go.
         shadow_limit: Share of changed answers from which the monitor raises an alarm; 0 for the one
             that follows from the certificate.
@@ -92,6 +95,7 @@ class ModelSettings:
     which: Literal["winner", "exact"] = "winner"
     custom_ops: tuple[Path, ...] = ()
     any_batch: bool = False
+    most_length: int | None = None
     most_sequences: int = 1024
     sequence_bytes: int = 64 << 20
     sequence_idle_ns: int = 60_000_000_000

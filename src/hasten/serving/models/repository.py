@@ -28,6 +28,7 @@ from hasten.serving.models.comparison import is_broken
 from hasten.serving.models.opening import ModelSettings, OpenBundle, open_bundle
 from hasten.serving.models.pace import BackgroundPace
 from hasten.serving.models.places import ChainPlace
+from hasten.serving.models.sequences import StateBytes
 from hasten.serving.models.served import ServedModel, Watcher
 from hasten.serving.models.thread_priority import lowered_priority
 from hasten.serving.models.trial import COMPARED, answers_of, check_interface, compare, inputs_of
@@ -102,6 +103,7 @@ class Repository:
     Attributes:
         clients: Record of which client of the server is active.
         cache: Cache that all models share; None if none is to cache anything.
+        states: Memory that the states of all models' sequences share.
         forgiven: Callback that is told of a version whose exact model answered, or was left out, after a
             crash, until its bundle was replaced.
         lost: Callback that is told that a device answers nothing more in this process.
@@ -119,6 +121,8 @@ class Repository:
         self.clients = Clients()
         cache_bytes = max((one.settings.cache_bytes for one in registered), default=0)
         self.cache = Cache(cache_bytes) if cache_bytes else None
+        sequence_bytes = max((one.settings.sequence_bytes for one in registered), default=0)
+        self.states = StateBytes(sequence_bytes)
         self.forgiven: Callable[[Registered], None] = lambda one: None
         self.lost: Callable[[DeviceLost], None] = lambda error: None
         self.opening_begins: Callable[[], None] = lambda: None
@@ -405,6 +409,7 @@ class Repository:
             tracing=self._tracing,
             lost=self.lost,
             cache=self.cache,
+            states=self.states,
         )
 
     def _chained(self, one: Registered, chain: ChainPlace, old: ServedModel | None) -> ServedChain:

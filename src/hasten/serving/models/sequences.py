@@ -6,9 +6,10 @@ import asyncio
 import logging
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeAlias
+from weakref import WeakSet
 
 import numpy as np
 
@@ -123,6 +124,7 @@ class _Record:
         "begun",
         "carrier",
         "client",
+        "kept",
         "key",
         "latest",
         "line",
@@ -133,8 +135,10 @@ class _Record:
         "used_ns",
     )
 
-    def __init__(self, key: _Key, client: str, carrier: Carrier, now_ns: int) -> None:
-        self.key, self.carrier, self.used_ns = key, carrier, now_ns
+    def __init__(
+        self, kept: KeptSequences, key: _Key, client: str, carrier: Carrier, now_ns: int
+    ) -> None:
+        self.kept, self.key, self.carrier, self.used_ns = kept, key, carrier, now_ns
         self.client = client
         """Client in whose share it is counted."""
         self.line: deque[StepTicket] = deque()
@@ -172,6 +176,22 @@ class _Record:
 Records: TypeAlias = "OrderedDict[_Key, _Record]"
 
 
+class StateBytes:
+    """Memory that the states of all models' sequences share; used on the event loop's thread only.
+
+    Args:
+        total: Largest size of all states together, in bytes.
+
+    Attributes:
+        shares: What each client's sequences take of it.
+        kept: Sequences of each model.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.shares = Shares(total)
+        self.kept: WeakSet[KeptSequences] = WeakSet()
+
+
 class KeptSequences:
     """The sequences of one served model; used on the event loop's thread only.
 
@@ -185,7 +205,7 @@ class KeptSequences:
         loaded: Open bundle, which says what states there are.
         sequences: States that the model carries.
         most: Largest number of sequences at once; 0 where none may be kept.
-        most_bytes: Largest size of all states together.
+        states: Memory that the states share with those of other models.
         idle_ns: Time without a request after which a sequence's states go.
         loop: Event loop of the server.
         clock_ns: Monotonic clock, in nanoseconds.
@@ -200,7 +220,7 @@ class KeptSequences:
         sequences: Sequences,
         *,
         most: int,
-        most_bytes: int,
+        states: StateBytes,
         idle_ns: int,
         loop: asyncio.AbstractEventLoop,
         clock_ns: Callable[[], int],
@@ -213,7 +233,8 @@ class KeptSequences:
         self._loaded, self._sequences = loaded, sequences
         carrier = Carrier(loaded, sequences)
         self.each_bytes = sum(state.nbytes for state in carrier.states.values())
-        self.most = min(most, most_bytes // max(1, self.each_bytes))
+        self.most, self._memory = most, states
+        states.kept.add(self)
         self._start = carrier.states
         self._answers = tuple(spec.name for spec in carrier.outputs)
         self._names = frozenset(carrier.specs)
@@ -314,7 +335,7 @@ class KeptSequences:
                 raise ProtocolError(Kind.INVALID, self._unknown(key, None))
             self._take_place(query.client)
             record = self._records[key] = _Record(
-                key, query.client, Carrier(self._loaded, self._sequences), now_ns
+                self, key, query.client, Carrier(self._loaded, self._sequences), now_ns
             )
             self._gone.pop(key, None)
             self._sweep_later()
@@ -330,42 +351,57 @@ class KeptSequences:
         return record
 
     def _take_place(self, client: str) -> None:
-        """Count a sequence that begins; where all places are taken, the client with the most loses one.
+        """Count a sequence that begins, and its states; where there is no room, the client with the most loses some.
 
         Raises:
-            ProtocolError: there is no place, or too many are this client's while others are there.
+            ProtocolError: there is no room, or too much is this client's while others are there.
         """
-        shares = self._shares
-        if shares.took(client, 1):
-            return
-        if self._make_room(client):
-            shares.take(client, 1)
-            return
-        said = f"{shares.taken:,} sequences are open, which is the limit"
-        if (own := shares.of(client)) and shares.others(client):
-            said = (
-                f"this client has {own:,} of the {shares.total:,} sequences that may be open, and other "
-                "clients have some too"
+        places, memory = self._shares, self._memory.shares
+        if self.each_bytes > memory.total:
+            raise ProtocolError(
+                Kind.INVALID,
+                f"a sequence of {self.model.name!r} has a state of {self.each_bytes:,} bytes, and the server keeps "
+                f"at most {memory.total:,}: start it with a larger --sequence-bytes",
             )
-        raise ProtocolError(
-            Kind.OVERLOADED, f"{said}: end some with sequence_end, or retry later", retry_s=1.0
-        )
+        if not self._took(places, client, 1, (self,)):
+            raise _crowded(places, client, "sequences", "open")
+        if not self._took(memory, client, self.each_bytes, self._memory.kept):
+            places.give(client, 1)
+            raise _crowded(memory, client, "bytes of states", "kept")
 
-    def _make_room(self, client: str) -> bool:
-        """End the least recently used sequence of the client that has most; return whether that was done.
+    def _took(self, shares: Shares, client: str, size: int, kept: Iterable[KeptSequences]) -> bool:
+        """Count what a sequence takes; where all is taken, end sequences of the client that has most.
 
-        It must have at least two more than the client that needs a place, so that no two clients end each
-        other's sequences in turn.
+        It must have at least twice that more than the client that needs it, so that no two clients end each other's
+        sequences again and again.
+
+        Args:
+            shares: What each client has.
+            client: Client whose sequence begins.
+            size: What it takes.
+            kept: Models whose sequences may be ended, the least recently used one first.
+
+        Returns:
+            Whether it is counted.
         """
-        shares = self._shares
+        if shares.took(client, size):
+            return True
         greedy = shares.greediest()
-        if shares.taken < shares.total or shares.of(greedy) < shares.of(client) + 2:
+        if shares.taken + size <= shares.total or shares.of(greedy) < shares.of(client) + 2 * size:
             return False
-        for record in self._records.values():
-            if record.client == greedy and record.idle:
-                self._end(record, "it was ended because another client needed its place")
-                return True
-        return False
+        while shares.taken + size > shares.total:
+            oldest = [one for each in kept if (one := each._oldest(greedy)) is not None]
+            if not oldest:
+                return False
+            record = min(oldest, key=lambda one: one.used_ns)
+            record.kept._end(record, "it was ended because another client needed its place")
+        shares.take(client, size)
+        return True
+
+    def _oldest(self, client: str) -> _Record | None:
+        """Return the least recently used sequence of a client; None if it has none that could end now."""
+        records = self._records.values()
+        return next((one for one in records if one.client == client and one.idle), None)
 
     def _unknown(self, key: _Key, why: str | None) -> str:
         why = why or self._gone.get(key, "it was not started here")
@@ -486,10 +522,14 @@ class KeptSequences:
     def _end(self, record: _Record, why: str) -> None:
         if self._records.get(record.key) is record:
             del self._records[record.key]
-            self._shares.give(record.client, 1)
+            self._give_back(record)
             self._gone[record.key] = why
             while len(self._gone) > _MOST_GONE:
                 self._gone.popitem(last=False)
+
+    def _give_back(self, record: _Record) -> None:
+        self._shares.give(record.client, 1)
+        self._memory.shares.give(record.client, self.each_bytes)
 
     def _expire(self, now_ns: int) -> None:
         """Forget the sequences that were idle for too long; the least recently used come first."""
@@ -531,7 +571,7 @@ class KeptSequences:
             self._timer = None
         records, self._records = list(self._records.values()), OrderedDict()
         for record in records:
-            self._shares.give(record.client, 1)
+            self._give_back(record)
             line, record.line = list(record.line), deque()
             for ticket in line:
                 self._pending -= 1
@@ -539,6 +579,19 @@ class KeptSequences:
                 self.model.refused(ticket.query, failure)
                 with handed_over():
                     ticket.tell(failure)
+
+
+def _crowded(shares: Shares, client: str, what: str, state: str) -> ProtocolError:
+    """Return the error for a sequence for which there is no room."""
+    said = f"{shares.taken:,} {what} are {state}, which is the limit"
+    if (own := shares.of(client)) and shares.others(client):
+        said = (
+            f"this client has {own:,} of the {shares.total:,} {what} that may be {state}, and other "
+            "clients have some too"
+        )
+    return ProtocolError(
+        Kind.OVERLOADED, f"{said}: end some with sequence_end, or retry later", retry_s=1.0
+    )
 
 
 def _with_states(query: Query, states: Mapping[str, np.ndarray], part: list[Any]) -> Query:

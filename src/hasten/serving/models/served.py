@@ -37,11 +37,11 @@ from hasten.serving.models.caching import AnswerCache, Cache, content_key
 from hasten.serving.models.clients import Clients
 from hasten.serving.models.comparison import broken_of_its_own, is_broken
 from hasten.serving.models.deciding import Deciding, RawTicket
-from hasten.serving.models.input_specs import InputSpec, datatype_of_array
+from hasten.serving.models.input_specs import InputSpec, Lengths, datatype_of_array
 from hasten.serving.models.opening import ModelSettings, OpenBundle
 from hasten.serving.models.quick_rows import QuickRows
 from hasten.serving.models.scheduling import USUAL_PRIORITY, Pending, Scheduler
-from hasten.serving.models.sequences import KeptSequences, StepTicket
+from hasten.serving.models.sequences import KeptSequences, StateBytes, StepTicket
 from hasten.serving.models.shadow import Shadow
 from hasten.serving.models.statistics import NOT_RUN, Statistics
 from hasten.serving.protocol.errors import Kind, ProtocolError
@@ -115,6 +115,7 @@ class ServedModel:
             this process and that nothing else can answer; it may end the process.
         cache: Cache that the models of the server share; None for a cache of this model's own, if its
             settings want one.
+        states: Memory that the states of the server's models share; None for some of this model's own.
 
     Attributes:
         inputs: Inputs of a request.
@@ -144,6 +145,7 @@ class ServedModel:
         tracing: Watcher | None = None,
         lost: Callable[[DeviceLost], None] = lambda error: None,
         cache: Cache | None = None,
+        states: StateBytes | None = None,
     ) -> None:
         self.name, self.version, self.number = name, version, next(_NUMBERS)
         self._lost = lost
@@ -158,7 +160,7 @@ class ServedModel:
         self._plans, self.messages = Plans(), MessagePlans()
         self._running = running
         self._clock_ns = clock_ns
-        self._specs = [InputSpec(spec, opened.batched) for spec in self.inputs]
+        self._specs = _input_specs(opened, settings.most_length)
         self._ragged = bool(opened.manifest.shapes)
         self._padder = opened.first.padder if opened.batched else None
         self._names = [spec.name for spec in self.outputs]
@@ -199,7 +201,7 @@ class ServedModel:
                 opened.first,
                 carried,
                 most=settings.most_sequences,
-                most_bytes=settings.sequence_bytes,
+                states=states or StateBytes(settings.sequence_bytes),
                 idle_ns=settings.sequence_idle_ns,
                 loop=loop,
                 clock_ns=clock_ns,
@@ -471,6 +473,7 @@ class ServedModel:
                 raise self._unfit(inputs)
             if array.dtype != spec.dtype or not spec.fits(array.shape):
                 raise spec.mismatch(datatype_of_array(array), array.shape)
+            spec.check_lengths(array.shape)
             if spec.batched:
                 if rows and array.shape[0] != rows:
                     raise ProtocolError(
@@ -518,6 +521,7 @@ class ServedModel:
             raise self._unfit([name])
         if datatype != spec.datatype or not spec.fits(shape):
             raise spec.mismatch(datatype, shape)
+        spec.check_lengths(shape)
         if spec.batched:
             self._check_rows(shape[0])
 
@@ -929,6 +933,25 @@ class Ticket(ServerTask):
                 model._fly_on(self, outputs)
         if model._shadow is not None and not query.own:
             model.shadowed(self.inputs, outputs, self.rows, query.id, query.raw, query.name)
+
+
+def _input_specs(opened: OpenBundle, most_length: int | None) -> list[InputSpec]:
+    """Return the specs that a bundle's requests are checked against.
+
+    Args:
+        opened: The bundle.
+        most_length: Largest size of an open dimension; None for the one that follows from the bundle's data.
+    """
+    request, batched = {spec.name: spec for spec in opened.first.request}, opened.batched
+    extents = opened.manifest.shapes
+    return [
+        InputSpec(
+            spec,
+            batched,
+            Lengths.of(spec, request[spec.name], extents, batched=batched, given=most_length),
+        )
+        for spec in opened.first.inputs
+    ]
 
 
 def _nobody(answer: Answer | ProtocolError) -> None:

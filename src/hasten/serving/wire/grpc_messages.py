@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +46,10 @@ _LONGEST_SIZE = 11
 """Largest number of bytes of a size in a shape, key included."""
 _RAW_INPUT = 7 << 3 | BYTES_FIELD
 _RAW_OUTPUT = bytes([6 << 3 | BYTES_FIELD])
+LONG_BYTES = 4 << 20
+"""Size of an answer's tensors from which a thread copies them into its message."""
+_PART_BYTES = 1 << 20
+"""Size that is copied at once: other threads may run in between."""
 _STREAM_ERROR = bytes([1 << 3 | BYTES_FIELD])
 _STREAM_RESPONSE = bytes([2 << 3 | BYTES_FIELD])
 
@@ -289,16 +294,16 @@ def _wanted(output: Any, memory: SharedMemory) -> WantedOutput:
 
 
 def write_answer(
-    answer: Answer, query: Query, memory: SharedMemory, batched: bool, final: bool = False
+    answer: Answer, query: Query, memory: SharedMemory, batched: bool, in_stream: bool = False
 ) -> bytes:
-    """Encode a `ModelInferResponse`.
+    """Encode a `ModelInferResponse`, in a stream inside of a `ModelStreamInferResponse`.
 
     Args:
         answer: Answer to encode.
         query: Request that the answer belongs to.
         memory: Registered shared memory regions, to which outputs may be written.
         batched: Whether the first axis counts the samples, for classification.
-        final: Whether to mark the answer as the last one to its request.
+        in_stream: Whether it is sent in a stream, where it is marked as the last one to its request.
 
     Raises:
         ProtocolError: an output doesn't fit its region.
@@ -308,7 +313,7 @@ def write_answer(
     )
     for name, value in answer.parameters.items():
         _set_parameter(head.parameters[name], value)
-    if final:
+    if in_stream:
         head.parameters["triton_final_response"].bool_param = True
     pieces: list[Any] = [b""]
     for each in query.outputs or [WantedOutput(name) for name in answer.outputs]:
@@ -325,11 +330,27 @@ def write_answer(
         # As a field of the message, the bytes would be copied twice more.
         pieces += [_RAW_OUTPUT, written_number(len(data)), data]
     pieces[0] = head.SerializeToString()
-    return b"".join(pieces)
+    if in_stream:
+        pieces[:0] = _STREAM_RESPONSE, written_number(sum(map(len, pieces)))
+    return _joined(pieces)
+
+
+def _joined(pieces: Sequence[Any]) -> bytes:
+    """Join pieces of bytes; `join` would hold the interpreter's lock until all of them are copied."""
+    size = sum(map(len, pieces))
+    if size <= _PART_BYTES:
+        return b"".join(pieces)
+    whole = io.BytesIO(bytes(size))  # written in place, and returned without a copy
+    for piece in pieces:
+        for begin in range(0, len(piece), _PART_BYTES):
+            whole.write(piece[begin : begin + _PART_BYTES])
+    return whole.getvalue()
 
 
 def is_slow(answer: Answer, query: Query, batched: bool) -> bool:
-    """Whether an answer has so many scores to rank, or texts to write, that a thread should encode it."""
+    """Whether an answer is so large, or has so many scores or texts, that a thread should encode it."""
+    if answer.size_bytes > LONG_BYTES:
+        return True
     outputs = answer.outputs
     if not query.outputs:
         return sum(part_of_turn(array, 0, batched) for array in outputs.values()) > 1

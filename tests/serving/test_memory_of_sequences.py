@@ -1,0 +1,108 @@
+"""Memory of the states of sequences: one bound for all models of a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from tests.support import recurrent
+from tests.support.servers import ServerThread, bundle_of, place_of
+from tritonclient.utils import InferenceServerException
+
+from hasten.core.sequences import Sequences
+
+EACH = 4 * recurrent.HIDDEN
+"""Bytes of the state of a sequence."""
+MOST = 6
+TOKENS = {name: f"the-token-of-the-{name}" for name in ("greedy", "other")}
+Ask = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("states")
+    return bundle_of(folder, recurrent.gru(folder), sequences=Sequences((("h", "h_out"),)))
+
+
+@pytest.fixture
+def server(bundle: Path, tmp_path: Path) -> Iterator[ServerThread]:
+    file = tmp_path / "tokens"
+    tables = [f'[{n}]\nscopes = ["infer"]\ntoken = "{token}"\n' for n, token in TOKENS.items()]
+    file.write_text("".join(tables))
+    file.chmod(0o600)
+    places = [place_of(bundle, name, sequence_bytes=MOST * EACH) for name in ("one", "two")]
+    with ServerThread(*places, tokens=file) as running:
+        yield running
+
+
+def ask(server: ServerThread, model: str, client: str, id_: int, **place: Any) -> str:
+    """Send a step; return why it was refused, "" if it wasn't."""
+    tensor = triton.InferInput("x", [1, recurrent.WIDE], "FP32")
+    tensor.set_data_from_numpy(np.ones((1, recurrent.WIDE), np.float32))
+    headers = {"Authorization": f"Bearer {TOKENS[client]}"}
+    with triton.InferenceServerClient(server.host) as connection:
+        try:
+            connection.infer(model, [tensor], sequence_id=id_, headers=headers, **place)
+        except InferenceServerException as error:
+            return str(error.message())
+        return ""
+
+
+def kept_bytes(server: ServerThread) -> int:
+    """Return the bytes that all states take, and check that they are what is counted."""
+
+    def work() -> int:
+        repository = server.server.state.repository
+        kept = [repository.find(name).sequences for name in ("one", "two")]
+        size = sum(each.size_bytes for each in kept if each is not None)
+        assert size == repository.states.shares.taken
+        return size
+
+    return server.call(work)
+
+
+def test_states_of_several_models_together_take_no_more_than_the_bound(
+    server: ServerThread,
+) -> None:
+    begun = [
+        ask(server, model, "greedy", number, sequence_start=True)
+        for number in range(1, 5)
+        for model in ("one", "two")
+    ]
+    said = f"{MOST * EACH:,} bytes of states are kept, which is the limit: end some with sequence_end, or retry later"
+    assert begun == [""] * MOST + [said] * 2
+    assert kept_bytes(server) == MOST * EACH
+    assert ask(server, "two", "greedy", 1, sequence_end=True) == ""
+    assert ask(server, "one", "greedy", 4, sequence_start=True) == ""
+    assert kept_bytes(server) == MOST * EACH
+
+
+def test_a_client_that_took_all_memory_loses_the_oldest_sequence_of_any_model(
+    server: ServerThread,
+) -> None:
+    for number in range(1, 4):
+        for model in ("one", "two"):
+            assert ask(server, model, "greedy", number, sequence_start=True) == ""
+    ask(server, "one", "greedy", 1)  # the first one of the other model is now the oldest
+    assert ask(server, "one", "other", 1, sequence_start=True) == ""
+    assert ask(server, "two", "greedy", 1) == (
+        "there is no sequence 1: it was ended because another client needed its place; start it with a request that "
+        "sets sequence_start"
+    )
+    assert ask(server, "two", "greedy", 1, sequence_start=True) == (
+        f"this client has {5 * EACH:,} of the {MOST * EACH:,} bytes of states that may be kept, and other clients "
+        "have some too: end some with sequence_end, or retry later"
+    )
+    assert kept_bytes(server) == MOST * EACH
+
+
+def test_a_state_that_is_larger_than_the_bound_is_refused(bundle: Path) -> None:
+    with ServerThread(place_of(bundle, sequence_bytes=EACH - 1)) as server:
+        assert ask(server, "gru", "greedy", 1, sequence_start=True) == (
+            f"a sequence of 'gru' has a state of {EACH:,} bytes, and the server keeps at most {EACH - 1:,}: start it "
+            "with a larger --sequence-bytes"
+        )
