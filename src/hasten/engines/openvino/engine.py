@@ -323,11 +323,19 @@ def converted(model: Model, workdir: Path) -> Artifact:
 
 
 def _name_ports(converted: Any, model: Model) -> None:
-    """Check that the graph has the model's inputs, and give its outputs the model's names."""
+    """Check that the graph has the model's inputs and no others, and give its ports the model's names."""
+    wanted = {spec.name for spec in model.inputs}
     have = {name for port in converted.inputs for name in port.names}
-    for spec in model.inputs:
-        if spec.name not in have:
-            raise CandidateError(f"OpenVINO's converter dropped the input {spec.name!r}")
+    nameless = [port for port in converted.inputs if not wanted & port.names]
+    lost = [spec.name for spec in model.inputs if spec.name not in have]
+    if len(nameless) > len(lost):
+        raise CandidateError(
+            f"OpenVINO's converter adds the input {nameless[0].any_name!r}, as where an output is also an input"
+        )
+    if len(lost) == len(nameless) == 1:  # a first operator that does nothing takes the input's name away
+        nameless[0].add_names({lost.pop()})
+    if lost:
+        raise CandidateError(f"OpenVINO's converter dropped the input {lost[0]!r}")
     for port, spec in zip(converted.outputs, model.outputs, strict=True):
         port.add_names({spec.name})
 
