@@ -27,6 +27,7 @@ from hasten.engines.compiled.nodes import (
 from hasten.engines.compiled.nodes.int8 import lower as bytes_of
 from hasten.engines.compiled.nodes.int8.qoperators import spelled
 from hasten.engines.compiled.plan import MOST_BYTES, Plan, Tensor
+from hasten.engines.compiled.spelled_out import spelled_out
 from hasten.engines.failures import failed
 from hasten.engines.layers import node_name
 from hasten.errors import NotCovered, visible
@@ -51,6 +52,8 @@ LOWERINGS: Mapping[str, Callable[[Node], None]] = {
 _QUANTIZING = frozenset({"QuantizeLinear"})
 """Operators after which bytes are calculated with; those of other forms are spelled by them here."""
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+_NEWEST = 28
+"""Newest operator set whose operators are known here, with all their attributes."""
 _MOST_FOLDED = 1 << 24
 """Largest number of elements of a constant that is computed here."""
 
@@ -80,7 +83,16 @@ def lower(
         NotCovered: an operator isn't covered (the message names it and its node), or there is more to
             calculate.
     """
-    return lower_graph(_read(path), request, outputs, most_work, constant_inputs)
+    proto = _read(path)
+    try:
+        return lower_graph(proto, request, outputs, most_work, constant_inputs)
+    except NotCovered:
+        simpler = spelled_out(proto, LOWERINGS)
+        if simpler is None:
+            raise
+        with suppress(NotCovered):
+            return lower_graph(simpler, request, outputs, most_work, constant_inputs)
+        raise
 
 
 def lower_graph(
@@ -252,7 +264,19 @@ def _lower(node: Node) -> None:
         return
     if lowering is None:
         node.refuse("it isn't covered")
+    if node.opset > _NEWEST and proto.domain in ("", "ai.onnx"):
+        _check_attributes(node)
     lowering(node)
+
+
+def _check_attributes(node: Node) -> None:
+    """Refuse an attribute that a later version of the operator brought, and that would be passed over."""
+    import onnx
+
+    known = onnx.defs.get_schema(node.proto.op_type, _NEWEST, "").attributes
+    for name in node.attributes:
+        if name not in known:
+            node.refuse(f"its attribute {name[:80]!r} came after operator set {_NEWEST}")
 
 
 def _constant(node: Node) -> bool:
