@@ -81,6 +81,25 @@ def test_an_output_that_is_an_input_is_refused_since_it_would_be_empty(
         build(path, host)
 
 
+def test_an_attribute_that_the_converter_passes_over_is_refused(
+    tmp_path: Path, host: Target
+) -> None:
+    if onnx.defs.onnx_opset_version() < 28:
+        pytest.skip("this onnx doesn't know operator set 28")
+    path = tmp_path / "depth.onnx"
+    onnx.save(
+        onnx.parser.parse_model("""<ir_version: 13, opset_import: ["": 28]> depth (float[N, 2, 4, 6] x) =>
+            (float[N, 8, 2, 3] y) { [deep] y = SpaceToDepth <blocksize = 2, mode = "CRD"> (x) }"""),
+        path,
+    )
+    message = (
+        r"^OpenVINO's converter passes over the attribute 'mode' of SpaceToDepth \(node 'deep'\), which came after "
+        r"operator set 24$"
+    )
+    with pytest.raises(CandidateError, match=message):
+        build(path, host)
+
+
 @pytest.fixture
 def host() -> Target:
     return replace(Target.host(), cpus=(0, 1), threads=2, isa=("avx2",))

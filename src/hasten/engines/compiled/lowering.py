@@ -30,6 +30,7 @@ from hasten.engines.compiled.plan import MOST_BYTES, Plan, Tensor
 from hasten.engines.compiled.spelled_out import spelled_out
 from hasten.engines.failures import failed
 from hasten.engines.layers import node_name
+from hasten.engines.newer import newer_attribute
 from hasten.errors import NotCovered, visible
 
 if TYPE_CHECKING:
@@ -264,19 +265,10 @@ def _lower(node: Node) -> None:
         return
     if lowering is None:
         node.refuse("it isn't covered")
-    if node.opset > _NEWEST and proto.domain in ("", "ai.onnx"):
-        _check_attributes(node)
+    newer = newer_attribute(proto, _NEWEST) if node.opset > _NEWEST else None
+    if newer is not None:
+        node.refuse(f"its attribute {newer[:80]!r} came after operator set {_NEWEST}")
     lowering(node)
-
-
-def _check_attributes(node: Node) -> None:
-    """Refuse an attribute that a later version of the operator brought, and that would be passed over."""
-    import onnx
-
-    known = onnx.defs.get_schema(node.proto.op_type, _NEWEST, "").attributes
-    for name in node.attributes:
-        if name not in known:
-            node.refuse(f"its attribute {name[:80]!r} came after operator set {_NEWEST}")
 
 
 def _constant(node: Node) -> bool:

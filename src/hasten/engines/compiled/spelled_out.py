@@ -24,7 +24,9 @@ def spelled_out(proto: onnx.ModelProto, covered: Collection[str]) -> onnx.ModelP
     """
     import onnx.inliner
 
-    opset = max((one.version for one in proto.opset_import if one.domain in ("", "ai.onnx")), default=0)
+    opset = max(
+        (one.version for one in proto.opset_import if one.domain in ("", "ai.onnx")), default=0
+    )
     wanted = {
         node.op_type
         for node in proto.graph.node
@@ -40,7 +42,9 @@ def spelled_out(proto: onnx.ModelProto, covered: Collection[str]) -> onnx.ModelP
                 _state_defaults(node, defined[node.op_type])
         ids = [("", name) for name in sorted(defined)]
         found = onnx.inliner.inline_selected_functions(bare, ids, False, True)
-    except Exception:  # whatever its checks of types raise: some definitions need types that aren't known
+    except (
+        Exception
+    ):  # whatever its checks of types raise: some definitions need types that aren't known
         return None
     del found.graph.initializer[:]
     found.graph.initializer.extend(proto.graph.initializer)

@@ -53,7 +53,9 @@ def _gather_nd(node: Node) -> None:
     shape = places.shape[:-1]
     constant = None if places.constant is None else places.constant.reshape(shape)
     batch = places.batch if places.batch != len(shape) else None
-    node.give(gathered(node, value, replace(places, shape=shape, constant=constant, batch=batch), 0))
+    node.give(
+        gathered(node, value, replace(places, shape=shape, constant=constant, batch=batch), 0)
+    )
 
 
 def _gather_elements(node: Node) -> None:
