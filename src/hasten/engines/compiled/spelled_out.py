@@ -56,7 +56,7 @@ def _defined(name: str, opset: int) -> Any:
     import onnx
 
     try:
-        schema = onnx.defs.get_schema(name, opset, "")
+        schema: Any = onnx.defs.get_schema(name, opset, "")
     except onnx.defs.SchemaError:
         return None
     return schema if schema.has_function or schema.has_context_dependent_function else None

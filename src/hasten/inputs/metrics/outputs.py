@@ -124,7 +124,7 @@ def decided_output(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
 
 def over_samples(
     outputs: Sequence[TensorSpec], inputs: Sequence[TensorSpec], request: Sequence[TensorSpec]
-) -> list[TensorSpec]:
+) -> tuple[TensorSpec, ...]:
     """Return outputs as they are scored: with an axis for the samples, which a model without batches lacks.
 
     Args:
@@ -145,7 +145,7 @@ def over_samples(
             return spec
         return replace(spec, shape=("n", *spec.shape))
 
-    return [scored(spec) for spec in outputs]
+    return tuple(scored(spec) for spec in outputs)
 
 
 def of_samples(array: Array, count: int | None = None) -> str:
