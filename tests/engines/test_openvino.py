@@ -51,6 +51,55 @@ def test_weights_beside_a_model_are_found_in_a_folder_with_a_comma(
             assert [*session.run(request_for(artifact.inputs))] == ["logits"]
 
 
+def test_an_input_keeps_its_name_behind_an_operator_that_does_nothing(
+    tmp_path: Path, host: Target
+) -> None:
+    path = tmp_path / "dropped.onnx"
+    onnx.save(
+        onnx.parser.parse_model("""<ir_version: 6, opset_import: ["": 11]> dropped (float[N, 3] x, float[N, 3] z) =>
+            (float[N, 3] y) { d, mask = Dropout (x)  r = Relu (d)  y = Sub (r, z) }"""),
+        path,
+    )
+    artifact = build(path, host)
+    given = request_for(artifact.inputs, batch=2)
+    with OpenVino().open(artifact, host) as session:
+        answer = session.run(given)["y"]
+    assert np.array_equal(answer, np.maximum(given["x"], 0) - given["z"])
+
+
+def test_an_output_that_is_an_input_is_refused_since_it_would_be_empty(
+    tmp_path: Path, host: Target
+) -> None:
+    path = tmp_path / "passed.onnx"
+    onnx.save(
+        onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]> passed (float[N, 3] x) =>
+            (float[N, 3] y, float[N, 3] x) { y = Relu (x) }"""),
+        path,
+    )
+    message = "^OpenVINO's converter adds the input '.*', as where an output is also an input$"
+    with pytest.raises(CandidateError, match=message):
+        build(path, host)
+
+
+def test_an_attribute_that_the_converter_passes_over_is_refused(
+    tmp_path: Path, host: Target
+) -> None:
+    if onnx.defs.onnx_opset_version() < 28:
+        pytest.skip("this onnx doesn't know operator set 28")
+    path = tmp_path / "depth.onnx"
+    onnx.save(
+        onnx.parser.parse_model("""<ir_version: 13, opset_import: ["": 28]> depth (float[N, 2, 4, 6] x) =>
+            (float[N, 8, 2, 3] y) { [deep] y = SpaceToDepth <blocksize = 2, mode = "CRD"> (x) }"""),
+        path,
+    )
+    message = (
+        r"^OpenVINO's converter passes over the attribute 'mode' of SpaceToDepth \(node 'deep'\), which came after "
+        r"operator set 24$"
+    )
+    with pytest.raises(CandidateError, match=message):
+        build(path, host)
+
+
 @pytest.fixture
 def host() -> Target:
     return replace(Target.host(), cpus=(0, 1), threads=2, isa=("avx2",))

@@ -75,3 +75,17 @@ def test_answers_that_no_metric_reads_since_time_comes_first_are_explained(tmp_p
         "agreement reads class scores (n, classes); the model gives y (n, 5, 3)"
     )
     assert str(error.value).endswith(f"; {NOTE}")
+
+
+def test_numbers_of_a_graphs_nodes_are_no_class_scores(tmp_path: Path) -> None:
+    nodes = np.random.default_rng(0).standard_normal((99, 5, 8), np.float32)
+    with pytest.raises(InputError) as error:
+        hasten.optimize(
+            model(tmp_path, "(float[nodes, 8] x) => (float[nodes, 3] y) { y = MatMul(x, w) }"),
+            {"x": nodes},
+            out=tmp_path / "b.hasten",
+            engines=["onnxruntime"],
+        )
+    assert str(error.value).startswith(
+        "no metric was named, and only you know how far the numbers of y: float32[n, nodes, 3] may be off: "
+    )

@@ -1,9 +1,12 @@
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from hasten.core.model import Model
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import CandidateError
 from hasten.passes.base import Skipped
 from hasten.passes.onnx_files import op_counts, read_onnx
@@ -76,3 +79,31 @@ def test_a_file_that_is_gone_is_the_candidates_failure(elementwise: Model, tmp_p
 def test_why_it_was_skipped_is_said_in_full(elementwise: Model, tmp_path: Path) -> None:
     with pytest.raises(Skipped, match=r"^nothing to simplify: all 2 nodes are needed$"):
         run(Simplify(), elementwise, tmp_path)
+
+
+FUNCTION = """
+<ir_version: 8, opset_import: ["": 17, "own": 1]>
+gated (float[batch, 8] x) => (float[batch, 8] y)
+<float[8, 8] w>
+{
+    [first] a = own.Gate <alpha = 0.3> (x)
+    [product] p = MatMul (a, w)
+    [second] y = own.Gate <alpha = 0.7> (p)
+}
+<domain: "own", opset_import: ["": 17]>
+Gate <alpha> (x) => (y) { e = Elu <alpha: float = @alpha> (x) s = Sigmoid (e) y = Mul (x, s) }
+"""
+
+
+def test_functions_of_a_model_become_nodes_that_every_engine_takes(
+    build: Any, tmp_path: Path
+) -> None:
+    model = build(FUNCTION)
+    result = run(Simplify(), model, tmp_path)
+    assert not onnx.load(result.path).functions
+    assert op_counts(read_onnx(result)) == {"Elu": 2, "Sigmoid": 2, "Mul": 2, "MatMul": 1}
+    data = samples_of(model)
+    own = answers(model, data, tmp_path / "own")
+    for number, engine in enumerate((OnnxRuntime(), OpenVino())):
+        others = answers(result, data, tmp_path / str(number), engine)
+        assert error_between(own, others) < 1e-6

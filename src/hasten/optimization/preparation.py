@@ -37,6 +37,7 @@ from hasten.inputs.data.table import TableRows, reads_rows
 from hasten.inputs.data.text_files import TextData
 from hasten.inputs.metrics import check_outputs, default_metric, for_labels, named_metric
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.outputs import over_samples
 from hasten.inputs.metrics.same_answers import SameAnswers
 from hasten.inputs.metrics.unlabelled import check_labelled
 from hasten.inputs.models import frozen
@@ -578,11 +579,12 @@ def metric_for(
             'in their unit, as in metric="regression:0.01", or metric="regression:1%"'
         )
     labels, outputs = parts.search.labels, model.outputs
+    scored = over_samples(outputs, model.inputs, model.request)
     if sequences is not None:
-        outputs = sequences.answers(outputs)
+        outputs = scored = sequences.answers(outputs)
         if labels is not None and sequences.scored == "all" and labels.ndim > 1:
             labels = labels.reshape(-1, *labels.shape[2:])
-    chosen = default_metric(labels, outputs) if metric is None else named_metric(metric)
+    chosen = default_metric(labels, scored) if metric is None else named_metric(metric)
     check_outputs(chosen, outputs)
     chosen = for_labels(chosen, labels)
     if chosen.needs_labels and parts.search.labels is None:

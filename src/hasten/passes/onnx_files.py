@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import onnx
+import onnx.inliner
 
 from hasten.core.model import Model
 from hasten.core.target import Target
@@ -29,7 +30,7 @@ _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 
 
 def read_onnx(model: Model, *, weights: bool = True) -> onnx.ModelProto:
-    """Load a model, with its external data if `weights` is set.
+    """Load a model, with its external data if `weights` is set, and with its own functions' nodes in place of calls.
 
     Nodes without a name get the name of their first output, as everywhere in hasten.
 
@@ -38,10 +39,17 @@ def read_onnx(model: Model, *, weights: bool = True) -> onnx.ModelProto:
     """
     try:
         proto = onnx.load(str(model.path), load_external_data=weights)
+        if proto.functions:
+            proto = onnx.inliner.inline_local_functions(proto)
     except Exception as error:
         raise CandidateError(f"can't read {model.path.name}: {first_line(error)}") from error
     name_nodes(proto)
     return proto
+
+
+def has_functions(model: Model) -> bool:
+    """Whether a model's file has functions of its own, which `read_onnx` puts in the place of their calls."""
+    return bool(onnx.load(str(model.path), load_external_data=False).functions)
 
 
 def name_nodes(proto: onnx.ModelProto) -> None:

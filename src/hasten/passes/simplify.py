@@ -12,7 +12,7 @@ from hasten.core.target import Target
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass, Skipped, Stage
-from hasten.passes.onnx_files import op_counts, read_onnx, write_onnx
+from hasten.passes.onnx_files import has_functions, op_counts, read_onnx, write_onnx
 from hasten.passes.silence import first_line, silenced
 
 
@@ -20,8 +20,9 @@ from hasten.passes.silence import first_line, silenced
 class Simplify(Pass):
     """Fold constants, drop nodes without effect and fuse nodes that can be one.
 
-    Open dimensions stay open. Answers keep their precision; only the order of float operations
-    may differ, when a normalization is folded into a convolution.
+    Open dimensions stay open. Answers keep their precision; only the order of float operations may differ, when a
+    normalization is folded into a convolution. A model's own functions, which not every runtime takes, become the
+    nodes that they consist of.
     """
 
     exact: ClassVar[bool] = True
@@ -43,7 +44,7 @@ class Simplify(Pass):
                 slim = onnxslim.slim(proto)
             except Exception as error:
                 raise CandidateError(f"onnxslim failed: {first_line(error)}") from error
-        if op_counts(slim) == before:
+        if op_counts(slim) == before and not has_functions(model):
             raise Skipped(f"nothing to simplify: all {before.total()} nodes are needed")
         return write_onnx(slim, model, workdir / "simplified.onnx")
 

@@ -16,6 +16,7 @@ from hasten.inputs.metrics.custom import Custom
 from hasten.inputs.metrics.detection_f1 import DetectionF1
 from hasten.inputs.metrics.embedding import Embedding
 from hasten.inputs.metrics.iou import Iou
+from hasten.inputs.metrics.outputs import over_samples
 from hasten.inputs.metrics.ranking import Ndcg
 from hasten.inputs.metrics.regression import Regression
 from hasten.inputs.metrics.top_k import Top1, Top5
@@ -295,3 +296,27 @@ def test_where_no_metric_is_the_default_one_line_says_why_and_what_fits(
     with pytest.raises(InputError) as error:
         default_metric(labels, outputs)
     assert str(error.value) == f"no metric was named, and {message}{ALL}"
+
+
+@pytest.mark.parametrize(
+    ("taken", "asked", "given", "scored"),
+    [
+        (("N", 8), (1, 8), ("N", 3), ("N", 3)),
+        (("N", 8), (1, 8), ("M", 3), ("M", 3)),
+        (("T", "N", 8), (5, 1, 8), ("N", 3), ("N", 3)),
+        (("T", "N", 8), (5, 1, 8), ("T", "N", 3), ("n", "T", "N", 3)),
+        (("nodes", 8), (5, 8), ("nodes", 3), ("n", "nodes", 3)),
+        (("nodes", 8), (5, 8), (1, 3), (1, 3)),
+        ((16,), (16,), (3,), ("n", 3)),
+        ((16,), (16,), (), ("n",)),
+    ],
+)
+def test_answers_get_an_axis_for_the_samples_where_the_model_has_no_batch(
+    taken: Any, asked: Any, given: Any, scored: Any
+) -> None:
+    found = over_samples(
+        [TensorSpec("y", "float32", given)],
+        [TensorSpec("x", "float32", taken)],
+        [TensorSpec("x", "float32", asked)],
+    )
+    assert [spec.shape for spec in found] == [scored]

@@ -27,8 +27,10 @@ from hasten.engines.compiled.nodes import (
 from hasten.engines.compiled.nodes.int8 import lower as bytes_of
 from hasten.engines.compiled.nodes.int8.qoperators import spelled
 from hasten.engines.compiled.plan import MOST_BYTES, Plan, Tensor
+from hasten.engines.compiled.spelled_out import spelled_out
 from hasten.engines.failures import failed
 from hasten.engines.layers import node_name
+from hasten.engines.newer import newer_attribute
 from hasten.errors import NotCovered, visible
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ LOWERINGS: Mapping[str, Callable[[Node], None]] = {
 _QUANTIZING = frozenset({"QuantizeLinear"})
 """Operators after which bytes are calculated with; those of other forms are spelled by them here."""
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+_NEWEST = 28
+"""Newest operator set whose operators are known here, with all their attributes."""
 _MOST_FOLDED = 1 << 24
 """Largest number of elements of a constant that is computed here."""
 
@@ -80,7 +84,16 @@ def lower(
         NotCovered: an operator isn't covered (the message names it and its node), or there is more to
             calculate.
     """
-    return lower_graph(_read(path), request, outputs, most_work, constant_inputs)
+    proto = _read(path)
+    try:
+        return lower_graph(proto, request, outputs, most_work, constant_inputs)
+    except NotCovered:
+        simpler = spelled_out(proto, LOWERINGS)
+        if simpler is None:
+            raise
+        with suppress(NotCovered):
+            return lower_graph(simpler, request, outputs, most_work, constant_inputs)
+        raise
 
 
 def lower_graph(
@@ -252,6 +265,9 @@ def _lower(node: Node) -> None:
         return
     if lowering is None:
         node.refuse("it isn't covered")
+    newer = newer_attribute(proto, _NEWEST) if node.opset > _NEWEST else None
+    if newer is not None:
+        node.refuse(f"its attribute {newer[:80]!r} came after operator set {_NEWEST}")
     lowering(node)
 
 

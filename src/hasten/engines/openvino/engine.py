@@ -25,6 +25,7 @@ from hasten.engines.checked import operators, private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
+from hasten.engines.newer import newer_attribute
 from hasten.engines.openvino.layers import operations, profiled
 from hasten.engines.openvino.runtime import new_core
 from hasten.errors import CandidateError
@@ -38,6 +39,8 @@ _PROPERTIES = {
     "devices": "EXECUTION_DEVICES",
 }
 """Names of properties in sessions and in OpenVINO; a plugin may know only some."""
+_NEWEST = 24
+"""Newest operator set whose attributes the converter reads; it passes over later ones without a word."""
 _WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
 """Setting with which an exported graph refers to the weights of the artifact instead of copying them."""
 _REFUSED = b"OpenVINO refuses what it exports of this model"
@@ -302,6 +305,7 @@ def converted(model: Model, workdir: Path) -> Artifact:
     ov = import_quietly("openvino")
     extensions = [str(library) for library in libraries(model.custom_ops, "create_extensions")]
     path = workdir / f"{model.path.stem}.xml"
+    _check_attributes(model.path)
     try:
         with telemetry_off():
             # In a list twice, since it splits other paths at commas.
@@ -322,12 +326,41 @@ def converted(model: Model, workdir: Path) -> Artifact:
     )
 
 
+def _check_attributes(path: Path) -> None:
+    """Refuse attributes of operators that the converter would pass over, such as the windows of Attention."""
+    import onnx
+
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except Exception:  # the converter says what is wrong with the file
+        return
+    if all(one.version <= _NEWEST for one in proto.opset_import if one.domain in ("", "ai.onnx")):
+        return
+    for node in proto.graph.node:
+        newer = newer_attribute(node, _NEWEST)
+        if newer is not None:
+            raise CandidateError(
+                f"OpenVINO's converter passes over the attribute {newer!r} of {node.op_type} (node {node.name!r}), "
+                f"which came after operator set {_NEWEST}"
+            )
+
+
 def _name_ports(converted: Any, model: Model) -> None:
-    """Check that the graph has the model's inputs, and give its outputs the model's names."""
+    """Check that the graph has the model's inputs and no others, and give its ports the model's names."""
+    wanted = {spec.name for spec in model.inputs}
     have = {name for port in converted.inputs for name in port.names}
-    for spec in model.inputs:
-        if spec.name not in have:
-            raise CandidateError(f"OpenVINO's converter dropped the input {spec.name!r}")
+    nameless = [port for port in converted.inputs if not wanted & port.names]
+    lost = [spec.name for spec in model.inputs if spec.name not in have]
+    if len(nameless) > len(lost):
+        raise CandidateError(
+            f"OpenVINO's converter adds the input {nameless[0].any_name!r}, as where an output is also an input"
+        )
+    if (
+        len(lost) == len(nameless) == 1
+    ):  # a first operator that does nothing takes the input's name away
+        nameless[0].add_names({lost.pop()})
+    if lost:
+        raise CandidateError(f"OpenVINO's converter dropped the input {lost[0]!r}")
     for port, spec in zip(converted.outputs, model.outputs, strict=True):
         port.add_names({spec.name})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -120,6 +121,32 @@ def decided_output(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
     (spec,) = outputs
     one_each = bool(spec.shape) and spec.shape[1:] in ((), (1,))
     return spec if one_each and spec.dtype.startswith(("int", "uint")) else None
+
+
+def over_samples(
+    outputs: Sequence[TensorSpec], inputs: Sequence[TensorSpec], request: Sequence[TensorSpec]
+) -> tuple[TensorSpec, ...]:
+    """Return outputs as they are scored: with an axis for the samples, which a model without batches lacks.
+
+    Args:
+        outputs: Outputs of the model.
+        inputs: Inputs of the model; open dimensions have names.
+        request: Inputs of one request, in the same order, with every size settled.
+    """
+    sizes = {
+        name: size
+        for spec, one in zip(inputs, request, strict=True)
+        for name, size in zip(spec.shape, one.shape, strict=True)
+    }
+    lone = all(spec.shape[:1] == (1,) for spec in request)
+
+    def scored(spec: TensorSpec) -> TensorSpec:
+        first = sizes.get(spec.shape[0], spec.shape[0]) if spec.shape else 0
+        if first == 1 or (lone and isinstance(first, str)):
+            return spec
+        return replace(spec, shape=("n", *spec.shape))
+
+    return tuple(scored(spec) for spec in outputs)
 
 
 def of_samples(array: Array, count: int | None = None) -> str:

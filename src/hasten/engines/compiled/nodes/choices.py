@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -43,6 +43,21 @@ def gathered(node: Node, value: Value, places: Value, axis: int) -> Value:
     return made
 
 
+def _gather_nd(node: Node) -> None:
+    """Lower a choice along the first axis, which is what indexing by one array of places becomes."""
+    value, places = node.inputs
+    if node.attributes.get("batch_dims", 0) or places.shape[-1:] != (1,):
+        node.refuse("it chooses along several axes, or in each row of a batch")
+    if places.batch is not None and places.batch == len(places.shape) - 1:
+        node.mixes_rows()
+    shape = places.shape[:-1]
+    constant = None if places.constant is None else places.constant.reshape(shape)
+    batch = places.batch if places.batch != len(shape) else None
+    node.give(
+        gathered(node, value, replace(places, shape=shape, constant=constant, batch=batch), 0)
+    )
+
+
 def _gather_elements(node: Node) -> None:
     value, places = node.inputs
     rank = len(value.shape)
@@ -74,32 +89,37 @@ def _top_k(node: Node) -> None:
     value = node.input(0)
     rank = len(value.shape)
     axis = node.axis(node.attributes.get("axis", -1), rank)
-    if axis != rank - 1:
-        node.refuse("its axis isn't the last")
     if "k" in node.attributes:
         count = int(node.attributes["k"])
     else:
         count = int(node.constant(1, "number").reshape(-1)[0])
-    if not 1 <= count <= value.shape[-1]:
-        node.refuse(f"it takes the largest {count} of {value.shape[-1]} values")
+    size = value.shape[axis]
+    if not 1 <= count <= size:
+        node.refuse(f"it takes the largest {count} of {size} values")
     if value.batch == axis:
         node.mixes_rows()
-    shape = (*value.shape[:-1], count)
-    values = node.computed(value.dtype, shape, value.batch)
-    places = node.computed("int64", shape, value.batch, 1)
-    lines = int(np.prod(value.shape[:-1], dtype=np.int64))
+    # Lines lie along the last axis, so another one changes places with it before and after.
+    swapped = list(range(rank))
+    swapped[axis], swapped[-1] = swapped[-1], swapped[axis]
+    given = value if axis == rank - 1 else moved(node, value, swapped)
+    shape = (*given.shape[:-1], count)
+    found = [node.graph.new(dtype, shape, given.batch) for dtype in (value.dtype, "int64")]
+    lines = int(np.prod(given.shape[:-1], dtype=np.int64))
     smallest = not node.attributes.get("largest", 1)
-    node.graph.add(
-        Largest(
-            node.graph.tensor(value),
-            values.tensor,
-            places.tensor,
-            lines,
-            value.shape[-1],
-            count,
-            smallest,
-        )
-    )
+    taken, (values, places) = node.graph.tensor(given), (one.tensor for one in found)
+    node.graph.add(Largest(taken, values, places, lines, size, count, smallest))
+    for place, one in enumerate(found):
+        node.give(one if axis == rank - 1 else moved(node, one, swapped), place)
+
+
+def moved(node: Node, value: Value, order: Sequence[int]) -> Value:
+    """Append a copy of a value with its axes in another order; return it."""
+    strides = contiguous(value.shape)
+    batch = None if value.batch is None else order.index(value.batch)
+    made = node.graph.new(value.dtype, tuple(value.shape[axis] for axis in order), batch)
+    along = tuple(strides[axis] for axis in order)
+    node.graph.map([Step("copy", (0,), value.dtype)], [(value, along, 0)], made)
+    return made
 
 
 def _cum_sum(node: Node) -> None:
@@ -170,6 +190,7 @@ def _trilu(node: Node) -> None:
 LOWERINGS: dict[str, Callable[[Node], None]] = {
     "GatherElements": _gather_elements,
     "TopK": _top_k,
+    "GatherND": _gather_nd,
     "CumSum": _cum_sum,
     "OneHot": _one_hot,
     "Trilu": _trilu,

@@ -304,7 +304,8 @@ def _space_to_depth(node: Node) -> None:
         node.refuse(f"{high} x {wide} in blocks of {block}")
     split = (count, channels, high // block, block, wide // block, block)
     shape = (count, channels * block * block, high // block, wide // block)
-    _blocks(node, split, (0, 3, 5, 1, 2, 4), shape)
+    channels_first = node.attributes.get("mode", "DCR") == "CRD"
+    _blocks(node, split, (0, 1, 3, 5, 2, 4) if channels_first else (0, 3, 5, 1, 2, 4), shape)
 
 
 def _blocks(node: Node, split: Sequence[int], order: Sequence[int], shape: tuple[int, ...]) -> None:

@@ -385,7 +385,10 @@ def _cast(node: Node) -> None:
     import onnx
 
     value = node.input(0)
-    dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(node.attributes["to"])))
+    if node.proto.op_type == "CastLike":
+        dtype = node.input(1).dtype
+    else:
+        dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(node.attributes["to"])))
     if dtype not in C_TYPES:
         node.refuse(f"it casts to {dtype}")
     if value.dtype == dtype:
@@ -457,6 +460,7 @@ LOWERINGS: dict[str, Callable[[Node], None]] = {
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
     "Cast": _cast,
+    "CastLike": _cast,
     "Where": _where,
     "Identity": _identity,
     "Dropout": _identity,
