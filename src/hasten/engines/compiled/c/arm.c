@@ -1,11 +1,20 @@
 /* Products of bytes in vectors of 16 for ARM; see operators/int8/arm.py. An assembler is told which instructions there
-   are, since not every compiler's `native` says so. Elsewhere plain C does the same. */
+   are, since not every compiler's `native` says so. Elsewhere plain C does the same. Weights are loaded where the C
+   says: gcc would load many of them before the first product, and run out of registers. clang doesn't, and would
+   compute the address of each such load apart. */
 
+#if ARM && !defined(__clang__)
+#define LOADED(to, from) __asm__ volatile("ldr %q0, %1" : "=w"(to) : "m"(*(const vi *)(from)))
+#define INSTRUCTION __asm__ volatile
+#else
+#define LOADED(to, from) to = *(const vi *)(from)
+#define INSTRUCTION __asm__
+#endif
 #if ARM
 #define DOT_OF(sum, x, w, number) \
-  __asm__(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %2.4b[" #number "]" : "+w"(sum) : "w"(w), "w"(x))
+  INSTRUCTION(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %2.4b[" #number "]" : "+w"(sum) : "w"(w), "w"(x))
 #define MATRICES(sum, x, w) \
-  __asm__(".arch_extension i8mm\n\tusmmla %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(x), "w"(w))
+  INSTRUCTION(".arch_extension i8mm\n\tusmmla %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(x), "w"(w))
 ARM_TWO(ROW_0, vi, vi, "zip1 %0.2d, %1.2d, %2.2d")
 ARM_TWO(ROW_1, vi, vi, "zip2 %0.2d, %1.2d, %2.2d")
 #else

@@ -358,6 +358,10 @@ INLINE N(vi) N(loaded)(const void *from) {
   N(vi) found;
   asm volatile("vmovdqu" EVEX_SUFFIX " %1, %0" : "=" ANY(found) : "m"(*(const N(vi_u) *)from));
   return found;
+#elif ARM && !defined(__clang__) /* which computes each address apart */
+  N(vi) found;
+  asm volatile("ldr %q0, %1" : "=w"(found) : "m"(*(const N(vi_u) *)from));
+  return found;
 #else
   return *(const N(vi_u) *)from;
 #endif

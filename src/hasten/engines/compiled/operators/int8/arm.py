@@ -27,13 +27,12 @@ class Dots(Tile):
                 f"const vi z{p} = BYTES_OF_{size}(q + x{p} + {places[first]});"
                 for p in range(self.pixels)
             ]
-            for number in range(size // 4):
-                for v in range(self.vectors):
-                    at = ((first + number) * self.vectors + v) * self.wide
-                    lines.append(f"{{ const vi w0 = WEIGHTS(w + {at});")
-                    lines += [f"DOT_OF(a{p}_{v}, z{p}, w0, {number});" for p in range(self.pixels)]
-                    lines.append("}")
-            lines.append("}")
+            products = [
+                [f"DOT_OF(a{p}_{v}, z{p}, {{w}}, {number});" for p in range(self.pixels)]
+                for number in range(size // 4)
+                for v in range(self.vectors)
+            ]
+            lines += [*_by_weights(first * self.vectors * self.wide, products), "}"]
         return lines
 
 
@@ -62,16 +61,15 @@ class Matrices(Tile):
                 lines.append(
                     f"vi z{pair}[{size // 8}]; ROWS_OF_{size}(z{pair}, q + x{one} + {place}, q + x{other} + {place});"
                 )
-            for number in range(size // 8):
-                for half in range(2 * self.vectors):
-                    at = (first + 2 * number) * self.vectors * self.wide + half * 16
-                    lines.append(f"{{ const vi w0 = WEIGHTS(w + {at});")
-                    lines += [
-                        f"MATRICES(s{pair}_{half}, z{pair}[{number}], w0);"
-                        for pair in self._pairs_of_pixels
-                    ]
-                    lines.append("}")
-            lines.append("}")
+            products = [
+                [
+                    f"MATRICES(s{pair}_{half}, z{pair}[{number}], {{w}});"
+                    for pair in self._pairs_of_pixels
+                ]
+                for number in range(size // 8)
+                for half in range(2 * self.vectors)
+            ]
+            lines += [*_by_weights(first * self.vectors * self.wide, products), "}"]
         return lines
 
     def _ended(self) -> list[str]:
@@ -80,6 +78,16 @@ class Matrices(Tile):
             for p in range(self.pixels)
             for v in range(self.vectors)
         ]
+
+
+def _by_weights(at: int, products: list[list[str]]) -> list[str]:
+    """Return products with one vector of weights after the other, each loaded before the last one's products."""
+    lines = ["vi w0, w1;", f"LOADED(w0, w + {at});"]
+    for number, some in enumerate(products):
+        if number + 1 < len(products):
+            lines.append(f"LOADED(w{(number + 1) % 2}, w + {at + 16 * (number + 1)});")
+        lines += [one.format(w=f"w{number % 2}") for one in some]
+    return lines
 
 
 def _loads(places: list[int]) -> list[tuple[int, int]]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _PIXELS = ({1: 6, 2: 6, 3: 4, 4: 3}, {1: 8, 2: 8, 3: 8, 4: 7})
 """Largest number of pixels of a tile for each number of vectors, with 16 registers and with 32."""
-_ARM_PIXELS = {1: 8, 2: 8, 3: 6, 4: 6}
+_ARM_PIXELS = {"dots": {1: 8, 2: 8, 3: 7, 4: 5}, "matrices": {1: 8, 2: 8, 3: 6, 4: 6}}
 """Pixels of a tile with the 32 registers of ARM, which also hold bytes of each pixel."""
 
 _TILES = {"": Tile, "dots": arm.Dots, "matrices": arm.Matrices}
@@ -293,7 +293,7 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
 
 def _tile_pixels(layout: Layout, block: Block) -> int:
     """Return the pixels of a block's tiles: with many registers, as many as divide a chunk best."""
-    most = (_ARM_PIXELS if layout.arm else _PIXELS[layout.wide == 64])[block.vectors]
+    most = _ARM_PIXELS.get(layout.arm, _PIXELS[layout.wide == 64])[block.vectors]
     if layout.wide < 64:
         return most
     pixels = layout.chunk_pixels

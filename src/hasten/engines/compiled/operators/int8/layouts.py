@@ -94,8 +94,8 @@ class Layout:
 
     @property
     def unit(self) -> int:
-        """Pixels that most tiles divide: of 7 with many registers, of 3, 4 or 6 with few, of 6 or 8 on ARM."""
-        return self.rows or (24 if self.arm else 14 if self.wide == 64 else 12)
+        """Pixels that most tiles divide: of 7 with many registers, of 3, 4 or 6 with few."""
+        return self.rows or (14 if self.wide == 64 else 12)
 
     @cached_property
     def rows(self) -> int:
