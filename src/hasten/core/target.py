@@ -215,10 +215,11 @@ def _processor(proc: Path) -> tuple[str, frozenset[str]]:
     for line in _text(proc / "cpuinfo").splitlines():
         name, _, value = line.partition(":")
         facts.setdefault(name.strip(), value.strip())
-    maker, part = facts.get("CPU implementer"), facts.get("CPU part")
-    name = f"ARM processor {maker}:{part}" if maker and part else facts.get("model name")
+    name = facts.get("model name") or "unknown"
+    if "CPU implementer" in facts and "CPU part" in facts:
+        name = f"ARM processor {facts['CPU implementer']}:{facts['CPU part']}"
     flags = facts.get("flags") or facts.get("Features", "")
-    return name or "unknown", frozenset(flags.split())
+    return name, frozenset(flags.split())
 
 
 def _text(file: Path) -> str:

@@ -1,5 +1,5 @@
-/* Products of bytes in vectors of 16 for ARM; see operators/int8/arm.py. An assembler is told which instructions there
-   are, since not every compiler's `native` says so. Elsewhere plain C does the same. Weights are loaded where the C
+/* Products of bytes in vectors of 16 for ARM; see operators/int8/arm.py. An assembler is told here which instructions
+   there are, so that no flag need say it. Elsewhere plain C does the same. Weights are loaded where the C
    says: gcc would load many of them before the first product, and run out of registers. clang doesn't, and would
    compute the address of each such load apart. */
 
