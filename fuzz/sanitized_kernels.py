@@ -60,7 +60,10 @@ _LIMIT_S = 300.0
 _LAYOUTS = (*(target for target, _ in PROCESSORS.values()), WITH_AMX)
 _HERE = [target for target, spelled in PROCESSORS.values() if spelled]
 _SPELLED = {
-    **{f"#define {name} 1": f"#define {name} 0" for name in ("X86", "AVX", "AVX512", "NATIVE")},
+    **{
+        f"#define {name} 1": f"#define {name} 0"
+        for name in ("X86", "ARM", "AVX", "AVX512", "NATIVE")
+    },
     "defined(__AMX_INT8__)": "0",
     "#ifdef DOT": "#if 0",
 }

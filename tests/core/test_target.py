@@ -63,6 +63,31 @@ def test_the_processor_is_described_by_what_engines_choose_by(host: Host) -> Non
     assert target.system == f"Linux {os.uname().release} {os.uname().machine}"
 
 
+@pytest.mark.parametrize(
+    ("features", "part", "isa"),
+    [  # a Raspberry Pi 4, a Raspberry Pi 5 and a Graviton3
+        ("fp asimd evtstrm crc32 cpuid", "0xd08", ()),
+        (
+            "fp asimd evtstrm aes atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp",
+            "0xd0b",
+            ("asimdhp", "asimddp"),
+        ),
+        (
+            "fp asimd fphp asimdhp asimddp sve asimdfhm svei8mm svebf16 i8mm bf16 dgh rng",
+            "0xd40",
+            ("asimdhp", "asimddp", "i8mm", "bf16", "sve"),
+        ),
+    ],
+)
+def test_a_processor_of_arm_is_described_too(
+    host: Host, features: str, part: str, isa: tuple[str, ...]
+) -> None:
+    facts = f"Features\t: {features}\nCPU implementer\t: 0x41\nCPU part\t: {part}\n"
+    host.write("proc/cpuinfo", f"processor\t: 0\nBogoMIPS\t: 108.00\n{facts}\nprocessor\t: 1\n")
+    assert host.target().isa == isa
+    assert host.target().processor == f"ARM processor 0x41:{part}"
+
+
 def test_an_unreadable_processor_is_unknown(host: Host) -> None:
     (host.proc / "cpuinfo").write_bytes(b"\xff\xfe nothing of use")
     assert (host.target().processor, host.target().isa) == ("unknown", ())

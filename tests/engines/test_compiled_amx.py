@@ -67,6 +67,23 @@ def test_threads_and_rows_of_a_batch_give_the_same_bytes(
     made.check(rows=3, isa=WITH_AMX.isa, threads=3, spelled=spelled)
 
 
+@pytest.mark.parametrize(
+    ("compiler", "isa"),
+    [
+        ("gcc-12.2.0", ("asimddp", "i8mm")),
+        ("clang-22.1.0", ("asimddp", "i8mm")),
+        ("gcc-9.4.0", ("asimddp",)),
+        ("gcc-7.3.1", ()),
+        ("tcc-unknown", ()),
+    ],
+)
+def test_an_old_compiler_gets_only_instructions_of_arm_that_it_spells(
+    compiler: str, isa: tuple[str, ...]
+) -> None:
+    target = replace(WITH_AMX, isa=("asimddp", "i8mm"))
+    assert granted.granted(target, compiler).isa == isa
+
+
 @here
 @settings(max_examples=5)
 @given(shapes=st.lists(_SHAPES, min_size=4, max_size=4))

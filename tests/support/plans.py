@@ -28,6 +28,8 @@ PROCESSORS: dict[str, tuple[Target, bool]] = {
     "avx512-vnni": (replace(Target.host(), isa=_ICE_LAKE), False),
     "avx512-vnni-without-vbmi": (replace(Target.host(), isa=(*_AVX512, "avx512_vnni")), False),
     "avx512-without-vnni": (replace(Target.host(), isa=_AVX512), False),
+    "arm-dotprod": (replace(Target.host(), isa=("asimddp",)), False),
+    "arm-i8mm": (replace(Target.host(), isa=("asimddp", "i8mm")), False),
 }
 """Processors, and whether their instructions can be run here; else C without them lays all out as for them."""
 
@@ -97,7 +99,7 @@ def answers(
     source = write(plan, weights, target or Target.host(), threads)
     text = source.text
     if not spelled:
-        for name in ("X86", "AVX", "AVX512"):
+        for name in ("X86", "ARM", "AVX", "AVX512"):
             text = text.replace(f"#define {name} 1", f"#define {name} 0")
         text = text.replace("defined(__AMX_INT8__)", "0")
         # Each function by itself compiles in a tenth of the time.

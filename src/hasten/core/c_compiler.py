@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import signal
@@ -50,6 +51,9 @@ places that only an overflow could leave."""
 _OPTIMIZED = {"gcc": ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fpeel-loops")}
 """Flags by which a kind of compiler optimizes; others take `-O3`. Of that, gcc needs these flags for code as fast, and
 half the time or less where there are many small loops."""
+_OWN_ATOMICS = {"gcc": 10, "clang": 12}
+"""First versions whose atomic operations call functions of their library, for ARM processors that lack instructions:
+a Raspberry Pi 4 does. A shared object without a library can't be loaded then."""
 _TOLD_LETTERS = 300
 _FOLDERS = ("TMPDIR", "ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")
 """Environment variables with the folder for what a compiler leaves: zig's keeps objects, and fails without a home."""
@@ -81,7 +85,11 @@ class Compiler:
     @property
     def flags(self) -> tuple[str, ...]:
         """Flags that C is compiled with."""
-        return (*FLAGS, *_OPTIMIZED.get(self.version.partition("-")[0], ("-O3",)))
+        kind, _, number = self.version.partition("-")
+        major = number.partition(".")[0]
+        own = major.isdecimal() and int(major) >= _OWN_ATOMICS.get(kind, sys.maxsize)
+        inline = ("-mno-outline-atomics",) if own and platform.machine() == "aarch64" else ()
+        return (*FLAGS, *inline, *_OPTIMIZED.get(kind, ("-O3",)))
 
     def compile(self, source: str | tuple[str, ...], limit_s: float = LIMIT_S) -> Built:
         """Compile C into a shared object for this machine's processor.

@@ -22,8 +22,14 @@ ISA = (
     "amx_int8",
     "amx_bf16",
     "amx_fp16",
+    "asimdhp",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+    "sve2",
 )
-"""Instruction sets by which engines choose kernels, as /proc/cpuinfo spells them."""
+"""Instruction sets by which engines choose kernels, as /proc/cpuinfo spells them: those of x86-64, then of ARM."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,11 @@ class Target:
     Attributes:
         kind: "host"; "attached" for a device of this host; or "compile-only" for a device
             elsewhere, in which case the other attributes describe the host that compiles.
-        processor: Model name of the processor.
+        processor: Model name of the processor; on ARM the numbers of its implementer and part.
         cpus: Numbers of the processors that this process may run on (affinity mask and cgroup
             cpuset).
         threads: Threads that an engine may use: `len(cpus)`, or fewer under a cgroup quota.
-        isa: Instruction sets that matter to engines: "avx2", "avx512f", "avx512_vnni", ...
+        isa: Instruction sets that matter to engines: "avx2", "avx512_vnni", or "asimddp" and "i8mm" on ARM, ...
         memory_bytes: Memory that this process may use, in bytes: the cgroup's limit or the machine's memory.
         system: Operating system, its release and the machine: "Linux 6.1.0 x86_64".
         device: Name of the device, as a user gives it: "host", "cuda", "fpga:ecp5-85k", "tpu:v5e".
@@ -201,12 +207,19 @@ def _machine_memory_bytes(proc: Path) -> int:
 
 
 def _processor(proc: Path) -> tuple[str, frozenset[str]]:
-    """Return the first processor's model name and flags."""
+    """Return the first processor's model name and flags, which have other titles on ARM.
+
+    Source: Linux, Documentation/arch/arm64/elf_hwcaps.rst, for the names in "Features".
+    """
     facts: dict[str, str] = {}
     for line in _text(proc / "cpuinfo").splitlines():
         name, _, value = line.partition(":")
         facts.setdefault(name.strip(), value.strip())
-    return facts.get("model name") or "unknown", frozenset(facts.get("flags", "").split())
+    name = facts.get("model name") or "unknown"
+    if "CPU implementer" in facts and "CPU part" in facts:
+        name = f"ARM processor {facts['CPU implementer']}:{facts['CPU part']}"
+    flags = facts.get("flags") or facts.get("Features", "")
+    return name, frozenset(flags.split())
 
 
 def _text(file: Path) -> str:

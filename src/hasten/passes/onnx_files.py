@@ -226,11 +226,11 @@ def is_transformer(proto: onnx.ModelProto) -> bool:
 def saturates(target: Target) -> bool:
     """Return whether products of uint8 and int8 overflow on a CPU unless weights have 7 bits.
 
-    Without VNNI or AMX, a CPU sums two such products in 16 bits. The other supported devices have
-    arithmetic that doesn't overflow like that.
+    Without VNNI or AMX, an x86-64 CPU sums two such products in 16 bits. The dot products of ARM, and the
+    other supported devices, have arithmetic that doesn't overflow like that.
     """
     return target.family == "host" and not any(
-        "vnni" in name or name == "amx_int8" for name in target.isa
+        "vnni" in name or name in ("amx_int8", "asimddp") for name in target.isa
     )
 
 

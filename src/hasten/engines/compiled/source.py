@@ -253,7 +253,7 @@ def _aligned_bytes(plan: Plan, name: str) -> int:
 def _bytes(isa: tuple[str, ...]) -> str:
     """Return the C of operations of bytes, for each width of vectors."""
     evex = "avx512bw" in isa
-    vnni = spelled_dots(isa)
+    dots = spelled_dots(isa)
     vbmi = evex and "avx512vbmi" in isa
     facts: dict[str, int] = {
         "AVX": "avx2" in isa,
@@ -261,7 +261,7 @@ def _bytes(isa: tuple[str, ...]) -> str:
         "AVX512": evex,
         "VBMI": vbmi,
     }
-    facts |= {"VNNI": vnni, "TAPS": 4 if vnni else 2}
+    facts |= {"DOTS": dots, "TAPS": 4 if dots else 2, "SHIFT": 128 if dots == 3 else 0}
     lines = [f"#define {name} {int(value)}" for name, value in facts.items()]
     lines.append(text_of("bytes.c"))
     for wide in reversed(byte_widths(isa, 16)):

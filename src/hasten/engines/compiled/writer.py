@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from typing import Literal
 
 import numpy as np
 
@@ -151,6 +152,11 @@ class Writer:
     def byte_taps(self) -> int:
         """Products that an instruction adds to one sum: of numbers of 8 bits where 4, else of 16 bits."""
         return 4 if spelled_dots(self.isa) else 2
+
+    @property
+    def byte_shift(self) -> int:
+        """Number that is taken from bytes before dot products: 128 where these are of bytes with signs."""
+        return 128 if multiplies(self.isa) else 0
 
     def lanes(self, dtype: np.dtype[np.generic]) -> int:
         """Return how many numbers of a type a vector has; the types vfloat and vdouble are such."""
@@ -447,10 +453,17 @@ def byte_widths(isa: tuple[str, ...], least: int = 32) -> tuple[int, ...]:
 
 
 def spelled_dots(isa: tuple[str, ...]) -> int:
-    """Return how dot products of bytes are spelled: 0 where there are none, 1 with VEX, 2 with EVEX."""
+    """Return how dot products of bytes are spelled: 0 where there are none, 1 with VEX, 2 with EVEX, 3 on ARM."""
     if "avx512bw" in isa:
         return 2 if "avx512_vnni" in isa else 0
-    return int("avx2" in isa and "avx_vnni" in isa)
+    return 3 if multiplies(isa) else int("avx2" in isa and "avx_vnni" in isa)
+
+
+def multiplies(isa: tuple[str, ...]) -> Literal["", "dots", "matrices"]:
+    """Return what an ARM processor has that multiplies bytes: dot products, i8mm's matrices too, or neither."""
+    if "asimddp" not in isa:
+        return ""
+    return "matrices" if "i8mm" in isa else "dots"
 
 
 @cache

@@ -5,15 +5,22 @@
 #else
 #define X86 0
 #endif
+#if defined(__aarch64__)
+#define ARM 1
+#else
+#define ARM 0
+#endif
 
-#if X86
+#if X86 || ARM
 #define INLINE static inline __attribute__((always_inline))
 #else
 #define INLINE static inline
 #endif
 
-
-#if AVX512
+#if ARM
+#define ANY(value) "w"(value)
+#define EVEX_SUFFIX ""
+#elif AVX512
 #define ANY(value) "v"(value)
 #define EVEX_SUFFIX "8"
 #else

@@ -67,6 +67,16 @@ static inline vh words_of_signed(const u8 *at) {
   __asm__("vpmovsxbw %1, %0" : "=v"(r) : "m"(*(const half_i8 *)at));
   return r;
 }
+#elif ARM
+#define ARM_TWO(name, to, from, instruction) \
+  static inline to name(from a, from b) { to r; __asm__(instruction : "=&w"(r) : "w"(a), "w"(b)); return r; }
+ARM_TWO(pack_words, vh, vi, "sqxtn %0.4h, %1.4s\n\tsqxtn2 %0.8h, %2.4s")
+ARM_TWO(pack_bytes, vb, vh, "sqxtun %0.8b, %1.8h\n\tsqxtun2 %0.16b, %2.8h")
+ARM_TWO(add_words, vh, vh, "sqadd %0.8h, %1.8h, %2.8h")
+ARM_TWO(most, vb, vb, "umax %0.16b, %1.16b, %2.16b")
+ARM_TWO(least, vb, vb, "umin %0.16b, %1.16b, %2.16b")
+ARM_TWO(most_floats, vf, vf, "fmax %0.4s, %1.4s, %2.4s")
+static inline vi nearest(vf a) { vi r; __asm__("fcvtns %0.4s, %1.4s" : "=w"(r) : "w"(a)); return r; }
 #else
 static inline i32 cut(i32 value, i32 low, i32 high) { return value < low ? low : value > high ? high : value; }
 PLAIN vh pack_words(vi a, vi b) {
@@ -87,6 +97,8 @@ static inline vf most_floats(vf a, vf b) {
   return (vf)(((vi)a & above) | ((vi)b & ~above));
 }
 PLAIN vi nearest(vf a) { vi r; EACH(LANES) r[i] = (i32)__builtin_lrintf(a[i]); return r; }
+#endif
+#if !NATIVE
 static inline vh words_of(const u8 *at) { return __builtin_convertvector(*(const half_u8 *)at, vh); }
 static inline vh words_of_signed(const u8 *at) { return __builtin_convertvector(*(const half_i8 *)at, vh); }
 #endif

@@ -146,15 +146,15 @@ INLINE void N(woven)(u8 *y, N(vb) a, N(vb) b, N(vb) c, const u8 *places) {
 #if W == 16
 /* 16 rows of 16 bytes become their columns: four times the first half is woven into the second. */
 INLINE void turned(u8 *to, long pitch, const u8 *from, long line) {
-#if X86
+#if X86 || ARM
   N(vb) row[16], next[16];
   for (int i = 0; i < 16; i++) row[i] = BYTES(from + i * line);
 #pragma GCC unroll 4
   for (int round = 0; round < 4; round++) {
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) {
-      OF_TWO("punpcklbw", next[2 * i], row[i], row[i + 8]);
-      OF_TWO("punpckhbw", next[2 * i + 1], row[i], row[i + 8]);
+      LOW_BYTES(next[2 * i], row[i], row[i + 8]);
+      HIGH_BYTES(next[2 * i + 1], row[i], row[i + 8]);
     }
     for (int i = 0; i < 16; i++) row[i] = next[i];
   }
@@ -179,5 +179,9 @@ INLINE void N(gathered)(u8 *y, const float *x, long pixels, long channels, float
 #undef BYTES
 #undef PUT
 #undef OF_TWO
+#undef LOW_BYTES
+#undef HIGH_BYTES
+#undef LOW_WORDS
+#undef HIGH_WORDS
 #undef PREFIX
 #undef WIDE

@@ -1,6 +1,7 @@
 /* Bytes and sums in vectors of W bytes; included once for each width, behind bytes.c. A sum is an int32, so a
    vector vi has W / 4 of them, and four vectors become one of bytes. Names end in the width: packed_32.
-   Macros say which instructions there are: X86, AVX512 (with bw and vl), VNNI (1: with VEX, 2: with EVEX), VBMI.
+   Macros say which instructions there are: X86, ARM, AVX512 (with bw and vl), VBMI, and DOTS of
+   bytes (1: with VEX, 2: with EVEX, 3: on ARM, of bytes from which SHIFT was taken).
    Instructions are spelled, since compilers have different names for them and move loads far away. */
 
 #define VECTOR(type, name) \
@@ -14,7 +15,13 @@ VECTOR(i64, vl)
 #undef VECTOR
 
 #define WIDE (AVX && W > 16)
-#if AVX
+#if ARM
+#define OF_TWO(name, kind, to, a, b) asm(name " %0." kind ", %1." kind ", %2." kind : "=w"(to) : "w"(a), "w"(b))
+#define LOW_BYTES(to, a, b) OF_TWO("zip1", "16b", to, a, b)
+#define HIGH_BYTES(to, a, b) OF_TWO("zip2", "16b", to, a, b)
+#define LOW_WORDS(to, a, b) OF_TWO("zip1", "8h", to, a, b)
+#define HIGH_WORDS(to, a, b) OF_TWO("zip2", "8h", to, a, b)
+#elif AVX
 #define PREFIX "v"
 #define OF_TWO(name, to, a, b) asm("v" name " %2, %1, %0" : "=" ANY(to) : ANY(a), ANY(b))
 #else
@@ -26,12 +33,22 @@ VECTOR(i64, vl)
     to = first_; \
   } while (0)
 #endif
+#if X86
+#define LOW_BYTES(to, a, b) OF_TWO("punpcklbw", to, a, b)
+#define HIGH_BYTES(to, a, b) OF_TWO("punpckhbw", to, a, b)
+#define LOW_WORDS(to, a, b) OF_TWO("punpcklwd", to, a, b)
+#define HIGH_WORDS(to, a, b) OF_TWO("punpckhwd", to, a, b)
+#endif
 
 /* The nearest integers, halves to even. */
 INLINE N(vi) N(rounded_float)(N(vf) scaled) {
 #if X86
   N(vi) found;
   asm(PREFIX "cvtps2dq %1, %0" : "=" ANY(found) : ANY(scaled));
+  return found;
+#elif ARM
+  N(vi) found;
+  asm("fcvtns %0.4s, %1.4s" : "=w"(found) : "w"(scaled));
   return found;
 #else
   const float most = 1 << 20, shift = 3 << 22;
@@ -51,6 +68,8 @@ INLINE N(vi) N(sloped)(N(vi) sum, N(vf) scale, N(vf) slope) {
   N(vf) scaled = __builtin_convertvector(sum, N(vf)) * scale, other = scaled * slope;
 #if X86
   OF_TWO("maxps", scaled, scaled, other);
+#elif ARM
+  OF_TWO("fmax", "4s", scaled, scaled, other);
 #else
   N(vi) above = scaled > other;
   scaled = (N(vf))(((N(vi))scaled & above) | ((N(vi))other & ~above));
@@ -83,6 +102,9 @@ INLINE N(vb) N(larger)(N(vb) a, N(vb) b) {
 #if X86
   OF_TWO("pmaxub", a, a, b);
   return a;
+#elif ARM
+  OF_TWO("umax", "16b", a, a, b);
+  return a;
 #else
   N(vb) above = (N(vb))(a > b);
   return (a & above) | (b & ~above);
@@ -95,6 +117,10 @@ INLINE N(vb) N(clamped)(N(vb) q, u8 low, u8 high) {
   if (low > 0) OF_TWO("pmaxub", q, q, lows);
   if (high < 255) OF_TWO("pminub", q, q, highs);
   return q;
+#elif ARM
+  if (low > 0) OF_TWO("umax", "16b", q, q, lows);
+  if (high < 255) OF_TWO("umin", "16b", q, q, highs);
+  return q;
 #else
   N(vb) below = (N(vb))(q < lows), above = (N(vb))(q > highs);
   return (lows & below) | (highs & above) | (q & ~(below | above));
@@ -106,6 +132,8 @@ INLINE N(vh) N(halved)(N(vi) a, N(vi) b) {
   N(vh) both;
 #if X86
   OF_TWO("packssdw", both, a, b);
+#elif ARM
+  asm("sqxtn %0.4h, %1.4s\n\tsqxtn2 %0.8h, %2.4s" : "=&w"(both) : "w"(a), "w"(b));
 #else
   for (int i = 0; i < W / 2; i++)
     both[i] = clamp_byte((i % 8 < 4 ? a : b)[i / 8 * 4 + i % 4], -32768, 32767);
@@ -123,6 +151,13 @@ INLINE N(vb) N(laned)(N(vh) ab, N(vh) cd, i32 zero) {
     OF_TWO("paddsw", cd, cd, zeros);
   }
   OF_TWO("packuswb", all, ab, cd);
+#elif ARM
+  const N(vh) zeros = (N(vh)){0} + (i16)zero;
+  if (zero) {
+    OF_TWO("sqadd", "8h", ab, ab, zeros);
+    OF_TWO("sqadd", "8h", cd, cd, zeros);
+  }
+  asm("sqxtun %0.8b, %1.8h\n\tsqxtun2 %0.16b, %2.8h" : "=&w"(all) : "w"(ab), "w"(cd));
 #else
   for (int i = 0; i < W; i++)
     all[i] = clamp_byte((i % 16 < 8 ? ab : cd)[i / 16 * 8 + i % 8] + zero, 0, 255);
@@ -140,6 +175,8 @@ INLINE N(vb) N(packed)(N(vh) ab, N(vh) cd, i32 zero) {
   const N(vi) order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
 #endif
   OF_TWO("permd", all, order, all);
+  return all;
+#elif W == 16
   return all;
 #else
   N(vi) found;
@@ -262,6 +299,9 @@ INLINE void N(split_added)(N(vh) *first, N(vh) *second, N(vb) q) {
   OF_TWO("punpckhbw", high, q, none);
   *first += low;
   *second += high;
+#elif ARM
+  asm("uaddw %0.8h, %0.8h, %1.8b" : "+w"(*first) : "w"(q));
+  asm("uaddw2 %0.8h, %0.8h, %1.16b" : "+w"(*second) : "w"(q));
 #else
   for (int i = 0; i < W; i++) (*(i % 16 < 8 ? first : second))[i / 16 * 8 + i % 8] += q[i];
 #endif
@@ -276,6 +316,9 @@ INLINE void N(wide_added)(N(vi) *first, N(vi) *second, N(vh) q) {
   OF_TWO("punpckhwd", high, q, none);
   *first += low;
   *second += high;
+#elif ARM
+  asm("uaddw %0.4s, %0.4s, %1.4h" : "+w"(*first) : "w"(q));
+  asm("uaddw2 %0.4s, %0.4s, %1.8h" : "+w"(*second) : "w"(q));
 #else
   for (int i = 0; i < W / 2; i++) (*(i % 8 < 4 ? first : second))[i / 8 * 4 + i % 4] += (i32)(q[i] & 0xffff);
 #endif
@@ -315,6 +358,10 @@ INLINE N(vi) N(loaded)(const void *from) {
   N(vi) found;
   asm volatile("vmovdqu" EVEX_SUFFIX " %1, %0" : "=" ANY(found) : "m"(*(const N(vi_u) *)from));
   return found;
+#elif ARM && !defined(__clang__) /* which computes each address apart */
+  N(vi) found;
+  asm volatile("ldr %q0, %1" : "=w"(found) : "m"(*(const N(vi_u) *)from));
+  return found;
 #else
   return *(const N(vi_u) *)from;
 #endif
@@ -322,9 +369,9 @@ INLINE N(vi) N(loaded)(const void *from) {
 
 /* Products of each sum's own TAPS bytes, or numbers of 16 bits, added to the sums; in one statement, since a
    compiler would put all additions behind all products. */
-#if WIDE && VNNI == 2
+#if WIDE && DOTS == 2
 #define DOTTED(sum, x, how, w) asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), how(w))
-#elif WIDE && VNNI == 1
+#elif WIDE && DOTS == 1
 #define DOTTED(sum, x, how, w) asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(x), how(w))
 #elif WIDE
 #define DOTTED(sum, x, how, w) \
@@ -334,10 +381,13 @@ INLINE N(vi) N(loaded)(const void *from) {
 #define DOTTED(sum, x, how, w) \
   OF_TWO("pmaddwd", x, x, w); \
   sum += x
+#elif ARM && DOTS == 3
+#define DOTTED(sum, x, how, w) \
+  asm(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(x), "w"(w))
 #elif TAPS == 4
 #define DOTTED(sum, x, how, w) \
   const N(vb) ones = (N(vb))x, twos = (N(vb))w; \
-  for (int i = 0; i < W; i++) sum[i / 4] += ones[i] * (i8)twos[i]
+  for (int i = 0; i < W; i++) sum[i / 4] += (ones[i] ^ SHIFT) * (i8)twos[i] - SHIFT * (i8)twos[i]
 #else
 #define DOTTED(sum, x, how, w) sum += ((x << 16) >> 16) * ((w << 16) >> 16) + (x >> 16) * (w >> 16)
 #endif
@@ -354,7 +404,7 @@ INLINE N(vi) N(dotted_at)(N(vi) sum, N(vi) x, const u8 *w) {
 /* Vectors of braids full of one byte. */
 INLINE void N(filled)(u8 *to, long vectors, u8 value) {
 #if TAPS == 4
-  const N(vb) all = (N(vb)){0} + value;
+  const N(vb) all = (N(vb)){0} + (u8)(value ^ SHIFT);
 #else
   const N(vh) all = (N(vh)){0} + (i16)value;
 #endif
@@ -366,26 +416,29 @@ INLINE void N(filled)(u8 *to, long vectors, u8 value) {
    stands for rows behind `rows` counts nothing. */
 INLINE void N(crossed)(N(vi) *x0, N(vi) *x1, N(vi) *x2, N(vi) *x3, const u8 *r0, const u8 *r1, const u8 *r2,
                        const u8 *r3, int rows) {
-#if X86
+#if X86 || ARM
   N(vb) a = *(const N(vb_u) *)r0, b = a, c = a, d = a, ab, ab2, cd, cd2;
   if (rows > 1) b = *(const N(vb_u) *)r1;
   if (rows > 2) c = *(const N(vb_u) *)r2;
   if (rows > 3) d = *(const N(vb_u) *)r3;
-  OF_TWO("punpcklbw", ab, a, b);
-  OF_TWO("punpckhbw", ab2, a, b);
-  OF_TWO("punpcklbw", cd, c, d);
-  OF_TWO("punpckhbw", cd2, c, d);
-  OF_TWO("punpcklwd", *x0, ab, cd);
-  OF_TWO("punpckhwd", *x1, ab, cd);
-  OF_TWO("punpcklwd", *x2, ab2, cd2);
-  OF_TWO("punpckhwd", *x3, ab2, cd2);
+#if SHIFT
+  a ^= SHIFT, b ^= SHIFT, c ^= SHIFT, d ^= SHIFT;
+#endif
+  LOW_BYTES(ab, a, b);
+  HIGH_BYTES(ab2, a, b);
+  LOW_BYTES(cd, c, d);
+  HIGH_BYTES(cd2, c, d);
+  LOW_WORDS(*x0, ab, cd);
+  HIGH_WORDS(*x1, ab, cd);
+  LOW_WORDS(*x2, ab2, cd2);
+  HIGH_WORDS(*x3, ab2, cd2);
 #else
   const u8 *const of[] = {r0, r1, r2, r3};
   u8 each[4 * W];
   for (int part = 0; part < 4; part++)
     for (int lane = 0; lane < W / 4; lane++)
       for (int row = 0; row < 4; row++)
-        each[part * W + lane * 4 + row] = of[row][lane / 4 * 16 + part * 4 + lane % 4];
+        each[part * W + lane * 4 + row] = of[row][lane / 4 * 16 + part * 4 + lane % 4] ^ SHIFT;
   COPY(x0, each, W);
   COPY(x1, each + W, W);
   COPY(x2, each + 2 * W, W);
@@ -406,7 +459,7 @@ static void N(framed)(u8 *to, const u8 *const *rows, long high, long start, long
 /* Rows of a picture of bytes side by side, so that a sum's taps are neighbours: of each pixel of so many, `parts`
    vectors, each sum of which sees its own channel in TAPS rows. With 4 parts, channels lie in lanes. */
 INLINE void N(braided)(u8 *to, const u8 *const *rows, long pixels, long pitch, int parts) {
-#if !X86
+#if !X86 && !ARM
   const long lanes = W / 4;
   for (long i = 0; i < pixels; i++)
     for (long sum = 0; sum < lanes * parts; sum++)
@@ -415,7 +468,7 @@ INLINE void N(braided)(u8 *to, const u8 *const *rows, long pixels, long pitch, i
         const long channel = parts == 4 ? lane / 4 * 16 + sum / lanes * 4 + lane % 4 : sum;
         const u8 q = rows[tap][i * pitch + channel];
         const long place = (i * lanes * parts + sum) * TAPS + tap;
-        if (TAPS == 4) to[place] = q;
+        if (TAPS == 4) to[place] = q ^ SHIFT;
         else ((i16 *)to)[place] = q;
       }
 #else
@@ -433,26 +486,30 @@ INLINE void N(braided)(u8 *to, const u8 *const *rows, long pixels, long pitch, i
 #define BRAID(type) \
   const type a = GET(type, 0), b = GET(type, 1), c = GET(type, 2), d = GET(type, 3); \
   type ab, cd, ab2, cd2, first, second, third, fourth; \
-  OF_TWO("punpcklbw", ab, a, b); \
-  OF_TWO("punpckhbw", ab2, a, b); \
-  OF_TWO("punpcklbw", cd, c, d); \
-  OF_TWO("punpckhbw", cd2, c, d); \
-  OF_TWO("punpcklwd", first, ab, cd); \
-  OF_TWO("punpckhwd", second, ab, cd); \
-  OF_TWO("punpcklwd", third, ab2, cd2); \
-  OF_TWO("punpckhwd", fourth, ab2, cd2);
+  LOW_BYTES(ab, a, b); \
+  HIGH_BYTES(ab2, a, b); \
+  LOW_BYTES(cd, c, d); \
+  HIGH_BYTES(cd2, c, d); \
+  LOW_WORDS(first, ab, cd); \
+  HIGH_WORDS(second, ab, cd); \
+  LOW_WORDS(third, ab2, cd2); \
+  HIGH_WORDS(fourth, ab2, cd2);
 #else
 #define BRAID(type) \
   const type a = GET(type, 0), b = GET(type, 1), none = {0}; \
   type ab, ab2, first, second, third, fourth; \
-  OF_TWO("punpcklbw", ab, a, b); \
-  OF_TWO("punpckhbw", ab2, a, b); \
-  OF_TWO("punpcklbw", first, ab, none); \
-  OF_TWO("punpckhbw", second, ab, none); \
-  OF_TWO("punpcklbw", third, ab2, none); \
-  OF_TWO("punpckhbw", fourth, ab2, none);
+  LOW_BYTES(ab, a, b); \
+  HIGH_BYTES(ab2, a, b); \
+  LOW_BYTES(first, ab, none); \
+  HIGH_BYTES(second, ab, none); \
+  LOW_BYTES(third, ab2, none); \
+  HIGH_BYTES(fourth, ab2, none);
 #endif
+#if SHIFT
+#define PUT(type, place, value) *(type *)(to + (place)) = (type)((N(vb))value ^ SHIFT)
+#else
 #define PUT(type, place, value) *(type *)(to + (place)) = value
+#endif
   for (long i = 0; i < pixels; i++, to += parts * W) {
     const long at = i * pitch;
     if (parts == 4) {

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.operators.int8 import amx
+from hasten.engines.compiled.operators.int8 import amx, arm
 from hasten.engines.compiled.operators.int8.layouts import Block, Layout, whole
 from hasten.engines.compiled.operators.int8.tiles import End, Tile
 from hasten.engines.compiled.plan import ALIGNMENT, MOST_BYTES, product
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 _PIXELS = ({1: 6, 2: 6, 3: 4, 4: 3}, {1: 8, 2: 8, 3: 8, 4: 7})
 """Largest number of pixels of a tile for each number of vectors, with 16 registers and with 32."""
+_ARM_PIXELS = {"dots": {1: 8, 2: 8, 3: 7, 4: 5}, "matrices": {1: 8, 2: 8, 3: 6, 4: 6}}
+"""Pixels of a tile with the 32 registers of ARM, which also hold bytes of each pixel."""
+
+_TILES = {"": Tile, "dots": arm.Dots, "matrices": arm.Matrices}
 
 
 class Table:
@@ -81,6 +85,8 @@ def _emit(layout: Layout, writer: Writer, pixels: str | None) -> None:
     writer.part("dense8.c", WIDE=layout.wide, QUADS=int(layout.quads))
     if layout.rows:
         writer.part("amx.c")
+    if layout.arm:
+        writer.part("arm.c")
     table = Table()
     name = _rows(layout, writer, table)
     x, y = writer.read(conv.input), writer.write(conv.output)
@@ -137,7 +143,8 @@ def _rows(layout: Layout, writer: Writer, table: Table) -> str:
 
     Its arguments are padded rows, output rows, the residual's rows, how many output rows, the first block of
     channels and the one behind the last, the layer's table, and memory that it may use. For a pointwise
-    layer each row is one pixel. With VNNI up to 3 bytes behind the padded rows are read, if `ragged`.
+    layer each row is one pixel. Where bytes are multiplied as they are, up to 7 behind the padded rows are
+    read, if `ragged`.
     """
     conv, steps = layout.conv, layout.steps
     outs, item = conv.channels[1], 4 if conv.rounding is None else 1
@@ -257,7 +264,7 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
     head = "const u8 *x, const i32 *at, const u8 *w, const u8 *b, const struct end *e, const u8 *f, u8 *y"
 
     def tile(pixels: int) -> str:
-        one = Tile(
+        one = _TILES[layout.arm](
             pixels,
             block.vectors,
             block.channels,
@@ -266,7 +273,7 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
             layout.steps,
             layout.mode == "bytes" and not layout.quads,
             end,
-            pixels == most and layout.wide > 16,
+            layout.arm != "" or (pixels == most and layout.wide > 16),
         )
         name = writer.static("tile", f"static void @({head}) {{\n{one.text}\n}}")
         return f"{name}(x, at, w, b, e, f, y);"
@@ -286,7 +293,7 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
 
 def _tile_pixels(layout: Layout, block: Block) -> int:
     """Return the pixels of a block's tiles: with many registers, as many as divide a chunk best."""
-    most = _PIXELS[layout.wide == 64][block.vectors]
+    most = _ARM_PIXELS.get(layout.arm, _PIXELS[layout.wide == 64])[block.vectors]
     if layout.wide < 64:
         return most
     pixels = layout.chunk_pixels
@@ -341,7 +348,8 @@ def _scales(layout: Layout, writer: Writer) -> Array:
     """Return bias, scale and slope, if any, of each lane, block by block, as int32; the bias includes the zero."""
     conv = layout.conv
     weight = writer.constant(conv.weight).reshape(conv.channels[1], -1)
-    bias = writer.constant(conv.bias).astype(np.int64) - conv.zero * weight.sum(1, np.int64)
+    zero = conv.zero - writer.byte_shift * (layout.arm == "dots")
+    bias = writer.constant(conv.bias).astype(np.int64) - zero * weight.sum(1, np.int64)
     numbers = [bias.astype(np.int32)]
     numbers += [writer.constant(name).view(np.int32) for name in (conv.scale, conv.slope) if name]
     found = np.zeros((layout.groups, layout.outs + 1, len(numbers)), np.int32)
@@ -357,7 +365,7 @@ def _scales(layout: Layout, writer: Writer) -> Array:
 def _pack(layout: Layout, writer: Writer, room: Array) -> None:
     """Write the weights in the order in which tiles read them."""
     steps, each, groups = layout.steps, layout.each, layout.groups
-    runs, dots = steps.down * steps.across, steps.run // 4
+    runs, dots = steps.down * steps.across, steps.run // layout.item // each
     given = _merged(layout, writer).reshape(groups, layout.outs, runs, -1)
     packed = room.view(np.int16 if layout.mode == "words" else np.int8).reshape(groups, -1)
     at_once, place = 2 if layout.rows else 4, 0

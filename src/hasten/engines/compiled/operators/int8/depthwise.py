@@ -203,7 +203,7 @@ class Depthwise:
     @property
     def _registers(self) -> int:
         """Vectors that registers hold."""
-        return 32 if self.writer.byte_widths[0] == 64 else 16
+        return 32 if self.writer.byte_widths[0] == 64 or self.writer.byte_shift else 16
 
     @property
     def blocks(self) -> int:
@@ -311,7 +311,8 @@ class Depthwise:
         taps = self.braids.weights(conv, weight)
         kind = np.int8 if self.braids.taps == 4 else np.int16
         whole = weight.astype(np.int64).reshape(channels, -1).sum(1)
-        bias = (writer.constant(conv.bias) - conv.zero * whole).astype(np.int32)
+        zero = conv.zero - writer.byte_shift
+        bias = (writer.constant(conv.bias) - zero * whole).astype(np.int32)
         numbers = [bias, writer.constant(conv.scale)]
         if conv.slope:
             numbers.append(writer.constant(conv.slope))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8.tiles import Steps
 from hasten.engines.compiled.plan import ALIGNMENT, product
+from hasten.engines.compiled.writer import multiplies
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.operators.int8.convolutions import Conv8
@@ -59,10 +60,11 @@ class Layout:
     Attributes:
         conv: The convolution.
         wide: Bytes of a vector.
-        quads: Whether four bytes are multiplied at once, by VNNI; else two numbers of 16 bits.
+        quads: Whether bytes are multiplied as they are, by VNNI or `arm`; else two numbers of 16 bits at once.
         permutes: Whether a byte's entry of a table of 256 is found in registers, by VBMI.
         amx: Whether the processor multiplies matrices of bytes, by AMX.
         pixels: Largest number of pixels of the input that come at once, of all rows of a batch.
+        arm: How an ARM processor multiplies bytes: "dots", by dot products; "matrices", by i8mm; "" for neither.
     """
 
     conv: Conv8
@@ -71,17 +73,19 @@ class Layout:
     permutes: bool
     amx: bool
     pixels: int
+    arm: Literal["", "dots", "matrices"] = ""
 
     @classmethod
     def of(cls, conv: Conv8, writer: Writer) -> Layout:
         """Return the layout for the processor that a plan is written for."""
         isa = writer.isa
         wide = 64 if "avx512bw" in isa else 32 if "avx2" in isa else 16
-        quads = ("avx512_vnni" if wide == 64 else "avx_vnni") in isa
+        arm = multiplies(isa)
+        quads = bool(arm) or ("avx512_vnni" if wide == 64 else "avx_vnni") in isa
         permutes = wide == 64 and "avx512vbmi" in isa
         amx = quads and wide == 64 and "amx_int8" in isa
         pixels = product(conv.size) * (_MOST_ROWS if writer.plan.by_row else 1)
-        return cls(conv, wide, quads, permutes, amx, pixels)
+        return cls(conv, wide, quads, permutes, amx, pixels, arm)
 
     @property
     def lanes(self) -> int:
@@ -119,8 +123,8 @@ class Layout:
 
     @property
     def each(self) -> int:
-        """Numbers of the input that a dot product takes."""
-        return 4 if self.quads else 2
+        """Numbers of the input that a dot product, or a row of i8mm's matrices, takes."""
+        return 8 if self.arm == "matrices" else 4 if self.quads else 2
 
     @property
     def item(self) -> int:
@@ -176,7 +180,7 @@ class Layout:
         dots = -(-count // self.each)
         if self.rows:
             dots = product(_evenly(dots))
-        return Steps(down, across, dots * 4, below, right)
+        return Steps(down, across, dots * self.each * self.item, below, right)
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -248,7 +252,7 @@ class Layout:
     @property
     def ragged(self) -> bool:
         """Whether a run's last product takes bytes behind it."""
-        return self.steps.run // 4 * self.each != self._runs[2]
+        return self.steps.run != self._runs[2] * self.item
 
     def row_bytes(self, rows: int) -> int:
         """Bytes of the padded input that some output rows read."""

@@ -100,14 +100,8 @@ class Tile:
     @property
     def text(self) -> str:
         """C of the tile."""
-        each, wide = range(self.pixels), self.wide
-        lines = [f"const long x{p} = at[{p}];" for p in each]
-        lines += [
-            f"vi a{p}_{v} = *(const vi *)(b + {v * wide});"
-            for v in range(self.vectors)
-            for p in each
-        ]
-        return "\n".join(lines + self._sums() + self._results())
+        lines = [f"const long x{p} = at[{p}];" for p in range(self.pixels)]
+        return "\n".join([*lines, *self._begun(), *self._sums(), *self._ended(), *self._results()])
 
     @property
     def kept(self) -> str:
@@ -118,6 +112,18 @@ class Tile:
             for v in range(self.vectors)
         ]
         return "\n".join(lines + self._results())
+
+    def _begun(self) -> list[str]:
+        """Return C of sums that are the bias yet."""
+        return [
+            f"vi a{p}_{v} = *(const vi *)(b + {v * self.wide});"
+            for v in range(self.vectors)
+            for p in range(self.pixels)
+        ]
+
+    def _ended(self) -> list[str]:
+        """Return C that makes vectors of sums, one for a pixel and a vector of channels, of what was summed."""
+        return []
 
     def _results(self) -> list[str]:
         """Return C that makes results of the sums."""
