@@ -87,6 +87,7 @@ class Exploration:
             if whole:
                 bucketing.propose_exact(few=depth == "first")
             whole = self._try([one for one in ordered if not one.exact]) and whole
+        whole = whole and self._try(self._split(ordered))
         self._tell_exact(whole=whole or self._ended)
         self._stage = "try"
         if not whole or depth != "all":
@@ -117,6 +118,12 @@ class Exploration:
             ratios = [self.trials.ratio(t).estimate for t in passing]
             around = neighbours(best, self._helpful(), target, settled=self._settling_helps())
             self._try(around, min(ratios, default=1.0))
+
+    def _split(self, candidates: Sequence[Single]) -> list[Single]:
+        """Return what engines propose in place of candidates of which they refused a part."""
+        refused = [(one, self.trials.done[one.key].skipped or "") for one in candidates]
+        found = [(one, one.engine.split(said)) for one, said in refused if said]
+        return [Single(one.passes, other) for one, other in found if other is not None]
 
     def _bucketing(self) -> Bucketing | None:
         """Return what proposes buckets; None where samples have one shape, or engines alone are tried."""
