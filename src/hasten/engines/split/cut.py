@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -78,16 +78,17 @@ class Cutter:
         """
         below, above = self._closed(self._after), self._closed(self._before)
         cuts = [self._at(below, compiled_first=True), self._at(above, compiled_first=False)]
-        whole = self._products({*range(len(self.proto.graph.node))})
-        best = max(cuts, key=lambda one: self._products(one.compiled.nodes))
-        if not best.compiled.outputs or not best.rest.outputs:
-            raise NotCovered("no part of the model can be compiled for itself")
-        if 2 * self._products(best.compiled.nodes) <= whole:
+        best = max(cuts, key=lambda one: self._rank(one.compiled))
+        most, whole = self._rank(best.compiled)[0], self._products(range(len(self._reads)))
+        if not best.compiled.nodes or not best.rest.outputs or (whole and 2 * most <= whole):
+            why = self.coverage.refused[min(self.coverage.refused)]
             raise NotCovered(
-                f"compiled C could take {self._products(best.compiled.nodes)} of the model's {whole} products, "
-                "too few to cut the model in two"
+                f"compiled C could have {most} of the model's {whole} products, too few to cut it in two; {why}"
             )
         return best
+
+    def _rank(self, part: Part) -> tuple[int, int]:
+        return self._products(part.nodes), len(part.nodes)
 
     def model_of(self, part: Part, specs: Mapping[str, TensorSpec]) -> onnx.ModelProto:
         """Return a part as a model of its own.
@@ -165,7 +166,7 @@ class Cutter:
                 waiting += after[number]
         return found
 
-    def _products(self, nodes: set[int] | frozenset[int]) -> int:
+    def _products(self, nodes: Iterable[int]) -> int:
         graph = self.proto.graph
         return sum(1 for number in nodes if graph.node[number].op_type in PRODUCTS)
 
