@@ -20,6 +20,8 @@ from hasten.engines.split.cut import Cut, Cutter, Part, inferred
 from hasten.errors import CandidateError, IntegrityError, NotCovered, visible
 
 _REST = "rest.onnx"
+_ROWS = 3
+"""Number of rows for which shapes are inferred, to see which tensors have a row for each."""
 
 
 @dataclass(frozen=True)
@@ -158,15 +160,20 @@ class Halves:
             raise NotCovered(
                 f"compiled C would read {visible(name[:80])!r}, whose shape depends on the request's values"
             )
-        spec, opened = self.known[name], self._opened.get(name)
-        rows = {one.shape[0] for one in self.model.inputs if one.shape}
-        if opened and opened.shape[:1] and opened.shape[0] in rows and spec.shape[0] == 1:
-            return replace(spec, shape=(opened.shape[0], *spec.shape[1:]))
+        spec, more = self.known[name], self._of_rows.get(name)
+        if more is not None and more.shape == (_ROWS, *spec.shape[1:]) and spec.shape[0] == 1:
+            return replace(spec, shape=(self.model.inputs[0].shape[0], *spec.shape[1:]))
         return spec
 
     @cached_property
-    def _opened(self) -> dict[str, TensorSpec]:
-        return inferred(self.cutter.proto, self.model.inputs)
+    def _of_rows(self) -> dict[str, TensorSpec]:
+        """Specs of tensors for a request of several rows; empty if the model takes only one."""
+        if not any_batch(self.model.inputs):
+            return {}
+        several = [
+            replace(one, shape=(_ROWS, *one.shape[1:])) for one in self.model.request if one.shape
+        ]
+        return inferred(self.cutter.proto, several)
 
 
 def half_of(artifact: Artifact) -> Half:
