@@ -252,6 +252,20 @@ def test_a_model_that_is_covered_or_has_too_few_products_is_left_whole(
         built(few, host, tmp_path / "few")
 
 
+def test_products_that_compiled_c_does_not_know_are_counted_before_anything_is_lowered(
+    host: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """<ir_version: 9, opset_import: ["": 17]>
+        dynamic (float[N, 6] x) => (int32[N, 3] y) {
+            q, step, zero = DynamicQuantizeLinear (x)
+            y = MatMulInteger (q, w, zero) }"""
+    model = load(saved(tmp_path, text, {"w": np.ones((6, 3), np.int8)}))
+    model = model.settled_by({"x": np.zeros(6, np.float32)})
+    monkeypatch.setattr("hasten.engines.split.engine.coverage", None)
+    with pytest.raises(NotCovered, match="at most 0 of the model's 1 products"):
+        built(model, host, tmp_path)
+
+
 def test_too_much_work_in_floats_is_no_reason_to_cut(
     found: Model, host: Target, tmp_path: Path
 ) -> None:

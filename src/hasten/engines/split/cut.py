@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hasten.core.tensors import TensorSpec
-from hasten.engines.compiled.lowering import Coverage
+from hasten.engines.compiled.lowering import LOWERINGS, Coverage
 from hasten.engines.onnxruntime.layers import PRODUCTS
 from hasten.errors import NotCovered
 
@@ -209,6 +209,21 @@ class Cutter:
     @cached_property
     def _inputs(self) -> set[str]:
         return {value.name for value in self.proto.graph.input}
+
+
+def check_products(proto: onnx.ModelProto) -> None:
+    """Refuse a model of whose products compiled C doesn't know most, before anything is computed.
+
+    Raises:
+        NotCovered: at most half of the products are of operators that it covers.
+    """
+    products = [node.op_type for node in proto.graph.node if node.op_type in PRODUCTS]
+    unknown = [operator for operator in products if operator not in LOWERINGS]
+    if unknown and 2 * len(unknown) >= len(products):
+        raise NotCovered(
+            f"compiled C could have at most {len(products) - len(unknown)} of the model's {len(products)} products, "
+            f"too few to cut it in two; it doesn't take {unknown[0]}"
+        )
 
 
 def inferred(proto: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> dict[str, TensorSpec]:

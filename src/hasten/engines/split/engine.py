@@ -20,7 +20,7 @@ from hasten.engines.compiled.engine import CompiledC, one_request
 from hasten.engines.compiled.lowering import coverage, read_model
 from hasten.engines.layers import LayerTime
 from hasten.engines.onnxruntime.engine import OnnxRuntime
-from hasten.engines.split.cut import Cutter, inferred
+from hasten.engines.split.cut import Cutter, check_products, inferred
 from hasten.engines.split.parts import (
     Halves,
     Index,
@@ -122,6 +122,7 @@ class Split(Engine):
         """
         request = one_request(model)
         proto = read_model(model.path)
+        check_products(proto)
         known = {name: one for name, one in inferred(proto, request).items() if one.static}
         most_work = getattr(self.compiled, "most_work", 0)
         covered = coverage(proto, request, known, most_work, model.constant_inputs)
