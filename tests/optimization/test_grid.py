@@ -14,12 +14,14 @@ from hasten.engines.null import Null
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.onnxruntime.settled import OnnxRuntimeSettled
 from hasten.engines.openvino.engine import OpenVino
+from hasten.engines.split.engine import Split
 from hasten.errors import InputError
 from hasten.measure.candidate import Single
-from hasten.optimization.grid import grid, hurried, neighbours, variations
+from hasten.optimization.grid import grid, hurried, neighbours, splits, variations
 from hasten.passes.base import Pass, Selective
 from hasten.passes.fix_shapes import FixShapes
 from hasten.passes.litert_quantization import LitertQuantization
+from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.small_model import SmallModel, small_model_of
 from hasten.passes.static_quantization import StaticQuantization
 
@@ -39,6 +41,21 @@ def test_the_untouched_model_on_every_engine_comes_first(desk: Desk, host: Targe
     assert kinds == ["OnnxRuntime", "OpenVino"]
     assert untouched[0] == Single((), OnnxRuntime())
     assert untouched[0].exact
+
+
+def test_a_split_is_proposed_for_what_it_takes_alone(desk: Desk, host: Target) -> None:
+    why = "the compiled engine doesn't take NonMaxSuppression (node 'n'): it isn't covered"
+    refused = [
+        Single(passes, engine)
+        for passes in ((), (StaticQuantization(),), (NncfQuantization("performance"),))
+        for engine in (CompiledC(), CompiledC(threads=2), OnnxRuntime())
+    ]
+    assert splits(dict.fromkeys(refused, why), desk.model) == [
+        Single(passes, Split(engine))
+        for passes in ((), (StaticQuantization(),))
+        for engine in (CompiledC(), CompiledC(threads=2))
+    ]
+    assert not splits(dict.fromkeys(refused, "there is nothing to do"), desk.model)
 
 
 def test_a_short_time_reaches_each_kind_of_candidate(desk: Desk, host: Target) -> None:

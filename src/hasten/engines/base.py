@@ -220,6 +220,7 @@ class Engine(Value, ABC):
             "tpu": "hasten.engines.tpu.engine:Tpu",
             "cascade": "hasten.engines.cascade:Cascade",
             "buckets": "hasten.engines.buckets:Buckets",
+            "split": "hasten.engines.split.engine:Split",
         },
     )
     formats: ClassVar[frozenset[Format]]
@@ -280,6 +281,14 @@ class Engine(Value, ABC):
 
     def settling(self) -> Engine | None:
         """Return the engine that settles shapes for one sample and takes batches all the same; or None."""
+        return None
+
+    def split(self, refused: str) -> Engine | None:
+        """Return the engine that takes what this one covers of a model, and leaves the rest to another; or None.
+
+        Args:
+            refused: Message of the `NotCovered` with which it refused the whole.
+        """
         return None
 
     @classmethod

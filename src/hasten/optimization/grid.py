@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from hasten.bundle.batch_mates import share_batch_axis
@@ -148,6 +148,22 @@ def _with_first(step: Pass, engine: Engine, batched: bool) -> Single:
     """
     own = engine.settling() if step.settles and batched else None
     return Single((step,), engine) if own is None else Single((), own)
+
+
+def splits(refused: Mapping[Single, str], model: Model) -> list[Single]:
+    """Return what engines propose in place of candidates of which they refused a part.
+
+    Args:
+        refused: Candidates that were skipped, with the reason.
+        model: The original model.
+    """
+    found = [(one, one.engine.split(said)) for one, said in refused.items()]
+    return [
+        Single(one.passes, other)
+        for one, other in found
+        if other is not None
+        and (_takes(other, one.passes[-1]) if one.passes else model.format in other.formats)
+    ]
 
 
 def originals(model: Model) -> list[Single]:

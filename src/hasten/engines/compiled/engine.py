@@ -27,6 +27,7 @@ from hasten.engines.checked import private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.constants import Constants
 from hasten.engines.compiled.granted import granted
+from hasten.engines.compiled.graph import REFUSES
 from hasten.engines.compiled.kept import (
     code,
     compiler_facts,
@@ -134,7 +135,7 @@ class CompiledC(Engine):
             CandidateError: the model can't be read.
         """
         if model.custom_ops:
-            raise NotCovered("the compiled engine takes no custom operators")
+            raise NotCovered(f"{REFUSES} custom operators")
         plan, weights = self._lowered(model)
         if self.threads > 1 and not any(shared_operations(plan)):
             raise NotCovered(
@@ -153,14 +154,14 @@ class CompiledC(Engine):
             files=(beside,),
             inputs=_inputs(model, plan),
             outputs=_outputs(model, plan),
-            request=_request(model),
+            request=one_request(model),
         )
 
     def _lowered(self, model: Model) -> tuple[Plan, bytes]:
         """Make the plan of an ONNX file or an IR."""
         from hasten.engines.compiled.lowering import lower, lower_graph
 
-        request = _request(model)
+        request = one_request(model)
         constants = model.constant_inputs
         if model.format == "onnx":
             return lower(model.path, request, model.outputs, self.most_work, constants)
@@ -168,6 +169,18 @@ class CompiledC(Engine):
 
         proto = as_onnx(model.path, request, model.outputs)
         return lower_graph(proto, request, model.outputs, self.most_work, constants)
+
+    def split(self, refused: str) -> Engine | None:
+        """Return the engine that leaves the rest to ONNX Runtime, if that is installed and an operator was refused."""
+        from hasten.engines.split.engine import Split
+
+        if not refused.startswith(REFUSES):
+            return None
+        try:
+            Split.version()
+        except InputError:
+            return None
+        return Split(self)
 
     def reference(self) -> Engine | None:
         """Return the engine that calculates the same plan in numpy."""
@@ -376,7 +389,7 @@ def _open(session: CompiledSession) -> Iterator[CompiledSession]:
         session.close()
 
 
-def _request(model: Model) -> tuple[TensorSpec, ...]:
+def one_request(model: Model) -> tuple[TensorSpec, ...]:
     """Return the inputs of one request; an open batch has one row where no data settled it."""
     if model.request:
         return model.request
@@ -397,12 +410,12 @@ def _request(model: Model) -> tuple[TensorSpec, ...]:
 def _inputs(model: Model, plan: Plan) -> tuple[TensorSpec, ...]:
     """Return the inputs that sessions take: as of one request, for any batch where rows are apart."""
     found = []
-    for spec, settled in zip(model.inputs, _request(model), strict=True):
+    for spec, settled in zip(model.inputs, one_request(model), strict=True):
         rest = settled.shape[1:]
         opened = plan.by_row and spec.shape and isinstance(spec.shape[0], str)
         found.append(replace(settled, shape=(spec.shape[0], *rest)) if opened else settled)
     if not _open_batch(tuple(found)):
-        return _request(model)
+        return one_request(model)
     return tuple(found)
 
 

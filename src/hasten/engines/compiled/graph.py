@@ -31,6 +31,14 @@ if TYPE_CHECKING:
     from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Pending
 
 
+REFUSES = "the compiled engine doesn't take"
+"""Beginning of a refusal of an operator or a type, which another engine may calculate with."""
+
+
+class TooMuch(NotCovered):
+    """There is more to calculate than the engine takes, whatever the operators are."""
+
+
 @dataclass(frozen=True)
 class Value:
     """Value of the ONNX graph: a contiguous tensor of the plan under a shape.
@@ -86,7 +94,7 @@ class Node:
             f"{proto.name!r:.80}" if proto.name else f"that gives {''.join(proto.output[:1])!r:.80}"
         )
         operator = visible(proto.op_type[:80])
-        raise NotCovered(f"the compiled engine doesn't take {operator} (node {named}): {why}")
+        raise NotCovered(f"{REFUSES} {operator} (node {named}): {why}")
 
     def has(self, place: int) -> bool:
         """Whether an input, which may be left out, is there."""
@@ -216,9 +224,9 @@ class Graph:
     def new(self, dtype: str, shape: tuple[int, ...], batch: int | None) -> Value:
         """Make a tensor that an operation is going to write."""
         if dtype not in C_TYPES:
-            raise NotCovered(f"the compiled engine doesn't take tensors of {dtype}")
+            raise NotCovered(f"{REFUSES} tensors of {dtype}")
         if product(shape) < 1:
-            raise NotCovered(f"the compiled engine doesn't take empty tensors: {list(shape)}")
+            raise NotCovered(f"{REFUSES} empty tensors: {list(shape)}")
         name = f"t{len(self.tensors)}"
         self.tensors[name] = Tensor(dtype, product(shape))
         return Value(name, dtype, shape, batch)
@@ -229,9 +237,7 @@ class Graph:
         if known is not None:
             return known[1]
         if str(array.dtype) not in C_TYPES or not array.size:
-            raise NotCovered(
-                f"the compiled engine doesn't take constants of {array.dtype}, shape {list(array.shape)}"
-            )
+            raise NotCovered(f"{REFUSES} constants of {array.dtype}, shape {list(array.shape)}")
         name = f"t{len(self.tensors)}"
         self.tensors[name] = self.weights.add(array)
         self._stored[id(array)] = (array, name)
@@ -302,7 +308,7 @@ class Graph:
             self._refuse_work(said)
 
     def _refuse_work(self, said: str) -> NoReturn:
-        raise NotCovered(
+        raise TooMuch(
             f"the compiled engine takes up to {self.most_work / 1e6:g} million calculations with floats "
             f"for an answer, or as many as with bytes in a quantized model: this model has more{said}"
         )

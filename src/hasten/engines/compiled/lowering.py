@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from hasten.core.tensors import TensorSpec
-from hasten.engines.compiled.graph import Graph, Node, Value, as_array
+from hasten.core.tensors import Array, TensorSpec
+from hasten.engines.compiled.graph import Graph, Node, TooMuch, Value, as_array
 from hasten.engines.compiled.nodes import (
     choices,
     classical,
@@ -84,7 +84,7 @@ def lower(
         NotCovered: an operator isn't covered (the message names it and its node), or there is more to
             calculate.
     """
-    proto = _read(path)
+    proto = read_model(path)
     try:
         return lower_graph(proto, request, outputs, most_work, constant_inputs)
     except NotCovered:
@@ -132,6 +132,82 @@ def _lowered(
     constant_inputs: Mapping[str, tuple[int, ...]],
 ) -> tuple[Plan, bytes]:
     """Make the plan of an ONNX graph with some inputs as constants."""
+    graph, given, known = _begun(proto, request, most_work, constant_inputs)
+    _lower_all(graph, proto.graph, _opsets(proto))
+    plan = graph.plan(given, [spec.name for spec in outputs])
+    plan = replace(plan, constant_inputs=known)
+    return _packed(plan, bytes(graph.weights.content))
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What of a graph can be lowered.
+
+    Attributes:
+        refused: Reason for each node of the main graph that isn't covered, by its number.
+        constants: Numbers of tensors that are the same for each request of the settled shapes.
+        by_rows: Names of further tensors that are known, if the number of rows is.
+    """
+
+    refused: Mapping[int, str]
+    constants: Mapping[str, Array]
+    by_rows: frozenset[str]
+
+
+def coverage(
+    proto: onnx.ModelProto,
+    request: tuple[TensorSpec, ...],
+    shapes: Mapping[str, TensorSpec],
+    most_work: int = 10**12,
+    constant_inputs: ConstantInputs = (),
+) -> Coverage:
+    """Find the nodes of an ONNX graph that can't be lowered.
+
+    A node that reads what such a node gives counts as covered as if that were an input, where its shape is known.
+    Else it is refused too.
+
+    Args:
+        proto: Model as `read_model` returns it.
+        request: Inputs of one request, with every size settled.
+        shapes: Specs of tensors with settled sizes, as far as they are known.
+        most_work: Largest number of calculations with floats for one row of a model that isn't quantized.
+        constant_inputs: Inputs that may be taken for constants, with their numbers in C order.
+
+    Raises:
+        NotCovered: there is more to calculate.
+    """
+    given = {spec.name for spec in request}
+    constants = {name: numbers for name, numbers in constant_inputs if name in given}
+    graph, _, _ = _begun(proto, request, most_work, constants)
+    _hold(graph, proto.graph)
+    refused = {}
+    for number, one in enumerate(proto.graph.node):
+        try:
+            _lower_node(graph, one, _opsets(proto))
+        except TooMuch:
+            raise
+        except NotCovered as error:
+            refused[number] = str(error)
+            for spec in (shapes[name] for name in one.output if name in shapes):
+                with suppress(NotCovered):  # of text, or empty
+                    batch = 0 if spec.shape[:1] == (1,) else None
+                    graph.values[spec.name] = graph.new(spec.dtype, spec.sizes, batch)
+    made = {name for one in proto.graph.node for name in one.output}
+    known = {name: value for name, value in graph.values.items() if name in made}
+    return Coverage(
+        refused,
+        {n: v.constant for n, v in known.items() if v.constant is not None and not v.counts_rows},
+        frozenset(n for n, v in known.items() if v.constant is not None and v.counts_rows),
+    )
+
+
+def _begun(
+    proto: onnx.ModelProto,
+    request: tuple[TensorSpec, ...],
+    most_work: int,
+    constant_inputs: Mapping[str, tuple[int, ...]],
+) -> tuple[Graph, list[str], dict[str, tuple[int, ...]]]:
+    """Return a plan with nothing but inputs, their tensors, and those that are constant."""
     graph = Graph(
         most_work=most_work,
         quantized=any(node.op_type in _QUANTIZING for node in proto.graph.node),
@@ -150,10 +226,11 @@ def _lowered(
             value = Value("", spec.dtype, spec.sizes, None, array)
             graph.by_row = False
         graph.values[spec.name] = value
-    _lower_all(graph, proto.graph, {one.domain: one.version for one in proto.opset_import})
-    plan = graph.plan(given, [spec.name for spec in outputs])
-    plan = replace(plan, constant_inputs=known)
-    return _packed(plan, bytes(graph.weights.content))
+    return graph, given, known
+
+
+def _opsets(proto: onnx.ModelProto) -> dict[str, int]:
+    return {one.domain: one.version for one in proto.opset_import}
 
 
 def _between(proto: onnx.GraphProto) -> frozenset[str]:
@@ -176,20 +253,30 @@ def _between(proto: onnx.GraphProto) -> frozenset[str]:
 
 def _lower_all(graph: Graph, proto: onnx.GraphProto, opsets: Mapping[str, int]) -> None:
     """Lower the nodes of a graph, or of a branch that is taken."""
+    _hold(graph, proto)
+    for one in proto.node:
+        _lower_node(graph, one, opsets)
+
+
+def _hold(graph: Graph, proto: onnx.GraphProto) -> None:
+    """Take over the constants of a graph."""
     for tensor in proto.initializer:
         if tensor.name not in graph.values:
             array = as_array(tensor)
             graph.values[tensor.name] = Value("", str(array.dtype), array.shape, None, array)
-    for one in proto.node:
-        node = Node(graph, one, _attributes(one), opsets.get(one.domain, 0))
-        with _refusing(node):
-            if one.op_type == "If" and one.domain in ("", "ai.onnx"):
-                branch = _branch(node)
-                _lower_all(graph, branch, opsets)
-                for place, output in enumerate(branch.output):
-                    node.give(graph.values[output.name], place)
-            else:
-                _lower(node)
+
+
+def _lower_node(graph: Graph, one: onnx.NodeProto, opsets: Mapping[str, int]) -> None:
+    """Lower a node, or the branch that it takes."""
+    node = Node(graph, one, _attributes(one), opsets.get(one.domain, 0))
+    with _refusing(node):
+        if one.op_type == "If" and one.domain in ("", "ai.onnx"):
+            branch = _branch(node)
+            _lower_all(graph, branch, opsets)
+            for place, output in enumerate(branch.output):
+                node.give(graph.values[output.name], place)
+        else:
+            _lower(node)
 
 
 def _branch(node: Node) -> onnx.GraphProto:
@@ -201,7 +288,12 @@ def _branch(node: Node) -> onnx.GraphProto:
     return taken
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file, with its functions' nodes in the place of each call, and one form of quantization.
+
+    Raises:
+        CandidateError: it can't be read.
+    """
     import onnx
 
     try:

@@ -40,7 +40,7 @@ _OPERATORS: dict[Kind, str] = {
 _KINDS: dict[str, Kind] = {
     operator: kind for kind, operators in _OPERATORS.items() for operator in operators.split()
 }
-_PRODUCTS = frozenset(_OPERATORS["arithmetic"].split())
+PRODUCTS = frozenset(_OPERATORS["arithmetic"].split())
 _NESTING = frozenset({"BeamSearch", "GreedySearch", "If", "Loop", "Sampling", "Scan"})
 """Operators whose bodies' nodes are in the trace, too, although their time includes the bodies'."""
 _INTEGER = ("DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "QLinear")
@@ -145,7 +145,7 @@ def _sources(
         onnx.load(file, format="protobuf", load_external_data=False).graph
         for file in (path, executed)
     )
-    covers = covered(original, made, _PRODUCTS)
+    covers = covered(original, made, PRODUCTS)
     domains = [node.domain for node in made.node]
     if [node.op_type for node in made.node] == [step["args"]["op_name"] for step in steps]:
         return covers, domains

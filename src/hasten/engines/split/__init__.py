@@ -1,0 +1,1 @@
+"""Engine of two runtimes that have a part of one model each."""
