@@ -32,6 +32,8 @@ os.environ["HASTEN_CACHE"] = "off"  # a test that is about the cache names a fol
 os.environ["HASTEN_LEDGER"] = "off"  # and one that is about the ledger likewise
 _STATE = tempfile.TemporaryDirectory(prefix="hasten-state-")
 os.environ["XDG_STATE_HOME"] = _STATE.name  # else tests leave evidence in the home folder
+_HURRIED = tempfile.TemporaryDirectory(prefix="hasten-hurried-")
+os.environ["HASTEN_TEST_HURRIED"] = _HURRIED.name  # one value for all tests: see OneEnvironment
 # torch's threads spin while they wait: beside other tests they take thrice the time of one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process compiles all that it imports

@@ -21,7 +21,7 @@ def test_the_library_is_compiled_once_for_each_call_and_a_design_each_time(tmp_p
     def compiled(source: Path, level: str, place: str) -> str:
         folder = tmp_path / place
         folder.mkdir()
-        words = [program, compiler, level, "-c", "-o", f"{source.stem}.o", source]
+        words: list[str | Path] = [program, compiler, level, "-c", "-o", f"{source.stem}.o", source]
         subprocess.run(words, cwd=folder, check=True)
         return (folder / f"{source.stem}.o").read_text()
 
