@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from tests.support import stranded
 from tests.support.compiled_once import compiled_once
+from tests.support.kept_compiled import only_below
 from tests.support.nominal_times import only_hanging_engines_are_limited
 from tests.support.once import made_once, shared
 from tests.support.quick import quick_runs
@@ -31,6 +32,8 @@ os.environ["HASTEN_CACHE"] = "off"  # a test that is about the cache names a fol
 os.environ["HASTEN_LEDGER"] = "off"  # and one that is about the ledger likewise
 _STATE = tempfile.TemporaryDirectory(prefix="hasten-state-")
 os.environ["XDG_STATE_HOME"] = _STATE.name  # else tests leave evidence in the home folder
+_HURRIED = tempfile.TemporaryDirectory(prefix="hasten-hurried-")
+os.environ["HASTEN_TEST_HURRIED"] = _HURRIED.name  # one value for all tests: see OneEnvironment
 # torch's threads spin while they wait: beside other tests they take thrice the time of one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process compiles all that it imports
@@ -78,8 +81,6 @@ def pytest_collectstart() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave nothing beside a user's module that a test reads; the tests themselves are kept compiled."""
-    sys.dont_write_bytecode = True
     _keep_what_is_imported()
     gc.enable()
 
@@ -152,6 +153,13 @@ def _seeded_file() -> None:
 def _seeded_test() -> None:
     """Seed what a test draws."""
     _seed_torch()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _bytecode_of_installed_modules() -> Iterator[None]:
+    """Leave nothing beside a user's module that a test reads; the tests themselves are compiled by now."""
+    with only_below(sys.prefix, Path(hasten.__file__).parent):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

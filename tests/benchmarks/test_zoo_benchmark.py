@@ -110,7 +110,7 @@ def test_an_unknown_network_is_answered_served_and_certified_as_its_original(
     for module in (trials, importlib.import_module("zoo_checks")):
         monkeypatch.setattr(module, "HASTEN", QUICK_COMMAND)
     way = QUICK.get(case, "script")
-    options = ("--effort", "quick", "--time-limit", "15s")
+    options = ("--effort", "quick", "--time-limit", "10s")
     trial = trials.Trial(zoo.CASES[case], way, tmp_path, options)
     trial.run(way, timed=False)
     _is_right(trial.found)
@@ -124,7 +124,7 @@ def test_a_case_runs_from_the_command_line(
     _played(zoo, monkeypatch, tmp_path, QUICKLY)
     results = tmp_path / "zoo.jsonl"
     asked = ["--only", WHOLE, "--ways", QUICK[WHOLE], "--effort", "quick"]
-    assert zoo.main([*asked, "--time-limit", "15s", "--results", str(results)]) == 0
+    assert zoo.main([*asked, "--time-limit", "10s", "--results", str(results)]) == 0
     (found,) = zoo.read(results).values()
     _is_right(found)
 

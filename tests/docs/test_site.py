@@ -19,11 +19,13 @@ from tests.support.once import made_once
 ROOT = Path(__file__).parents[2]
 MKDOCS = ROOT / ".venv-docs/bin/mkdocs"
 MERMAID = ROOT / ".venv-docs/.mermaid"
-pytestmark = [
-    pytest.mark.slow,
-    in_chromium,
-    pytest.mark.skipif(not MERMAID.exists(), reason="needs the site's generator: make docs"),
-]
+BUILT = ROOT / "site"
+"""The site as `make docs` builds it."""
+SOURCES = (
+    *("docs", "design", "examples", "scripts", "src", "mkdocs.yml", "pyproject.toml"),
+    *("CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "SECURITY.md", "README.md"),
+)
+"""What the site is built from."""
 LOOKS = {"desk, light": (1280, 900, "light"), "phone, dark": (360, 740, "dark")}
 PAGES = (
     *("", "tutorials/first-ten-minutes/", "how-to/install/", "how-to/access/", "examples/"),
@@ -39,11 +41,28 @@ class _Quiet(SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
+def is_of_today(site: Path, root: Path = ROOT) -> bool:
+    """Whether a site is there, and nothing that it is built from is newer."""
+    index = site / "index.html"
+    if not index.exists():
+        return False
+    built_ns = index.stat().st_mtime_ns
+    folders = (root / name for name in SOURCES)
+    files = (file for folder in folders for file in (folder, *folder.rglob("*")))
+    return not any(
+        file.stat().st_mtime_ns > built_ns
+        for file in files
+        if file.is_file() and "__pycache__" not in file.parts
+    )
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Build the site and serve it; return its address."""
+    """Serve the site that `make docs` built, or build it where a file changed since; return its address."""
     with made_once(tmp_path_factory, "site") as (folder, missing):
-        if missing:
+        if is_of_today(BUILT):
+            folder = BUILT
+        elif missing:
             subprocess.run(
                 [MKDOCS, "build", "--quiet", "--site-dir", folder],
                 cwd=ROOT,
@@ -66,6 +85,26 @@ def browser() -> Iterator[Any]:
     driver.quit()
 
 
+def test_a_site_counts_as_built_until_something_that_it_is_built_from_changes(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "docs").mkdir()
+    page, site = tmp_path / "docs" / "index.md", tmp_path / "site"
+    page.touch()
+    assert not is_of_today(site, tmp_path)
+    site.mkdir()
+    (site / "index.html").touch()
+    os.utime(page, (1, 1))
+    assert is_of_today(site, tmp_path)
+    os.utime(site / "index.html", (2, 2))
+    assert is_of_today(site, tmp_path)
+    os.utime(page, (3, 3))
+    assert not is_of_today(site, tmp_path)
+
+
+@pytest.mark.slow
+@in_chromium
+@pytest.mark.skipif(not MERMAID.exists(), reason="needs the site's generator: make docs")
 @pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page or "home")
 def test_a_page_asks_no_other_site_fits_and_is_accessible(

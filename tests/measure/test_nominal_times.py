@@ -39,6 +39,19 @@ def test_an_engine_that_is_busy_on_purpose_takes_that_long_and_another_as_long_a
         assert set(timed(desk, spool, Null())) != {BASE_NS * 98 // 100}  # its own
 
 
+def test_an_engine_whose_latencies_are_known_is_timed_without_being_busy(
+    desk: Desk, spool: Spool
+) -> None:
+    busy = Faulty(Null(), busy_ns=1_000_000_000_000)
+    with nominal_times():
+        assert timed(desk, spool, busy, limit_s=60.0)[0] > busy.busy_ns // 2
+        worker = desk.worker(busy)
+        with pytest.raises(CandidateError, match="no answer within"):  # nothing else is hurried
+            worker.ask("look", limit_s=0.5, samples=str(spool.folder), batch=1)
+    with pytest.raises(CandidateError, match="no answer within"):
+        timed(desk, spool, busy, limit_s=0.5)
+
+
 def test_latencies_may_be_those_of_what_was_opened(desk: Desk, spool: Spool) -> None:
     asked: list[Asked] = []
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
-from tests.support.faults import SLOW_NS, STALL_NS
+from tests.support.faults import SLOW_NS, STALL_NS, hurried
 
 from hasten.core.records import to_record
 from hasten.core.workers import Worker
@@ -42,7 +42,8 @@ def nominal_times(
     """Let engines that are busy on purpose take exactly as long as that.
 
     Workers answer every request, and die or hang, as ever: only what a clock said is replaced. On a
-    machine with other work, a clock may say that the slower of two engines was the faster.
+    machine with other work, a clock may say that the slower of two engines was the faster. No engine
+    is busy while it predicts, which no run times, or is timed where its latencies are known.
 
     Args:
         latencies_of: Latencies of what a worker has open, in nanoseconds, which are repeated as often
@@ -54,8 +55,9 @@ def nominal_times(
     def told(self: Worker, do: str, *, limit_s: float, **command: Any) -> Any:
         if do == "open":
             opened[self] = to_record(command)
-        reply = ask(self, do, limit_s=limit_s, **command)
         known = latencies_of(opened[self]) if do == "time" and self in opened else ()
+        with hurried(self.pid) if known or do == "predict" else contextlib.nullcontext():
+            reply = ask(self, do, limit_s=limit_s, **command)
         if not known:
             return reply
         return [nearly(known[i % len(known)], command["first"]) for i in range(len(reply))]

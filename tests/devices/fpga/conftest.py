@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from tests.support.objects_once import keeping_objects
+from tests.support.once import shared
 
 from hasten.core.devices import find_target
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.models.onnx import load
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _verilators_library_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OBJCACHE", str(keeping_objects(shared(tmp_path_factory) / "objects")))
+        yield
 
 
 @pytest.fixture

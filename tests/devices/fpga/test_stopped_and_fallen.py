@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,20 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+class StoppedError(Exception):
+    """Somebody pressed a key."""
+
+
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One program of few bits, which is routed soon, and one design of it."""
-    monkeypatch.setattr(fixed_point, "WIDTHS", (4,))
-    monkeypatch.setattr(fixed_point, "_REFINED", 0)
-    monkeypatch.setattr(FixedPointSearch, "_cut_otherwise", lambda *_: None)
+    shorten(monkeypatch)
+
+
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    """Search one program of few bits, which is routed soon, and one design of it."""
+    patch.setattr(fixed_point, "WIDTHS", (4,))
+    patch.setattr(fixed_point, "_REFINED", 0)
+    patch.setattr(FixedPointSearch, "_cut_otherwise", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -58,32 +67,45 @@ def compared(made: Result) -> str:
     return made.estimates.compared
 
 
-class StoppedError(Exception):
-    """Somebody pressed a key."""
-
-
-def test_a_stopped_run_goes_on_where_it_was(network: Any, tmp_path: Path) -> None:
-    journal = tmp_path / "made.hasten.work" / "journal.jsonl"
-
-    def kinds() -> list[str]:
-        return [json.loads(line)["kind"] for line in journal.read_text().splitlines()]
+@pytest.fixture(scope="module")
+def stopped(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Work folder of a run that was stopped before its design was compared or certified; don't change it, copy it."""
+    out = tmp_path_factory.mktemp("stopped") / "made.hasten"
 
     def stop(progress: Progress) -> None:
         if progress.stage == "certify":
             raise StoppedError
 
-    with pytest.raises(StoppedError):
-        run(network, tmp_path / "made.hasten", stop)
-    before = kinds()
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        with pytest.raises(StoppedError):
+            run(network, out, stop)
+    return out.with_name("made.hasten.work")
+
+
+@pytest.fixture
+def out(stopped: Path, tmp_path: Path) -> Path:
+    """Place of a bundle whose run was stopped, to be resumed."""
+    shutil.copytree(stopped, tmp_path / "made.hasten.work")
+    return tmp_path / "made.hasten"
+
+
+def kinds(journal: Path) -> list[str]:
+    return [json.loads(line)["kind"] for line in journal.read_text().splitlines()]
+
+
+def test_a_stopped_run_goes_on_where_it_was(network: Any, out: Path) -> None:
+    journal = out.with_name("made.hasten.work") / "journal.jsonl"
+    before = kinds(journal)
     assert "trial" in before
     after: list[str] = []
     seen: list[Progress] = []
 
     def watch(progress: Progress) -> None:
-        after[:] = kinds()
+        after[:] = kinds(journal)
         seen.append(progress)
 
-    made = run(network, tmp_path / "made.hasten", watch, resume=True)
+    made = run(network, out, watch, resume=True)
     assert made.status == "certified", made.why
     # One program and its design: made once, the design once more with what place and route said.
     assert after[: len(before)] == before
@@ -117,7 +139,7 @@ def test_what_nobody_simulated_is_not_certified(
 
 @pytest.mark.parametrize("where", ["search", "sealed"])
 def test_rtl_that_answers_otherwise_than_its_program_never_ships(
-    where: str, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, network: Any, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare = comparison.compare
 
@@ -127,7 +149,7 @@ def test_rtl_that_answers_otherwise_than_its_program_never_ships(
         return compare(board, one, other, samples)
 
     monkeypatch.setattr(comparison, "compare", differing)
-    made = run(network, tmp_path / "made.hasten", accept_uncertified=True)
+    made = run(network, out, resume=True, accept_uncertified=True)
     assert (made.status, made.shipped) == ("exact", None)
     assert "answers sample 0 otherwise" in made.why
     assert compared(made) == ""
