@@ -1,0 +1,376 @@
+"""Operations of numbers of 16 bits one by one, and between these and floats.
+
+A word `q`, of int16, stands for the real number `(q - zero) * scale`. Words of uint16 are stored 32768 lower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.engines.compiled.operators.int8.layouts import multiplies_fours, vector_bytes
+from hasten.engines.compiled.operators.int8.numbers import MOST_RESULT
+from hasten.engines.compiled.plan import Operation, Plan
+from hasten.engines.layers import Kind
+from hasten.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from hasten.engines.compiled.writer import Writer
+
+LOWEST, HIGHEST = -(1 << 15), (1 << 15) - 1
+WORDS = 1 << 16
+"""Number of words."""
+MOST_RATIO = 64.0
+"""Largest magnitude of a factor in a sum of two words."""
+_PART_BITS = 8
+"""Bits behind the point of a word in a sum of two."""
+_LEAST_STEP = float(np.finfo(np.float32).smallest_subnormal)
+_MOST_STEP = float(np.finfo(np.float32).max)
+_BLOCK = (64, 16)
+"""Channels and pixels that change places together."""
+
+
+@dataclass(frozen=True)
+class Rounding16:
+    """Rule by which a sum becomes a word: `clamp(rint(float32(sum) * scale) + zero, low, high)`.
+
+    All is as with `Rounding`, which makes bytes.
+
+    Attributes:
+        zero: Word that stands for 0.
+        low: Smallest word that comes out.
+        high: Largest word that comes out.
+    """
+
+    zero: int
+    low: int = LOWEST
+    high: int = HIGHEST
+
+    def check(self) -> None:
+        """Check that all are words.
+
+        Raises:
+            IntegrityError: one isn't.
+        """
+        if not (LOWEST <= self.zero <= HIGHEST and LOWEST <= self.low <= self.high <= HIGHEST):
+            raise IntegrityError(f"the plan is damaged: rounding to {self.low} to {self.high}")
+
+    @property
+    def arguments(self) -> str:
+        """Arguments of C's functions that make words."""
+        return f"{self.zero}, {self.low}, {self.high}"
+
+    def cut(self, whole: Array) -> Array:
+        """Return the words of whole numbers of steps, of int64."""
+        return np.clip(whole + self.zero, self.low, self.high).astype(np.int16)
+
+    def of(self, sums: Array, scale: Array | np.float32, slope: Array | None = None) -> Array:
+        """Return the words of sums, as numpy computes them; arguments are those of `Rounding.of`."""
+        scaled = sums.astype(np.float32) * scale
+        if slope is not None:
+            scaled = np.where(scaled < 0, scaled * slope, scaled)
+        return self.cut(np.rint(scaled).astype(np.int64))
+
+
+def most_sums(weight: Array, bias: Array, zero: int) -> Array:
+    """Return the largest magnitude that each channel's sum of words can have, as int64.
+
+    Args:
+        weight: int8 of shape (channels, ...).
+        bias: int32 of shape (channels,).
+        zero: Word that stands for 0 in what is read.
+    """
+    flat = weight.reshape(len(weight), -1)
+    above = np.maximum(flat, 0).sum(1, np.int64)
+    below = above - flat.sum(1, np.int64)
+    low, high = LOWEST - zero, HIGHEST - zero
+    ends = (bias + above * high - below * low, bias + above * low - below * high)
+    found: Array = np.maximum(*map(np.abs, ends))
+    return found
+
+
+def include(writer: Writer, words: bool = True) -> None:
+    """Include the C of dense convolutions of bytes, and what calculates with words if that is needed."""
+    wide = vector_bytes(writer.isa)
+    writer.part("dense8.c", WIDE=wide, QUADS=int(multiplies_fours(writer.isa)))
+    if words:
+        writer.part("words.c")
+
+
+@dataclass(frozen=True)
+class Quantize16(Operation):
+    """Words of floats: `clamp(rint(x / step) + zero, low, high)`, channels first to channels last.
+
+    All is as with `Quantize`, which makes bytes.
+
+    Attributes:
+        input: Tensor of `channels x pixels` float32.
+        output: Tensor of `pixels x channels` int16.
+        channels: Number of channels.
+        pixels: Number of pixels.
+        step: Real number that one step of a word stands for.
+        rounding: Zero and bounds.
+    """
+
+    task: ClassVar[Kind] = "conversion"
+    narrow: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
+    rounds: ClassVar[bool] = True
+
+    input: str
+    output: str
+    channels: int
+    pixels: int
+    step: float
+    rounding: Rounding16
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.input,)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return (self.output,)
+
+    @property
+    def work(self) -> int:
+        return self.channels * self.pixels
+
+    def check(self, plan: Plan) -> None:
+        self.rounding.check()
+        if min(self.channels, self.pixels) < 1:
+            self.refuse("a size is out of bounds")
+        if not _LEAST_STEP <= self.step <= _MOST_STEP:  # NaN isn't either
+            self.refuse(f"a step of {self.step}")
+        size = self.channels * self.pixels
+        self.check_sizes(plan, "float32", (self.input, size))
+        self.check_sizes(plan, "int16", (self.output, size))
+
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
+    def compute(self, tensors: dict[str, Array]) -> Array:
+        """Return the result for one row, as numpy computes it."""
+        given = tensors[self.input].reshape(self.channels, self.pixels).T
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = np.nan_to_num(given / np.float32(self.step), nan=-MOST_RESULT)
+        whole = np.rint(np.clip(scaled, -MOST_RESULT, MOST_RESULT)).astype(np.int64)
+        return self.rounding.cut(whole).ravel()
+
+    def emit(self, writer: Writer) -> None:
+        include(writer)
+        x, y = writer.read(self.input), writer.write(self.output)
+        step = f"{float(np.float32(self.step)).hex()}f"
+        value = f"word_of({x}[i * {self.pixels} + j], {step}, {self.rounding.arguments})"
+        _turned(writer, self.channels, self.pixels, f"{y}[j * {self.channels} + i] = {value};")
+
+
+@dataclass(frozen=True)
+class Dequantize16(Operation):
+    """Floats of words, `float32(x - zero) * scale`, channels last to channels first.
+
+    Attributes:
+        input: Tensor of `pixels x channels` int16.
+        output: Tensor of `channels x pixels` float32.
+        channels: Number of channels.
+        pixels: Number of pixels.
+        zero: Word that stands for 0.
+        scale: Real number that one step of a word stands for.
+    """
+
+    task: ClassVar[Kind] = "conversion"
+    narrow: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
+
+    input: str
+    output: str
+    channels: int
+    pixels: int
+    zero: int
+    scale: float
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.input,)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return (self.output,)
+
+    @property
+    def work(self) -> int:
+        return self.channels * self.pixels
+
+    def check(self, plan: Plan) -> None:
+        if min(self.channels, self.pixels) < 1 or not LOWEST <= self.zero <= HIGHEST:
+            self.refuse("a size or a zero is out of bounds")
+        if not _LEAST_STEP <= self.scale <= _MOST_STEP:
+            self.refuse(f"a step of {self.scale}")
+        size = self.channels * self.pixels
+        self.check_sizes(plan, "int16", (self.input, size))
+        self.check_sizes(plan, "float32", (self.output, size))
+
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
+    def compute(self, tensors: dict[str, Array]) -> Array:
+        """Return the result for one row, as numpy computes it."""
+        given = tensors[self.input].reshape(self.pixels, self.channels).T.astype(np.int32)
+        with np.errstate(over="ignore"):
+            found: Array = (given - self.zero).astype(np.float32) * np.float32(self.scale)
+        return found.ravel()
+
+    def emit(self, writer: Writer) -> None:
+        x, y = writer.read(self.input), writer.write(self.output)
+        scale = f"{float(np.float32(self.scale)).hex()}f"
+        value = f"(float)({x}[j * {self.channels} + i] - ({self.zero})) * {scale}"
+        _turned(writer, self.channels, self.pixels, f"{y}[i * {self.pixels} + j] = {value};")
+
+
+def _turned(writer: Writer, channels: int, pixels: int, statement: str) -> None:
+    """Write a statement for each channel `i` and pixel `j`, in blocks that a cache holds."""
+    if channels == 1 or pixels == 1:
+        with writer.loops((channels * pixels,), split=True):
+            place = "const long i = i0, j = 0;" if pixels == 1 else "const long i = 0, j = i0;"
+            writer.line(f"{place} {statement}")
+        return
+    blocks = (-(-channels // _BLOCK[0]), -(-pixels // _BLOCK[1]))
+    with writer.loops(blocks, name="block", split=True):
+        for name, at, size, step in (
+            *(("c", "block0", channels, _BLOCK[0]), ("p", "block1", pixels, _BLOCK[1])),
+        ):
+            writer.line(f"const long {name} = {at} * {step};")
+            writer.line(f"const long {name}_end = MIN({name} + {step}, {size});")
+        with writer.block("for (long i = c; i < c_end; i++)"):
+            with writer.block("for (long j = p; j < p_end; j++)"):
+                writer.line(statement)
+
+
+@dataclass(frozen=True)
+class Table16(Operation):
+    """Each word replaced by one of a table.
+
+    Attributes:
+        input: Tensor of `size` int16.
+        table: Constant of 65,536 int16, those of words from 0 to 32767 first, then those from -32768 to -1.
+        output: Tensor of `size` int16.
+        size: Number of words.
+    """
+
+    narrow: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
+
+    input: str
+    table: str
+    output: str
+    size: int
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.input, self.table)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return (self.output,)
+
+    @property
+    def work(self) -> int:
+        return self.size
+
+    def check(self, plan: Plan) -> None:
+        self.constant(plan, self.table)
+        given = (self.input, self.size), (self.table, WORDS), (self.output, self.size)
+        self.check_sizes(plan, "int16", *given)
+
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
+    def compute(self, tensors: dict[str, Array]) -> Array:
+        """Return the result for one row, as numpy computes it."""
+        return tensors[self.table][tensors[self.input].view(np.uint16)]
+
+    def emit(self, writer: Writer) -> None:
+        x, t, y = writer.read(self.input), writer.read(self.table), writer.write(self.output)
+        with writer.loops((self.size,), split=True):
+            writer.line(f"{y}[i0] = {t}[(unsigned short){x}[i0]];")
+
+
+@dataclass(frozen=True)
+class Add16(Operation):
+    """Sum of two tensors of words.
+
+    With `part(q, zero, ratio) = rint(float32(q - zero) * float32(256 * ratio))` it is
+    `clamp((part(x) + part(y) + 128 >> 8) + zero, low, high)`: no addition follows a product, so nothing can be
+    contracted.
+
+    Attributes:
+        first: Tensor of `size` int16.
+        second: Tensor of `size` int16.
+        output: Tensor of `size` int16.
+        size: Number of words.
+        zeros: Word that stands for 0, of each.
+        ratios: Scale of each over the result's; the second may be below 0.
+        rounding: Zero and bounds of the result.
+    """
+
+    narrow: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
+
+    first: str
+    second: str
+    output: str
+    size: int
+    zeros: tuple[int, int]
+    ratios: tuple[float, float]
+    rounding: Rounding16
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.first, self.second)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return (self.output,)
+
+    @property
+    def work(self) -> int:
+        return 2 * self.size
+
+    def check(self, plan: Plan) -> None:
+        self.rounding.check()
+        if not all(abs(ratio) <= MOST_RATIO for ratio in self.ratios):  # NaN isn't either
+            self.refuse(f"ratios of {self.ratios}")
+        if not all(LOWEST <= zero <= HIGHEST for zero in self.zeros):
+            self.refuse(f"zeros of {self.zeros}")
+        names = (self.first, self.second, self.output)
+        self.check_sizes(plan, "int16", *((name, self.size) for name in names))
+
+    @property
+    def _factors(self) -> tuple[np.float32, ...]:
+        return tuple(np.float32(ratio * (1 << _PART_BITS)) for ratio in self.ratios)
+
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
+    def compute(self, tensors: dict[str, Array]) -> Array:
+        """Return the result for one row, as numpy computes it."""
+        whole = np.zeros(self.size, np.int64)
+        names = (self.first, self.second)
+        for name, zero, factor in zip(names, self.zeros, self._factors, strict=True):
+            given = (tensors[name].astype(np.int64) - zero).astype(np.float32)
+            whole += np.rint(given * factor).astype(np.int64)
+        return self.rounding.cut(whole + (1 << _PART_BITS - 1) >> _PART_BITS)
+
+    def emit(self, writer: Writer) -> None:
+        include(writer)
+        x, z, y = writer.read(self.first), writer.read(self.second), writer.write(self.output)
+        factors = ", ".join(f"{float(factor).hex()}f" for factor in self._factors)
+        zeros = f"{self.zeros[0]}, {self.zeros[1]}"
+        with writer.share(self.size, _BLOCK[0]) as (first, last):
+            pointers = f"{y} + {first}, {x} + {first}, {z} + {first}"
+            writer.line(
+                f"add16({pointers}, {last} - {first}, {zeros}, {factors}, {self.rounding.arguments});"
+            )
