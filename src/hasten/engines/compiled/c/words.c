@@ -128,3 +128,21 @@ static inline i16 word_of(float v, float step, i32 zero, i32 low, i32 high) {
   v = v < 1073741824.f ? v : 1073741824.f;
   return cut_word((i32)__builtin_lrintf(v) + zero, low, high);
 }
+
+/* Products of words with factors in steps of the result. */
+static void multiply16(i16 *restrict y, const i16 *restrict p, const float *restrict factors, long count, i32 zero_p,
+                       i32 zero, i32 low, i32 high) {
+  long i = 0;
+  for (; i + LANES <= count; i += LANES) {
+    const vi x = __builtin_convertvector(*(const vs_u *)(p + i), vi) - zero_p;
+    const vi s = nearest(__builtin_convertvector(x, vf) * *(const vf_u *)(factors + i));
+    *(vs_u *)(y + i) = as_words(s, splat(zero), splat(low), splat(high));
+  }
+  for (; i < count; i++)
+    y[i] = cut_word((i32)__builtin_lrintf((float)(p[i] - zero_p) * factors[i]) + zero, low, high);
+}
+
+/* Factors of words in steps of the result. */
+static void factors16(float *restrict factors, const i16 *restrict q, long count, i32 zero_q, float ratio) {
+  for (long i = 0; i < count; i++) factors[i] = (float)(q[i] - zero_q) * ratio;
+}

@@ -25,6 +25,8 @@ WORDS = 1 << 16
 """Number of words."""
 MOST_RATIO = 64.0
 """Largest magnitude of a factor in a sum of two words."""
+MOST_PRODUCT = MOST_RESULT / WORDS**2
+"""Largest ratio of scales in a product of two words."""
 _PART_BITS = 8
 """Bits behind the point of a word in a sum of two."""
 _LEAST_STEP = float(np.finfo(np.float32).smallest_subnormal)
@@ -374,3 +376,89 @@ class Add16(Operation):
             writer.line(
                 f"add16({pointers}, {last} - {first}, {zeros}, {factors}, {self.rounding.arguments});"
             )
+
+
+@dataclass(frozen=True)
+class Multiply16(Operation):
+    """Product of two tensors of words, or of each pixel's channels with a factor for each channel.
+
+    It is `clamp(rint(float32(x - zeros[0]) * (float32(y - zeros[1]) * float32(ratio))) + zero, low, high)`,
+    each product rounded to float32.
+
+    Attributes:
+        first: Tensor of `pixels x channels` int16.
+        second: Tensor of as many int16; of `channels` where `gate` is true.
+        output: Tensor of `pixels x channels` int16.
+        pixels: Number of pixels.
+        channels: Number of channels.
+        gate: Whether the second has one number for each channel.
+        zeros: Word that stands for 0, of each.
+        ratio: Product of the two scales over the result's.
+        rounding: Zero and bounds of the result.
+    """
+
+    narrow: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
+
+    first: str
+    second: str
+    output: str
+    pixels: int
+    channels: int
+    gate: bool
+    zeros: tuple[int, int]
+    ratio: float
+    rounding: Rounding16
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.first, self.second)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return (self.output,)
+
+    @property
+    def work(self) -> int:
+        return self.pixels * self.channels
+
+    def check(self, plan: Plan) -> None:
+        self.rounding.check()
+        if not all(LOWEST <= zero <= HIGHEST for zero in self.zeros):
+            self.refuse(f"zeros of {self.zeros}")
+        if min(self.channels, self.pixels) < 1 or not 0 < self.ratio <= MOST_PRODUCT:
+            self.refuse(f"a size is out of bounds, or a ratio of {self.ratio}")
+        size = self.channels * self.pixels
+        second = self.channels if self.gate else size
+        sizes = ((self.first, size), (self.second, second), (self.output, size))
+        self.check_sizes(plan, "int16", *sizes)
+
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
+    def compute(self, tensors: dict[str, Array]) -> Array:
+        """Return the result for one row, as numpy computes it."""
+        first, second = (
+            (tensors[name].reshape(-1, self.channels).astype(np.int32) - zero).astype(np.float32)
+            for name, zero in zip((self.first, self.second), self.zeros, strict=True)
+        )
+        scaled = first * (second * np.float32(self.ratio))
+        return self.rounding.cut(np.rint(scaled).astype(np.int64)).ravel()
+
+    def emit(self, writer: Writer) -> None:
+        include(writer)
+        x, z, y = writer.read(self.first), writer.read(self.second), writer.write(self.output)
+        factors = writer.scratch("float32", self.channels, apart=True)
+        ratio = f"{float(np.float32(self.ratio)).hex()}f"
+        count = self.channels
+        made = f"factors16({factors}, {z}%s, {count}, {self.zeros[1]}, {ratio});"
+        with writer.share(self.pixels) as (first, last):
+            if self.gate:
+                writer.line(made % "")
+            with writer.block(f"for (long i = {first}; i < {last}; i++)"):
+                if not self.gate:
+                    writer.line(made % f" + i * {count}")
+                pointers = f"{y} + i * {count}, {x} + i * {count}, {factors}"
+                writer.line(
+                    f"multiply16({pointers}, {count}, {self.zeros[0]}, {self.rounding.arguments});"
+                )
