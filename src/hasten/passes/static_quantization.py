@@ -39,6 +39,8 @@ from hasten.passes.weight_rounding import Rounding, round_weights
 if TYPE_CHECKING:
     from hasten.engines.base import Engine
 
+_TYPES = {"asymmetric": "QUInt8", "symmetric": "QInt8", "wide": "QUInt16"}
+"""ONNX Runtime's name of each type of activations."""
 HISTOGRAM_SAMPLES = 32
 """Number of samples for percentile and entropy, which read every activation: 0.15 s per sample for
 a network of 0.4 GFLOP."""
@@ -55,7 +57,7 @@ class StaticQuantization(Selective):
     Attributes:
         per_channel: Whether weights have a scale per output channel, not one per tensor.
         activations: Type of activations: "asymmetric" for uint8 with a zero point, "symmetric" for
-            int8 around 0.
+            int8 around 0, "wide" for uint16 with a zero point, for engines that calculate with such.
         calibration: Choice of ranges from the observed values: all of them ("minmax"), all but the
             rarest 0.001% ("percentile"), or the range that loses the least information
             ("entropy"). The latter two read every value and take several times as long, so give
@@ -79,7 +81,7 @@ class StaticQuantization(Selective):
     families: ClassVar[frozenset[str]] = frozenset({"igpu", "npu"})
 
     per_channel: bool = True
-    activations: Literal["asymmetric", "symmetric"] = "asymmetric"
+    activations: Literal["asymmetric", "symmetric", "wide"] = "asymmetric"
     calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
     quantize_bias: bool = True
     compute_only: bool = False
@@ -153,7 +155,7 @@ class StaticQuantization(Selective):
             op_types_to_quantize=sorted(COMPUTE_OPS) if self.compute_only else None,
             per_channel=self.per_channel,
             reduce_range=self.reduce_range,
-            activation_type=ort.QuantType.QInt8 if symmetric else ort.QuantType.QUInt8,
+            activation_type=getattr(ort.QuantType, _TYPES[self.activations]),
             weight_type=ort.QuantType.QInt8,
             nodes_to_exclude=[
                 *self.keep_float,

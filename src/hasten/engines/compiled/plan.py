@@ -142,6 +142,7 @@ class Operation(Value, ABC):
             "table16": "hasten.engines.compiled.operators.int8.words:Table16",
             "add16": "hasten.engines.compiled.operators.int8.words:Add16",
             "multiply16": "hasten.engines.compiled.operators.int8.words:Multiply16",
+            "numbers16": "hasten.engines.compiled.operators.int8.words:Numbers16",
             "pool8": "hasten.engines.compiled.operators.int8.pools:Pool8",
             "quantize": "hasten.engines.compiled.operators.int8.elementwise:Quantize",
             "dequantize": "hasten.engines.compiled.operators.int8.elementwise:Dequantize",

@@ -462,3 +462,59 @@ class Multiply16(Operation):
                 writer.line(
                     f"multiply16({pointers}, {count}, {self.zeros[0]}, {self.rounding.arguments});"
                 )
+
+
+@dataclass(frozen=True)
+class Numbers16(Operation):
+    """Floats of words by a table, channels last to channels first.
+
+    Attributes:
+        input: Tensor of `pixels x channels` int16.
+        table: Constant of 65,536 float32, in the order of `Table16`.
+        output: Tensor of `channels x pixels` float32.
+        channels: Number of channels.
+        pixels: Number of pixels.
+    """
+
+    task: ClassVar[Kind] = "conversion"
+    narrow: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
+
+    input: str
+    table: str
+    output: str
+    channels: int
+    pixels: int
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.input, self.table)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return (self.output,)
+
+    @property
+    def work(self) -> int:
+        return self.channels * self.pixels
+
+    def check(self, plan: Plan) -> None:
+        if min(self.channels, self.pixels) < 1:
+            self.refuse("a size is out of bounds")
+        self.constant(plan, self.table)
+        size = self.channels * self.pixels
+        self.check_sizes(plan, "int16", (self.input, size))
+        self.check_sizes(plan, "float32", (self.table, WORDS), (self.output, size))
+
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
+    def compute(self, tensors: dict[str, Array]) -> Array:
+        """Return the result for one row, as numpy computes it."""
+        given = tensors[self.input].reshape(self.pixels, self.channels).T
+        return tensors[self.table][given.ravel().view(np.uint16)]
+
+    def emit(self, writer: Writer) -> None:
+        x, t, y = writer.read(self.input), writer.read(self.table), writer.write(self.output)
+        value = f"{t}[(unsigned short){x}[j * {self.channels} + i]]"
+        _turned(writer, self.channels, self.pixels, f"{y}[i * {self.pixels} + j] = {value};")
