@@ -97,7 +97,8 @@ class StaticQuantization(Selective):
         `compute_only` only suits attention: in a convolutional network it quantizes a convolution's
         output before the activation clips it. Symmetric activations, and a single scale per weight
         tensor, were never fast enough to make up for their loss of accuracy. NVIDIA's GPUs have
-        their own pass.
+        their own pass. Activations of 16 bits come last: engines that calculate with them take about
+        twice as long as with bytes, and others would calculate in float.
         """
         if target.family == "cuda":
             return
@@ -106,16 +107,26 @@ class StaticQuantization(Selective):
         if is_transformer(proto):
             yield replace(first, compute_only=True)
             yield first
+            yield replace(first, compute_only=True, activations="wide")
             return
         yield first
         if first.reduce_range:
             yield replace(first, calibration="percentile", samples=HISTOGRAM_SAMPLES)
         else:
             yield replace(first, rounding="layer")
+        yield replace(first, activations="wide")
 
     def suited(self, engine: Engine) -> Self:
-        """Return the pass with 8-bit weights for an engine whose sums never saturate."""
-        return replace(self, reduce_range=self.reduce_range and not engine.sums_exactly)
+        """Return the pass with 8-bit weights for an engine whose sums never saturate.
+
+        An engine that would calculate with activations of 16 bits in float gets those of 8 bits.
+        """
+        narrow = self.activations == "wide" and not engine.sums_words
+        return replace(
+            self,
+            reduce_range=self.reduce_range and not engine.sums_exactly,
+            activations="asymmetric" if narrow else self.activations,
+        )
 
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         """Quantize with the ranges of a single sample."""
@@ -185,7 +196,7 @@ class StaticQuantization(Selective):
 
     def _settings(self) -> Iterator[str]:
         yield "per channel" if self.per_channel else "per tensor"
-        yield "symmetric" if self.activations == "symmetric" else ""
+        yield {"symmetric": "symmetric", "wide": "16-bit activations"}.get(self.activations, "")
         yield self.calibration
         yield "" if self.quantize_bias else "float biases"
         yield "products alone" if self.compute_only else ""
