@@ -120,7 +120,7 @@ def elementwise(made: MadeOfWords) -> None:
     for pixels, channels in ((1, 1), (1, 70), (49, 16), (9, 33), (130, 3)):
         size = pixels * channels
         values = (made.rng.standard_normal(size) * 9000).astype(np.float32)
-        values[:7] = np.array([np.nan, np.inf, -np.inf, 0.25, 0.75, 3e38, -0.0])[: size]
+        values[:7] = np.array([np.nan, np.inf, -np.inf, 0.25, 0.75, 3e38, -0.0])[:size]
         made.given[f"f{pixels}x{channels}"] = values
         table = made.constant(made.rng.integers(LOWEST, HIGHEST, WORDS).astype(np.int16))
         zeros = (LOWEST, int(made.rng.integers(LOWEST, HIGHEST)))

@@ -152,7 +152,6 @@ class StaticQuantization(Selective):
         from onnxruntime import quantization as ort
 
         prepared = onnx.load(str(source), load_external_data=False)
-        symmetric = self.activations == "symmetric"
         methods = {
             "minmax": ort.CalibrationMethod.MinMax,
             "percentile": ort.CalibrationMethod.Percentile,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Value
 from hasten.engines.compiled.nodes.convolutions import two
 from hasten.engines.compiled.nodes.int8 import sums
@@ -134,7 +133,8 @@ def _one_by_one(node: Node) -> bool:
     if len({value.shape for value in moving}) > 1 or moving[0].dtype != "float32":
         return False
     if any(
-        value.constant is not None and (value.constant.size != 1 or value.constant.ndim > len(shape))
+        value.constant is not None
+        and (value.constant.size != 1 or value.constant.ndim > len(shape))
         for value in named.values()
     ):
         return False
@@ -294,9 +294,7 @@ def _global_average(node: Node) -> bool:
     ones = np.ones((channels, *kernel, 1), np.int8)
     levels = Levels(ones, np.array([1 / taps]), None)
     shape = (*given.shape[:2], *(1 for _ in given.shape[2:]))
-    return sums.give_products(
-        node, value, levels, ones, np.zeros(channels), shape, bare, True
-    )
+    return sums.give_products(node, value, levels, ones, np.zeros(channels), shape, bare, True)
 
 
 _TAKEN: Mapping[str, Callable[[Node], bool]] = {

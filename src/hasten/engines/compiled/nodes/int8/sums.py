@@ -379,7 +379,12 @@ def conv(node: Node) -> bool:
 
 
 def _rows(
-    node: Node, value: Bytes | Words, levels: Levels, matrix: Array, bias: Array, factor: float = 1.0
+    node: Node,
+    value: Bytes | Words,
+    levels: Levels,
+    matrix: Array,
+    bias: Array,
+    factor: float = 1.0,
 ) -> bool:
     """Give the product of rows of bytes with a matrix of shape (outputs, inputs)."""
     given = node.peek(0)

@@ -53,9 +53,7 @@ class Words:
     @classmethod
     def stored(cls, tensor: str, last: bool, zero: int, scale: float) -> Words:
         """Return numbers that a tensor holds."""
-        return cls(
-            tensor, last, _numbers(_CODES, zero, scale), tensor, _CODES, zero, scale
-        )
+        return cls(tensor, last, _numbers(_CODES, zero, scale), tensor, _CODES, zero, scale)
 
     def given(self, shape: tuple[int, ...], batch: int | None) -> Value:
         """Return a value of these numbers."""

@@ -21,6 +21,7 @@ from hasten.engines.compiled.plan import Operation, Plan, product
 from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
+    from hasten.engines.compiled.operators.int8.words import Rounding16
     from hasten.engines.compiled.writer import Writer
 
 MOST_SIZE = 1 << 16

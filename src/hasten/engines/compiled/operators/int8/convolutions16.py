@@ -51,9 +51,7 @@ class Conv16(Conv8):
         return (LOWEST, HIGHEST) if self.wide else super().zeros
 
     def most_sums(self, weight: Array, bias: Array) -> Array:
-        return (
-            most_sums(weight, bias, self.zero) if self.wide else super().most_sums(weight, bias)
-        )
+        return most_sums(weight, bias, self.zero) if self.wide else super().most_sums(weight, bias)
 
     def check(self, plan: Plan) -> None:
         super().check(plan)

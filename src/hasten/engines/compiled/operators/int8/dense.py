@@ -107,7 +107,9 @@ def _emit(layout: Layout, writer: Writer, pixels: str | None) -> None:
         def call(source: str, row: str, rows: str) -> str:
             residual = f"{r} + {row} * {line_out}" if conv.residual else "0"
             target = f"(u8 *){y} + {row} * {line_out * item}"
-            return f"{name}((const u8 *)({source}), {target}, {residual}, {rows}, {units}, {t}, {s});"
+            return (
+                f"{name}((const u8 *)({source}), {target}, {residual}, {rows}, {units}, {t}, {s});"
+            )
 
         if not copied:
             writer.line(call(f"{x} + {first} * {line_in}", first, f"{last} - {first}"))

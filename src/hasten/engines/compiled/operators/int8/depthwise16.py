@@ -77,20 +77,26 @@ class _Layout:
         """Taps that are multiplied together, as rows and columns: two, or one."""
         down, right = self.conv.kernel
         taps = list(itertools.product(range(down), range(right)))
-        runs = [taps] if self.unrolled else [taps[i : i + right] for i in range(0, len(taps), right)]
+        runs = (
+            [taps] if self.unrolled else [taps[i : i + right] for i in range(0, len(taps), right)]
+        )
         return [tuple(run[i : i + 2]) for run in runs for i in range(0, len(run), 2)]
 
     def rows(self, made: int) -> int:
         """Return the rows with pads that some rows of the result read."""
-        return (made - 1) * self.conv.strides[0] + (self.conv.kernel[0] - 1) * self.conv.dilations[
-            0
-        ] + 1
+        return (
+            (made - 1) * self.conv.strides[0]
+            + (self.conv.kernel[0] - 1) * self.conv.dilations[0]
+            + 1
+        )
 
     @property
     def chunk(self) -> int:
         """Rows of the result that are made of one copy."""
         made = 1
-        while made < self.conv.output_size[0] and self.rows(made + 1) * self.pitch <= _CHUNK_NUMBERS:
+        while (
+            made < self.conv.output_size[0] and self.rows(made + 1) * self.pitch <= _CHUNK_NUMBERS
+        ):
             made += 1
         return made
 
@@ -121,12 +127,16 @@ def emit(conv: Conv16, writer: Writer) -> None:
         first, last = ("0", str(high)) if by_blocks else share
         if layout.direct:
             given = f"{x} + {first} * {step * layout.pitch}"
-            writer.line(f"{name}({given}, (u8 *){y} + {first} * {line}, {last} - {first}, {blocks}, (const u8 *){table});")
+            writer.line(
+                f"{name}({given}, (u8 *){y} + {first} * {line}, {last} - {first}, {blocks}, (const u8 *){table});"
+            )
             return
         with writer.block(f"for (long row = {first}; row < {last}; row += {layout.chunk})"):
             writer.line(f"const long rows = MIN({layout.chunk}, {last} - row);")
             writer.line(_copied(layout, padded, x))
-            writer.line(f"{name}({padded}, (u8 *){y} + row * {line}, rows, {blocks}, (const u8 *){table});")
+            writer.line(
+                f"{name}({padded}, (u8 *){y} + row * {line}, rows, {blocks}, (const u8 *){table});"
+            )
 
 
 def _copied(layout: _Layout, padded: str, x: str) -> str:
@@ -191,7 +201,9 @@ def _line(layout: _Layout, count: int, writer: Writer) -> str:
         f"long p = 0; const u8 *const w = b + {(3 if conv.slope else 2) * 2 * layout.wide};",
     ]
     for pixels in dict.fromkeys((min(most, wide), 1)):
-        text.append(f"for (; p + {pixels} <= {wide}; p += {pixels}, q += {pixels * right}, o += {pixels * on}) {{")
+        text.append(
+            f"for (; p + {pixels} <= {wide}; p += {pixels}, q += {pixels * right}, o += {pixels * on}) {{"
+        )
         text += _tile(layout, pixels, count)
         text.append("}")
     return writer.static("line16_", "\n".join([*text, "}"]))
@@ -209,7 +221,9 @@ def _tile(layout: _Layout, pixels: int, count: int) -> list[str]:
             lines += _dots(layout, pixels, places, f"w + {number * 2 * wide}")
     else:
         each, odd = divmod(conv.kernel[1], 2)
-        lines.append(f"const u8 *v = w; for (long i = 0; i < {conv.kernel[0]}; i++) {{ const i16 *const z = q + i * {down}; long j = 0;")
+        lines.append(
+            f"const u8 *v = w; for (long i = 0; i < {conv.kernel[0]}; i++) {{ const i16 *const z = q + i * {down}; long j = 0;"
+        )
         lines.append(f"for (; j < {2 * each}; j += 2, v += {2 * wide}) {{")
         lines += _dots(layout, pixels, [f"j * {across}", f"(j + 1) * {across}"], "v", "z")
         lines.append("}")
@@ -221,12 +235,18 @@ def _tile(layout: _Layout, pixels: int, count: int) -> list[str]:
     return lines
 
 
-def _dots(layout: _Layout, pixels: int, places: list[str], weights: str, rows: str = "q") -> list[str]:
+def _dots(
+    layout: _Layout, pixels: int, places: list[str], weights: str, rows: str = "q"
+) -> list[str]:
     """Return C that adds the products of one or two taps at places behind a pixel's first one."""
     right = layout.conv.strides[1] * layout.conv.channels[0]
-    lines = [f"{{ const vi w0 = *(const vi *)({weights}), w1 = *(const vi *)({weights} + {layout.wide});"]
+    lines = [
+        f"{{ const vi w0 = *(const vi *)({weights}), w1 = *(const vi *)({weights} + {layout.wide});"
+    ]
     for p in range(pixels):
-        taps = [f"*(const vh_u *)({rows} + {p * right} + {place})" for place in (places[0], places[-1])]
+        taps = [
+            f"*(const vh_u *)({rows} + {p * right} + {place})" for place in (places[0], places[-1])
+        ]
         lines.append(
             f"{{ const vh x0 = {taps[0]}, x1 = {taps[1]}; a{p}_0 = dot16(a{p}_0, (vi)low_words(x0, x1), w0); "
             f"a{p}_1 = dot16(a{p}_1, (vi)high_words(x0, x1), w1); }}"
@@ -248,7 +268,9 @@ def _results(layout: _Layout, pixel: int, count: int) -> list[str]:
         for start in range(0, count, 4):
             unit, half = start // 8, start // 4 % 2
             some = min(4, count - start)
-            lines.append(f"COPY({place} + {4 * start}, (const float *)&f{half} + {4 * unit}, {4 * some});")
+            lines.append(
+                f"COPY({place} + {4 * start}, (const float *)&f{half} + {4 * unit}, {4 * some});"
+            )
         return [*lines, "}"]
     scaled = [
         f"scaled_sloped({name}, b + {(2 + half) * wide}, b + {(4 + half) * wide})"
