@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from hasten.engines.compiled.operators.int8.words import (
     Add16,
     Dequantize16,
     Multiply16,
+    Numbers16,
     Quantize16,
     Rounding16,
     Table16,
@@ -115,9 +117,13 @@ def test_each_instruction_set_gives_the_same_words(isa: tuple[str, ...], *, spel
     made.check(isa=isa, spelled=spelled)
 
 
-def elementwise(made: MadeOfWords) -> None:
-    """Add operations of words of all sizes."""
-    for pixels, channels in ((1, 1), (1, 70), (49, 16), (9, 33), (130, 3)):
+SIZES = ((1, 1), (1, 70), (49, 16), (9, 33), (130, 3))
+"""Pixels and channels."""
+
+
+def elementwise(made: MadeOfWords, sizes: Sequence[tuple[int, int]] = SIZES) -> None:
+    """Add operations of words of some sizes."""
+    for pixels, channels in sizes:
         size = pixels * channels
         values = (made.rng.standard_normal(size) * 9000).astype(np.float32)
         values[:7] = np.array([np.nan, np.inf, -np.inf, 0.25, 0.75, 3e38, -0.0])[:size]
@@ -126,7 +132,9 @@ def elementwise(made: MadeOfWords) -> None:
         zeros = (LOWEST, int(made.rng.integers(LOWEST, HIGHEST)))
         ratios = (float(made.rng.uniform(0.1, 3)), float(made.rng.choice([-2.0, 64.0, 1e-9])))
         words = (made.words(size), made.words(size))
+        numbers = made.constant(made.rng.standard_normal(WORDS).astype(np.float32))
         made.operations += [
+            Numbers16(words[0], numbers, made.output(size, "float32"), channels, pixels),
             Quantize16(f"f{pixels}x{channels}", made.output(size, "int16"), channels, pixels, 0.5, made.rounding16()),
             Dequantize16(words[0], made.output(size, "float32"), channels, pixels, zeros[1], 0.003),
             Table16(words[0], table, made.output(size, "int16"), size),
@@ -135,9 +143,8 @@ def elementwise(made: MadeOfWords) -> None:
         for gate in (True, False):
             second = made.words(channels) if gate else words[1]
             ratio = float(made.rng.choice([2.0**-15, 2.0**-2, 1e-9]))
-            sizes = (made.output(size, "int16"), pixels, channels, gate)
-            product16 = Multiply16(words[0], second, *sizes, zeros, ratio, made.rounding16())
-            made.operations.append(product16)
+            rest = (made.output(size, "int16"), pixels, channels, gate, zeros, ratio)
+            made.operations.append(Multiply16(words[0], second, *rest, made.rounding16()))
 
 
 @pytest.mark.parametrize("name", PROCESSORS)

@@ -13,9 +13,13 @@ from tests.support.plans import answers
 from tests.support.quantized import lowered, quantized, ran, steps_apart
 
 from hasten.core import c_compiler
+from hasten.core.target import Target
+from hasten.engines.compiled.engine import CompiledC
+from hasten.engines.compiled.integers import Integers
 from hasten.engines.compiled.operators.int8.convolutions16 import Conv16
 from hasten.engines.compiled.plan import Plan
 from hasten.errors import NotCovered
+from hasten.inputs.models.onnx import load
 
 _NARROW = {"Quantize16", "Conv16", "Add16", "Multiply16", "Table16", "Numbers16", "Dequantize16"}
 """Operations that calculate with words."""
@@ -136,6 +140,32 @@ def test_a_layer_whose_sums_may_exceed_32_bits_stays_in_float(tmp_path: Path) ->
     plan = assert_close(model, tmp_path, 24)
     assert [one.channels for one in plan.operations if isinstance(one, Conv16)] == [(2, 3000)]
     assert "Conv" in kinds(plan) or "Dense" in kinds(plan)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_numpy_gives_the_same_bits_and_rows_with_nan_get_nan(threads: int, tmp_path: Path) -> None:
+    body = """
+        a = Conv <pads = [1, 1, 1, 1]> (x, wa)
+        b = Conv <group = 64, pads = [1, 1, 1, 1]> (a, wd)
+        y = Conv (b, wc)"""
+    shapes = {"wa": (64, 4, 3, 3), "wd": (64, 1, 3, 3), "wc": (64, 64, 1, 1)}
+    model = quantized(text("float[1, 4, 40, 30] x", "y", body), shapes, words=None)
+    for one in (model.graph.input[0], model.graph.output[0]):
+        one.type.tensor_type.shape.dim[0].dim_param = "N"
+    onnx.save(model, tmp_path / "words.onnx")
+    engine, target = CompiledC(threads=threads), Target.host().with_threads(threads)
+    (tmp_path / "built").mkdir()
+    artifact = engine.build(load(tmp_path / "words.onnx"), target, tmp_path / "built")
+    assert engine.same_everywhere(artifact)
+    x = np.random.default_rng(0).standard_normal((3, 4, 40, 30)).astype(np.float32)
+    x[1, 2, 39, 29], x[2, 0, 0, :2] = np.nan, [np.inf, -np.inf]
+    found = []
+    for one in (engine, Integers()):
+        with one.open(artifact, target) as session:
+            found.append(session.run({"x": x})["y"])
+    assert found[0].tobytes() == found[1].tobytes()
+    assert [bool(np.isnan(row).any()) for row in found[0]] == [False, True, False]
+    assert np.isnan(found[0][1]).all()
 
 
 def test_words_are_given_and_asked_for(tmp_path: Path) -> None:

@@ -7,43 +7,25 @@ typedef i16 vh_u __attribute__((vector_size(WIDE), aligned(2), may_alias));
 typedef u8 vq __attribute__((vector_size(WIDE / 2), may_alias));
 
 /* The sums of each lane's products of its two numbers; w from a register, or from memory. */
-#if defined(__AVX512VNNI__) && (WIDE == 64 || (WIDE == 32 && defined(__AVX512VL__)))
-#define DOT16 "vpdpwssd %2, %1, %0"
-#elif WIDE == 32 && defined(__AVXVNNI__)
-#define DOT16 "%{vex%} vpdpwssd %2, %1, %0"
+#if defined(__AVX512VNNI__) && (WIDE == 64 || defined(__AVX512VL__))
+#define SUM16(w) __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(x), w)
+#elif defined(__AVXVNNI__) && WIDE == 32
+#define SUM16(w) __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(x), w)
+#else /* Both instructions together, as in dense8.c. */
+#define SUM16(w) vi product; __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sum), "=&v"(product) : "v"(x), w)
 #endif
-#ifdef DOT16
-static inline vi dot16(vi sum, vi x, vi w) {
-  __asm__(DOT16 : "+v"(sum) : "v"(x), "v"(w));
-  return sum;
-}
-static inline vi dot16_from(vi sum, vi x, const vi *w) {
-  __asm__(DOT16 : "+v"(sum) : "v"(x), "m"(*w));
-  return sum;
-}
-#elif NATIVE
-#define DOT16 "vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
-static inline vi dot16(vi sum, vi x, vi w) {
-  vi product;
-  __asm__(DOT16 : "+v"(sum), "=&v"(product) : "v"(x), "v"(w));
-  return sum;
-}
-static inline vi dot16_from(vi sum, vi x, const vi *w) {
-  vi product;
-  __asm__(DOT16 : "+v"(sum), "=&v"(product) : "v"(x), "m"(*w));
-  return sum;
-}
+#if NATIVE
+static inline vi dot16(vi sum, vi x, vi w) { SUM16("v"(w)); return sum; }
+static inline vi dot16_from(vi sum, vi x, const vi *w) { SUM16("m"(*w)); return sum; }
 #else
-#if WIDE == 16 && defined(__SSE2__)
 static inline vi dot16(vi sum, vi x, vi w) {
+#if WIDE == 16 && defined(__SSE2__)
   typedef i16 words __attribute__((vector_size(16)));
   return sum + (vi)__builtin_ia32_pmaddwd128((words)x, (words)w);
-}
 #else
-static inline vi dot16(vi sum, vi x, vi w) {
   return sum + ((vi)((vw)x << 16) >> 16) * ((vi)((vw)w << 16) >> 16) + (x >> 16) * (w >> 16);
-}
 #endif
+}
 static inline vi dot16_from(vi sum, vi x, const vi *w) { return dot16(sum, x, *w); }
 #endif
 

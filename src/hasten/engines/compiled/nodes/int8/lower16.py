@@ -139,9 +139,9 @@ def _one_by_one(node: Node) -> bool:
     ):
         return False
     numbers = {
-        name: value.words.table if value.words is not None else np.reshape(value.constant, ())
-        for name, value in named.items()
+        name: one.constant.reshape(()) for name, one in named.items() if one.constant is not None
     }
+    numbers |= {name: one.words.table for name, one in named.items() if one.words is not None}
     with np.errstate(all="ignore"):
         found = node.evaluated(numbers)
     if found is None or found[0].shape != (WORDS,) or not np.isfinite(found[0]).all():
@@ -205,8 +205,8 @@ class _Both(_OfWords):
             raise IntegrityError(f"a ratio of scales of {ratio:g}")
         channels = self.shape[1] if self.last and len(self.shape) > 1 else self.shape[-1]
         made = graph.new("int16", self.shape, None).tensor
-        sizes = (made, size // channels, channels, self.gate)
-        graph.add(Multiply16(*self.names, *sizes, zeros, ratio, rounding))
+        given = (*self.names, made, size // channels, channels, self.gate)
+        graph.add(Multiply16(*given, zeros, ratio, rounding))
         return made, self.last
 
 

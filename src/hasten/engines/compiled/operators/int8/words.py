@@ -67,7 +67,8 @@ class Rounding16:
 
     def cut(self, whole: Array) -> Array:
         """Return the words of whole numbers of steps, of int64."""
-        return np.clip(whole + self.zero, self.low, self.high).astype(np.int16)
+        found: Array = np.clip(whole + self.zero, self.low, self.high).astype(np.int16)
+        return found
 
     def of(self, sums: Array, scale: Array | np.float32, slope: Array | None = None) -> Array:
         """Return the words of sums, as numpy computes them; arguments are those of `Rounding.of`."""
