@@ -13,16 +13,14 @@ from tests.engines.test_compiled_bytes import ISAS, ODD, SHAPES, Made
 from tests.support.plans import PROCESSORS
 
 from hasten.engines.compiled import source
+from hasten.engines.compiled.operators.int8.conversions16 import Dequantize16, Numbers16, Quantize16
 from hasten.engines.compiled.operators.int8.convolutions16 import Conv16
 from hasten.engines.compiled.operators.int8.words import (
     HIGHEST,
     LOWEST,
     WORDS,
     Add16,
-    Dequantize16,
     Multiply16,
-    Numbers16,
-    Quantize16,
     Rounding16,
     Table16,
     most_sums,

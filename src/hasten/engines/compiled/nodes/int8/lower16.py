@@ -20,6 +20,7 @@ from hasten.engines.compiled.nodes.int8.curves import ONE_BY_ONE, Sloped
 from hasten.engines.compiled.nodes.int8.transposed import Interleaved
 from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Pending, byte_type, ordered
 from hasten.engines.compiled.nodes.int8.words import Words, codes_of
+from hasten.engines.compiled.operators.int8.conversions16 import Quantize16
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.words import (
     LOWEST,
@@ -28,7 +29,6 @@ from hasten.engines.compiled.operators.int8.words import (
     WORDS,
     Add16,
     Multiply16,
-    Quantize16,
     Rounding16,
 )
 from hasten.engines.compiled.plan import product

@@ -9,14 +9,13 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Value
+from hasten.engines.compiled.operators.int8.conversions16 import Dequantize16, Numbers16
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.convolutions16 import Conv16
 from hasten.engines.compiled.operators.int8.words import (
     HIGHEST,
     LOWEST,
     WORDS,
-    Dequantize16,
-    Numbers16,
     Table16,
 )
 from hasten.engines.compiled.plan import product

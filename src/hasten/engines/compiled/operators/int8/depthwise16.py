@@ -15,7 +15,8 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8.layouts import vector_bytes
 from hasten.engines.compiled.operators.int8.words import include
-from hasten.engines.compiled.plan import ALIGNMENT, product
+from hasten.engines.compiled.plan import ALIGNMENT, MOST_BYTES, product
+from hasten.errors import IntegrityError
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.operators.int8.convolutions16 import Conv16
@@ -110,6 +111,8 @@ class _Layout:
 
 def emit(conv: Conv16, writer: Writer) -> None:
     """Write the convolution of one row of a batch."""
+    if 4 * product(conv.kernel) * conv.channels[0] > MOST_BYTES:
+        raise IntegrityError(f"the plan asks for more than {MOST_BYTES / 1e6:,.0f} MB of tables")
     include(writer)
     layout = _Layout(conv, vector_bytes(writer.isa))
     name = _function(layout, writer)
