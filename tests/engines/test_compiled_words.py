@@ -206,8 +206,8 @@ def test_the_largest_sums_are_exact(zero: int) -> None:
 
 def test_sums_of_words_that_may_exceed_32_bits_are_refused() -> None:
     made = MadeOfWords(4)
-    bare = made.conv16("words", "words", channels=(520, 3), size=(1, 1))
-    weight = np.full((3, 520), 127, np.int8)  # 520 * 127 * 65535 is above 2^31
+    bare = made.conv16("words", "words", channels=(300, 3), size=(1, 1))
+    weight = np.full((3, 300), 127, np.int8)  # 300 * 127 * 65535 is above 2^31
     made.operations = [replace(bare, zero=LOWEST, weight=made.constant(weight))]
     with pytest.raises(IntegrityError, match="a sum of products may overflow"):
         made.check()

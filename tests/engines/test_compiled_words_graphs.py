@@ -18,7 +18,6 @@ from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.compiled.integers import Integers
 from hasten.engines.compiled.operators.int8.convolutions16 import Conv16
 from hasten.engines.compiled.plan import Plan
-from hasten.errors import NotCovered
 from hasten.inputs.models.onnx import load
 
 _NARROW = {"Quantize16", "Conv16", "Add16", "Multiply16", "Table16", "Numbers16", "Dequantize16"}
@@ -179,13 +178,3 @@ def test_words_are_given_and_asked_for(tmp_path: Path) -> None:
     found = answers(plan, weights, dict(zip(plan.inputs, given.values(), strict=True)))
     (array,) = found.values()
     assert (array == ran(model, given)["y"].ravel()).all()
-
-
-def test_scales_of_16_bits_for_each_channel_are_refused_by_name(tmp_path: Path) -> None:
-    model = onnx.parser.parse_model("""
-        <ir_version: 10, opset_import: ["": 21]>
-        g (float[1, 2, 3] x) => (float[1, 2, 3] y)
-        <float[2] scale = {0.1, 0.2}, uint16[2] zero = {5, 6}>
-        { q = QuantizeLinear (x, scale, zero) y = DequantizeLinear (q, scale, zero) }""")
-    with pytest.raises(NotCovered, match="QuantizeLinear"):
-        lowered(model, tmp_path)
