@@ -34,7 +34,7 @@ from hasten.passes.onnx_files import (
 )
 from hasten.passes.silence import first_line, silenced
 from hasten.passes.upgrading import upgraded
-from hasten.passes.weight_rounding import Rounding, round_weights
+from hasten.passes.weight_rounding import Rounding, round_weights, roundings_for
 
 if TYPE_CHECKING:
     from hasten.engines.base import Engine
@@ -114,19 +114,17 @@ class StaticQuantization(Selective):
             yield replace(first, calibration="percentile", samples=HISTOGRAM_SAMPLES)
         else:
             yield replace(first, rounding="layer")
-        yield replace(first, activations="wide")
+        yield replace(first, activations="wide", rounding=roundings_for(model)[-1])
 
     def suited(self, engine: Engine) -> Self:
         """Return the pass with 8-bit weights for an engine whose sums never saturate.
 
-        An engine that would calculate with activations of 16 bits in float gets those of 8 bits.
+        An engine that would calculate with activations of 16 bits in float gets the usual form, of 8 bits.
         """
-        narrow = self.activations == "wide" and not engine.sums_words
-        return replace(
-            self,
-            reduce_range=self.reduce_range and not engine.sums_exactly,
-            activations="asymmetric" if narrow else self.activations,
-        )
+        usual = self
+        if self.activations == "wide" and not engine.sums_words:
+            usual = replace(self, activations="asymmetric", rounding="nearest")
+        return replace(usual, reduce_range=self.reduce_range and not engine.sums_exactly)
 
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         """Quantize with the ranges of a single sample."""
