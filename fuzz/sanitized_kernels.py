@@ -32,7 +32,9 @@ from typing import Any
 
 import numpy as np
 from fuzz.mutation import changed_leaves
-from tests.engines.test_compiled_bytes import ENDS, Made
+from tests.engines.test_compiled_bytes import ENDS
+from tests.engines.test_compiled_words import FORMS, elementwise
+from tests.engines.test_compiled_words import MadeOfWords as Made
 from tests.support.plans import PROCESSORS, WITH_AMX, planned
 
 from hasten.core.records import from_record, to_record
@@ -133,12 +135,16 @@ class Drawn:
 
 
 def drawn(seed: int) -> Drawn:
-    """Return a plan of operations of bytes that follows from a seed."""
+    """Return a plan of operations of bytes and words that follows from a seed."""
     made = Made(seed)
     rng = made.rng
     for _ in range(rng.integers(1, 5)):
-        made.operations.append(made.conv(str(rng.choice(ENDS)), **_shape(rng)))
-    others = (_elementwise, _multiplied, _pooled, _converted)
+        if rng.integers(2):
+            made.operations.append(made.conv(str(rng.choice(ENDS)), **_shape(rng)))
+        else:
+            form = FORMS[rng.integers(len(FORMS))]
+            made.operations.append(made.conv16(*form, **_shape(rng)))
+    others = (_elementwise, _multiplied, _pooled, _converted, _words)
     for at in rng.choice(len(others), 2, replace=False):
         others[at](made)
     rows = int(rng.choice([1, 1, 3]))
@@ -193,6 +199,11 @@ def _shape(rng: np.random.Generator) -> dict[str, Any]:
         "dilations": dilations,
         "pads": pads,
     }
+
+
+def _words(made: Made) -> None:
+    pixels, channels = (int(one) for one in made.rng.integers(1, 80, 2))
+    elementwise(made, [(pixels, channels)])
 
 
 def _elementwise(made: Made) -> None:
@@ -252,7 +263,7 @@ def _converted(made: Made) -> None:
 def damaged(one: Drawn, rng: random.Random) -> Drawn | None:
     """Return a damaged plan that hasten takes; None where none was found."""
     record = json.loads(json.dumps(to_record(one.plan)))
-    words = [*record["tensors"], "float32", "int32", "int8", "uint8"]
+    words = [*record["tensors"], "float32", "int32", "int16", "int8", "uint8"]
     for _ in range(_TRIES):
         try:
             plan: Plan = from_record(Plan, changed_leaves(record, rng, words))

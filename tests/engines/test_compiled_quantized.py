@@ -526,11 +526,12 @@ def test_several_rows_at_once_answer_the_same(tmp_path: Path) -> None:
             "q, s, z = DynamicQuantizeLinear (x) y = DequantizeLinear (q, s, z)",
             "DynamicQuantizeLin",
         ),
-        ("q = QuantizeLinear (x, sx, z16) y = DequantizeLinear (q, sx, z16)", "QuantizeLinear"),
+        ("q = QuantizeLinear (x, s6, z16) y = DequantizeLinear (q, s6, z16)", "QuantizeLinear"),
     ],
 )
 def test_what_is_not_covered_is_named(body: str, named: str, tmp_path: Path) -> None:
-    model = parsed(body, "float[1, 6] x", "float[a, b] y", 21, z16=np.int16(0))
+    each = {"s6": np.full(6, 0.1, np.float32), "z16": np.zeros(6, np.int16)}
+    model = parsed(body, "float[1, 6] x", "float[a, b] y", 21, **each)
     assert ran(model, drawn(model, 0))
     with pytest.raises(CandidateError, match=f"doesn't take {named}"):
         lowered(model, tmp_path)

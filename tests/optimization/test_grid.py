@@ -218,6 +218,22 @@ def test_variations_are_the_other_variants_on_the_two_engines_that_did_best(
     assert variations([proposals[0]], desk.model, host) == []
 
 
+def test_activations_of_16_bits_are_tried_only_where_an_engine_calculates_with_them(
+    desk: Desk, host: Target
+) -> None:
+    proposals = [c for c in grid(desk.model, host) if c.passes and not c.exact]
+    for fastest in (proposals, proposals[::-1]):
+        wide = [
+            c
+            for c in variations(fastest, desk.model, host)
+            if getattr(c.passes[-1], "activations", "") == "wide"
+        ]
+        assert {type(c.engine) for c in wide} == {CompiledC}
+    others = [c for c in proposals if not isinstance(c.engine, CompiledC)]
+    varied = variations(others, desk.model, host)
+    assert all(getattr(c.passes[-1], "activations", "") != "wide" for c in varied)
+
+
 def test_where_a_passs_first_variant_failed_everywhere_the_others_are_tried_on_one_engine(
     desk: Desk, host: Target
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 from tests.support.models import BRANCHES, Build
 
 from hasten.core.model import Model
+from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.arrays import ArrayDataset
@@ -116,6 +117,25 @@ def test_symmetric_activations_are_int8_around_zero(convnet: Model, tmp_path: Pa
     zeros = [values[n.input[2]] for n in graph.node if n.op_type == "QuantizeLinear"]
     assert {zero.dtype for zero in zeros} == {np.dtype(np.int8)}
     assert not np.any(zeros)
+
+
+def test_wide_activations_have_16_bits_on_engines_that_calculate_with_such(
+    convnet: Model, tmp_path: Path
+) -> None:
+    wide = StaticQuantization(activations="wide")
+    result = run(wide.suited(CompiledC()), convnet, tmp_path)
+    zeros = [a for name, a in tensors(result).items() if name.endswith("_zero_point")]
+    assert {a.dtype.name for a in zeros} >= {"uint16", "int8"}
+    assert "uint8" not in {a.dtype.name for a in zeros}
+    assert wide.words() == "int8 (ONNX Runtime, per channel, 16-bit activations, minmax)"
+    assert wide.suited(OnnxRuntime()) == StaticQuantization()
+    data = samples_of(convnet)
+    narrow = run(StaticQuantization(), convnet, tmp_path, "narrow")
+    exact, few, many = (
+        answers(model, data, tmp_path / name)
+        for name, model in (("a", convnet), ("b", narrow), ("c", result))
+    )
+    assert error_between(exact, many) < error_between(exact, few)
 
 
 def test_the_profile_for_tensorrt_has_float_biases_and_no_zero_points(

@@ -51,8 +51,18 @@ def drawn(model: onnx.ModelProto, seed: int) -> dict[str, Array]:
 class _Inserting:
     """A float graph that becomes one of bytes."""
 
-    def __init__(self, model: onnx.ModelProto, signed: bool, wide: bool, weights: str) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        signed: bool,
+        wide: bool,
+        weights: str,
+        words: Collection[str] | None = (),
+    ) -> None:
         self.model, self.signed, self.wide, self.weights = model, signed, wide, weights
+        self.words = words
+        if words is None or words:
+            model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
         self.constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
         self.nodes: list[onnx.NodeProto] = []
         self.scales: dict[str, float] = {}
@@ -66,20 +76,26 @@ class _Inserting:
     def pair(self, name: str, source: str, array: Array) -> str:
         """Round a value to bytes of its range and back; return the name of that."""
         low, high = min(0.0, float(array.min())), max(0.0, float(array.max()))
-        scale = np.float32(max(high - low, 1e-6) / 255)
-        zero = min(255, max(0, round(-low / float(scale))))
-        kind = np.int8 if self.signed else np.uint8
+        wide = self.words is None or name in self.words
+        most = 65535 if wide else 255
+        scale = np.float32(max(high - low, 1e-6) / most)
+        zero = min(most, max(0, round(-low / float(scale))))
+        kinds = {False: (np.uint8, np.int8), True: (np.uint16, np.int16)}[wide]
         self.keep(name + "_scale", scale)
-        self.keep(name + "_zero", kind(zero - 128 * self.signed))
+        self.keep(name + "_zero", kinds[self.signed](zero - (most + 1) // 2 * self.signed))
         self.scales[name + "_real"] = float(scale)
         quantized = [source, name + "_scale", name + "_zero"]
-        self.nodes.append(helper.make_node("QuantizeLinear", quantized, [name + "_byte"]))
+        domain = "com.microsoft" if wide else ""
+        self.nodes.append(
+            helper.make_node("QuantizeLinear", quantized, [name + "_byte"], domain=domain)
+        )
         return self.real(name)
 
     def real(self, name: str, output: str = "") -> str:
         made = [name + "_byte", name + "_scale", name + "_zero"]
         output = output or name + "_real"
-        self.nodes.append(helper.make_node("DequantizeLinear", made, [output]))
+        domain = self.nodes[-1].domain
+        self.nodes.append(helper.make_node("DequantizeLinear", made, [output], domain=domain))
         return output
 
     def weight(self, name: str, axis: int) -> str:
@@ -124,6 +140,7 @@ def quantized(
     weights: str = "int8",
     biases: bool = True,
     floats: Collection[str] = (),
+    words: Collection[str] | None = (),
     seed: int = 0,
 ) -> onnx.ModelProto:
     """Return the graph of bytes of a float graph with random weights, as quantizers write it.
@@ -136,6 +153,7 @@ def quantized(
         weights: Type of the weights; uint8 has its zero at 128.
         biases: Whether biases are rounded too.
         floats: Values that stay as they are.
+        words: Values of 16 bits, by Microsoft's operators; None for all.
         seed: Of the weights and of the request whose ranges are taken.
     """
     model = onnx.parser.parse_model(text)
@@ -145,7 +163,14 @@ def quantized(
         array = (rng.standard_normal(shape) * spread).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(array, name))
     return inserted(
-        model, signed=signed, wide=wide, weights=weights, biases=biases, floats=floats, seed=seed
+        model,
+        signed=signed,
+        wide=wide,
+        weights=weights,
+        biases=biases,
+        floats=floats,
+        words=words,
+        seed=seed,
     )
 
 
@@ -157,6 +182,7 @@ def inserted(
     weights: str = "int8",
     biases: bool = True,
     floats: Collection[str] = (),
+    words: Collection[str] | None = (),
     seed: int = 0,
 ) -> onnx.ModelProto:
     """Return a float graph with its values rounded to bytes; see `quantized`."""
@@ -173,7 +199,7 @@ def inserted(
         for name in node.input:
             readers.setdefault(name, []).append(node.op_type)
     outputs = {one.name for one in graph.output}
-    to = _Inserting(model, signed, wide, weights)
+    to = _Inserting(model, signed, wide, weights, words)
     real: dict[str, str] = {}
     for one in graph.input:
         if values[one.name].dtype == np.float32 and one.name not in floats:

@@ -169,6 +169,7 @@ class Engine(Value, ABC):
         float_only: Whether it takes only those ONNX models that nothing has quantized.
         sums_exactly: Whether it sums products of bytes exactly on every processor, so that 8-bit weights
             never need to be 7-bit ones.
+        sums_words: Whether it sums products of 16-bit activations and 8-bit weights in integers.
         reads_late: Whether it reads an artifact's files only within `private`, so that they needn't be there
             when the cache has what it makes of them.
         hurry: Place among the engines that try a quantized model when a time limit may leave some untried; those
@@ -189,6 +190,7 @@ class Engine(Value, ABC):
     reshapes: ClassVar[bool] = False
     float_only: ClassVar[bool] = False
     sums_exactly: ClassVar[bool] = False
+    sums_words: ClassVar[bool] = False
     reads_late: ClassVar[bool] = False
     hurry: ClassVar[int] = 2
     needs_program: ClassVar[bool] = False

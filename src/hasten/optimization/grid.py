@@ -220,13 +220,16 @@ def variations(
             if not queue:
                 continue
             ranked, unable = (_engines_of(type(queue[0]), small, c) for c in (fastest, failed))
-            found.append(
-                [
+            varied: list[Single] = []
+            for step in queue[1:]:
+                on = [
                     Single((*begin, _kept(step, kept).suited(engine)), engine)
-                    for step in queue[1:]
-                    for engine in ranked[:_ENGINES_PER_VARIANT] or unable[:1]
+                    for engine in ranked or unable[:1]
                 ]
-            )
+                # What an engine can't calculate with becomes a form that was tried already.
+                new = [one for one in on if one not in known]
+                varied += [one for one in on[:_ENGINES_PER_VARIANT] if one in new] or new[:1]
+            found.append(varied)
     return list(_by_turns(found))
 
 

@@ -34,11 +34,13 @@ from hasten.passes.onnx_files import (
 )
 from hasten.passes.silence import first_line, silenced
 from hasten.passes.upgrading import upgraded
-from hasten.passes.weight_rounding import Rounding, round_weights
+from hasten.passes.weight_rounding import Rounding, round_weights, roundings_for
 
 if TYPE_CHECKING:
     from hasten.engines.base import Engine
 
+_TYPES = {"asymmetric": "QUInt8", "symmetric": "QInt8", "wide": "QUInt16"}
+"""ONNX Runtime's name of each type of activations."""
 HISTOGRAM_SAMPLES = 32
 """Number of samples for percentile and entropy, which read every activation: 0.15 s per sample for
 a network of 0.4 GFLOP."""
@@ -55,7 +57,7 @@ class StaticQuantization(Selective):
     Attributes:
         per_channel: Whether weights have a scale per output channel, not one per tensor.
         activations: Type of activations: "asymmetric" for uint8 with a zero point, "symmetric" for
-            int8 around 0.
+            int8 around 0, "wide" for uint16 with a zero point, for engines that calculate with such.
         calibration: Choice of ranges from the observed values: all of them ("minmax"), all but the
             rarest 0.001% ("percentile"), or the range that loses the least information
             ("entropy"). The latter two read every value and take several times as long, so give
@@ -79,7 +81,7 @@ class StaticQuantization(Selective):
     families: ClassVar[frozenset[str]] = frozenset({"igpu", "npu"})
 
     per_channel: bool = True
-    activations: Literal["asymmetric", "symmetric"] = "asymmetric"
+    activations: Literal["asymmetric", "symmetric", "wide"] = "asymmetric"
     calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
     quantize_bias: bool = True
     compute_only: bool = False
@@ -95,7 +97,8 @@ class StaticQuantization(Selective):
         `compute_only` only suits attention: in a convolutional network it quantizes a convolution's
         output before the activation clips it. Symmetric activations, and a single scale per weight
         tensor, were never fast enough to make up for their loss of accuracy. NVIDIA's GPUs have
-        their own pass.
+        their own pass. Activations of 16 bits come last: engines that calculate with them take about
+        twice as long as with bytes, and others would calculate in float.
         """
         if target.family == "cuda":
             return
@@ -104,16 +107,24 @@ class StaticQuantization(Selective):
         if is_transformer(proto):
             yield replace(first, compute_only=True)
             yield first
+            yield replace(first, compute_only=True, activations="wide")
             return
         yield first
         if first.reduce_range:
             yield replace(first, calibration="percentile", samples=HISTOGRAM_SAMPLES)
         else:
             yield replace(first, rounding="layer")
+        yield replace(first, activations="wide", rounding=roundings_for(model)[-1])
 
     def suited(self, engine: Engine) -> Self:
-        """Return the pass with 8-bit weights for an engine whose sums never saturate."""
-        return replace(self, reduce_range=self.reduce_range and not engine.sums_exactly)
+        """Return the pass with 8-bit weights for an engine whose sums never saturate.
+
+        An engine that would calculate with activations of 16 bits in float gets the usual form, of 8 bits.
+        """
+        usual = self
+        if self.activations == "wide" and not engine.sums_words:
+            usual = replace(self, activations="asymmetric", rounding="nearest")
+        return replace(usual, reduce_range=self.reduce_range and not engine.sums_exactly)
 
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         """Quantize with the ranges of a single sample."""
@@ -139,7 +150,6 @@ class StaticQuantization(Selective):
         from onnxruntime import quantization as ort
 
         prepared = onnx.load(str(source), load_external_data=False)
-        symmetric = self.activations == "symmetric"
         methods = {
             "minmax": ort.CalibrationMethod.MinMax,
             "percentile": ort.CalibrationMethod.Percentile,
@@ -153,7 +163,7 @@ class StaticQuantization(Selective):
             op_types_to_quantize=sorted(COMPUTE_OPS) if self.compute_only else None,
             per_channel=self.per_channel,
             reduce_range=self.reduce_range,
-            activation_type=ort.QuantType.QInt8 if symmetric else ort.QuantType.QUInt8,
+            activation_type=getattr(ort.QuantType, _TYPES[self.activations]),
             weight_type=ort.QuantType.QInt8,
             nodes_to_exclude=[
                 *self.keep_float,
@@ -183,7 +193,7 @@ class StaticQuantization(Selective):
 
     def _settings(self) -> Iterator[str]:
         yield "per channel" if self.per_channel else "per tensor"
-        yield "symmetric" if self.activations == "symmetric" else ""
+        yield {"symmetric": "symmetric", "wide": "16-bit activations"}.get(self.activations, "")
         yield self.calibration
         yield "" if self.quantize_bias else "float biases"
         yield "products alone" if self.compute_only else ""

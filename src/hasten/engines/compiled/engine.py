@@ -76,6 +76,7 @@ class CompiledC(Engine):
     program: ClassVar[str] = "a C compiler"
     settles: ClassVar[bool] = True
     sums_exactly: ClassVar[bool] = True
+    sums_words: ClassVar[bool] = True
     reads_late: ClassVar[bool] = True
     hurry: ClassVar[int] = 0
     copied_into: ClassVar[tuple[str, ...] | None] = ()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import onnx
 
     from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Pending
+    from hasten.engines.compiled.nodes.int8.words import Words
 
 
 REFUSES = "the compiled engine doesn't take"
@@ -53,6 +54,7 @@ class Value:
         bytes: The bytes on which the numbers depend, with what each byte stands for; None for others.
         pending: Sums that nothing has rounded yet.
         levels: Integers that a constant was made of.
+        words: The words of 16 bits on which the numbers depend, likewise.
     """
 
     tensor: str
@@ -64,11 +66,12 @@ class Value:
     bytes: Bytes | None = None
     pending: Pending | None = None
     levels: Levels | None = None
+    words: Words | None = None
 
     @property
     def narrow(self) -> bool:
-        """Whether it is known as bytes or sums of them."""
-        return self.bytes is not None or self.pending is not None
+        """Whether it is known as bytes, words or sums of them."""
+        return any(one is not None for one in (self.bytes, self.words, self.pending))
 
 
 @dataclass
@@ -113,7 +116,7 @@ class Node:
         """
         self.peek(place)
         found = self.graph.plain(self.proto.input[place])
-        return replace(found, bytes=None, pending=None, levels=None)
+        return replace(found, bytes=None, words=None, pending=None, levels=None)
 
     @property
     def inputs(self) -> list[Value]:
@@ -254,17 +257,22 @@ class Graph:
             return value
         if value.pending is not None:
             made = replace(value.pending.floats(), shape=value.shape, batch=value.batch)
-        elif value.bytes is not None and value.dtype == "float32":
-            made = value.bytes.floats(self, value)
+        elif value.dtype == "float32":
+            narrow = value.bytes or value.words
+            assert narrow is not None
+            made = narrow.floats(self, value)
         else:
             made = self._as_given(value)
         self.values[name] = made
         return made
 
     def _as_given(self, value: Value) -> Value:
-        """Return bytes, which something else than a DequantizeLinear reads, as a tensor."""
+        """Return bytes or words, which something else than a DequantizeLinear reads, as a tensor."""
         from hasten.engines.compiled.nodes.int8.values import ordered
 
+        if value.words is not None:
+            tensor = ordered(self, value.words.tensor, value.words.last, value.shape, False)
+            return replace(value, tensor=tensor)
         assert value.bytes is not None
         tensor = ordered(self, value.bytes.tensor, value.bytes.last, value.shape, False)
         if value.dtype == "uint8":

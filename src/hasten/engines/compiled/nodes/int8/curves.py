@@ -16,11 +16,52 @@ from hasten.engines.compiled.graph import Value
 from hasten.engines.compiled.nodes.int8.sums import Products
 from hasten.engines.compiled.nodes.int8.values import Bytes, Pending, Sums, codes_of
 from hasten.engines.compiled.operators.int8.numbers import Rounding
+from hasten.engines.compiled.operators.int8.words import Rounding16
 from hasten.engines.compiled.plan import product
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.graph import Node
 
+ONE_BY_ONE = frozenset(
+    [
+        "Abs",
+        "Add",
+        "Celu",
+        "Ceil",
+        "Clip",
+        "Div",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Log",
+        "Max",
+        "Min",
+        "Mish",
+        "Mul",
+        "Neg",
+        "PRelu",
+        "Pow",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Sigmoid",
+        "Sign",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Sub",
+        "Swish",
+        "Tanh",
+        "ThresholdedRelu",
+    ]
+)
+"""Operators of which each result depends on one element of each input."""
 _LARGEST, _SMALLEST = 2.0**16, 2.0**-20
 """Ends of the magnitudes at which a function is looked at, in units of the result's range."""
 _PLACES = 1024
@@ -89,7 +130,7 @@ class Sloped(Curve, Sums):
             return Curve.rounded(self, zero, scale)
         return Sums.rounded(self, zero, scale)
 
-    def stored(self, scale: float | Array, rounding: Rounding) -> tuple[str, bool]:
+    def stored(self, scale: float | Array, rounding: Rounding | Rounding16) -> tuple[str, bool]:
         """Append the operation that rounds them; return the tensor, and whether channels are last."""
         assert isinstance(self.root, Products)
         return self.root.stored(scale, rounding, self.slope)

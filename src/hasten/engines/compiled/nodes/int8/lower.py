@@ -10,7 +10,15 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Node, Value
-from hasten.engines.compiled.nodes.int8 import channels, curves, residuals, sums, transposed, views
+from hasten.engines.compiled.nodes.int8 import (
+    channels,
+    curves,
+    lower16,
+    residuals,
+    sums,
+    transposed,
+    views,
+)
 from hasten.engines.compiled.nodes.int8.values import (
     Bytes,
     Levels,
@@ -25,46 +33,6 @@ from hasten.engines.compiled.operators.int8.numbers import Rounding
 from hasten.engines.compiled.plan import product
 from hasten.errors import IntegrityError
 
-_ONE_BY_ONE = frozenset(
-    [
-        "Abs",
-        "Add",
-        "Celu",
-        "Ceil",
-        "Clip",
-        "Div",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Floor",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "LeakyRelu",
-        "Log",
-        "Max",
-        "Min",
-        "Mish",
-        "Mul",
-        "Neg",
-        "PRelu",
-        "Pow",
-        "Reciprocal",
-        "Relu",
-        "Round",
-        "Selu",
-        "Sigmoid",
-        "Sign",
-        "Softplus",
-        "Softsign",
-        "Sqrt",
-        "Sub",
-        "Swish",
-        "Tanh",
-        "ThresholdedRelu",
-    ]
-)
-"""Operators of which each result depends on one element of each input."""
 _MOVES = frozenset(
     [
         "DepthToSpace",
@@ -96,7 +64,7 @@ _TAKEN: Mapping[str, Callable[[Node], bool]] = {
     "Sub": sums.both(-1),
     "Mul": sums.both(0),
     "GlobalAveragePool": sums.global_average,
-    "ReduceMean": sums.reduce_mean,
+    "ReduceMean": sums.mean(sums.global_average),
     "AveragePool": sums.pool,
     "MaxPool": sums.pool,
     "GlobalMaxPool": sums.global_largest,
@@ -113,9 +81,9 @@ def taken(node: Node, lowering: Callable[[Node], None] | None) -> bool:
     """
     kind = node.proto.op_type
     if kind == "QuantizeLinear":
-        return _quantize(node)
+        return _quantize(node) or lower16.quantize(node)
     if kind == "DequantizeLinear":
-        return _dequantize(node)
+        return _dequantize(node) or lower16.dequantize(node)
     given = [node.graph.values[name] for name in node.proto.input if name]
     if not any(value.narrow for value in given):
         return False
@@ -125,9 +93,11 @@ def taken(node: Node, lowering: Callable[[Node], None] | None) -> bool:
         return lowering is not None and _pad(node, lowering)
     if kind in ("Relu", "Clip") and _cut(node):
         return True
-    if kind in _ONE_BY_ONE and _one_by_one(node):
+    if kind in curves.ONE_BY_ONE and _one_by_one(node):
         return True
     if kind in sums.BY_CHANNEL and sums.by_channel(node):
+        return True
+    if lower16.taken(node):
         return True
     if kind in _MOVES and lowering is not None and _move(node, lowering):
         return True
@@ -391,7 +361,7 @@ def _move(node: Node, lowering: Callable[[Node], None]) -> bool:
     graph, given = node.graph, node.peek(0)
     if given.pending is not None and node.proto.op_type in _SHAPES:
         return _reshaped(node, given, given.pending, lowering)
-    value = sums.stored(given)
+    value = sums.operand(given)
     others = [graph.values[name] for name in node.proto.input[1:] if name]
     if value is None or any(other.narrow for other in others):
         return False
@@ -405,7 +375,7 @@ def _move(node: Node, lowering: Callable[[Node], None]) -> bool:
     plain = ordered(graph, value.tensor, value.last, shape, viewed is not None)
     if viewed is not None:
         shape = (shape[0], *shape[2:], shape[1])
-    graph.values[name] = Value(plain, "uint8", shape, given.batch)
+    graph.values[name] = Value(plain, graph.tensors[plain].dtype, shape, given.batch)
     try:
         lowering(viewed or node)
     finally:
@@ -416,8 +386,8 @@ def _move(node: Node, lowering: Callable[[Node], None]) -> bool:
             shape = made.shape
             if viewed is not None:
                 shape = (shape[0], shape[-1], *shape[1:-1])
-            kept = Bytes.stored(made.tensor, viewed is not None, value.zero, value.scale)
-            graph.values[one] = Value("", "float32", shape, made.batch, bytes=kept)
+            kept = value.moved(made.tensor, viewed is not None)
+            graph.values[one] = kept.given(shape, made.batch)
     return True
 
 

@@ -12,7 +12,9 @@ from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Node, Value
 from hasten.engines.compiled.nodes.convolutions import picture, two, window_of
 from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Sums, ordered
+from hasten.engines.compiled.nodes.int8.words import Words
 from hasten.engines.compiled.operators.int8.convolutions import MOST_LENGTH, MOST_SIZE, Conv8
+from hasten.engines.compiled.operators.int8.convolutions16 import Conv16
 from hasten.engines.compiled.operators.int8.elementwise import Add8, Gate8, Multiply8, Table8
 from hasten.engines.compiled.operators.int8.numbers import (
     Gate,
@@ -20,9 +22,9 @@ from hasten.engines.compiled.operators.int8.numbers import (
     Sum8,
     check_scales,
     check_slopes,
-    most_sums,
 )
 from hasten.engines.compiled.operators.int8.pools import Pool8
+from hasten.engines.compiled.operators.int8.words import Rounding16
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import Access, product
 from hasten.engines.layers import node_name
@@ -61,13 +63,13 @@ class Products(Sums):
     last: bool = True
 
     def stored(
-        self, scale: float | Array, rounding: Rounding, slope: Array | None = None
+        self, scale: float | Array, rounding: Rounding | Rounding16, slope: Array | None = None
     ) -> tuple[str, bool]:
         """Append operations that round them; return the tensor, and whether channels are last.
 
         Args:
             scale: Real number that one step of the result stands for, or one for each channel.
-            rounding: Zero and bounds of the result.
+            rounding: Zero and bounds of the result, which is bytes or words.
             slope: float32, what sums below 0 are multiplied by: one, or one for each channel. None for 1.
         """
         assert self.conv is not None
@@ -80,9 +82,13 @@ class Products(Sums):
             each = np.ascontiguousarray(np.broadcast_to(slope, ratio.shape))
             check_slopes(self.most, ratio, each)
             slopes = graph.store(each)
-        made = graph.new("uint8", self.shape, None)
-        made_of = replace(self.conv, scale=graph.store(ratio), output=made.tensor)
-        graph.add(replace(made_of, rounding=rounding, slope=slopes))
+        wide = isinstance(rounding, Rounding16)
+        made = graph.new("int16" if wide else "uint8", self.shape, None)
+        bare = replace(self.conv, scale=graph.store(ratio), output=made.tensor, slope=slopes)
+        if isinstance(rounding, Rounding16):
+            graph.add(Conv16.of(bare, words=rounding))
+        else:
+            graph.add(replace(bare, rounding=rounding))
         return made.tensor, self.last
 
     def floats(self) -> Value:
@@ -202,19 +208,19 @@ class _Joined(Sums):
 
 
 def joined(graph: Graph, parts: list[tuple[str, int]], shape: tuple[int, ...]) -> str:
-    """Append copies of the rows of tensors, one behind the other, into one; return it.
+    """Append copies of the rows of tensors of one type, one behind the other, into one; return it.
 
     Args:
         graph: Plan so far.
         parts: Tensors, each with the length of its rows.
         shape: Shape of the result.
     """
-    made = graph.new("uint8", shape, None)
+    made = graph.new(graph.tensors[parts[0][0]].dtype, shape, None)
     whole, start = sum(wide for _, wide in parts), 0
     for name, wide in parts:
         source = replace(made, tensor=name)
         graph.map(
-            [Step("copy", (0,), "uint8")],
+            [Step("copy", (0,), made.dtype)],
             [(source, (wide, 1), 0)],
             made,
             into=Access(made.tensor, (whole, 1), start),
@@ -253,12 +259,24 @@ def stored(value: Value, *, by_channel: bool = False) -> Bytes | None:
     return found if found.scales is None or by_channel else None
 
 
-def _picture(value: Value) -> Bytes | None:
-    """Return the bytes of a picture or a sequence, channels as axis 1, where it isn't too large."""
+def operand(value: Value, *, by_channel: bool = False) -> Bytes | Words | None:
+    """Return a value's bytes or words where a tensor holds them; see `stored`."""
+    words = value.words
+    if words is None or not words.tensor or value.batch != 0:
+        return stored(value, by_channel=by_channel)
+    return words
+
+
+def is_picture(value: Value) -> bool:
+    """Whether a value is a picture or a sequence, channels as axis 1, that isn't too large."""
     if len(value.shape) not in (3, 4) or value.shape[0] != 1:
-        return None
-    fits = value.shape[1] <= MOST_SIZE and max(value.shape[2:]) <= MOST_LENGTH
-    return stored(value) if fits else None
+        return False
+    return value.shape[1] <= MOST_SIZE and max(value.shape[2:]) <= MOST_LENGTH
+
+
+def _picture(value: Value) -> Bytes | None:
+    """Return the bytes of a picture or a sequence."""
+    return stored(value) if is_picture(value) else None
 
 
 def bias_of(node: Node, place: int, outs: int, factor: float = 1.0) -> Array | None:
@@ -285,14 +303,14 @@ def _coarser(weight: Array, unit: Array, bias: Array) -> tuple[Array, Array]:
 
 
 def give_products(
-    node: Node, value: Bytes, levels: Levels, weight: Array, bias: Array, shape: tuple[int, ...],
+    node: Node, value: Bytes | Words, levels: Levels, weight: Array, bias: Array, shape: tuple[int, ...],
     bare: Conv8, last: bool, factor: float = 1.0,
 ) -> bool:  # fmt: skip
     """Give sums of products, unless a sum may overflow.
 
     Args:
         node: Node that asks.
-        value: Bytes that are multiplied by the weights.
+        value: Bytes or words that are multiplied by the weights.
         levels: Scales of the weights.
         weight: int8 of shape (outputs, height, width, inputs of a group).
         bias: Real numbers that are added.
@@ -303,7 +321,7 @@ def give_products(
     """
     outs = len(weight)
     scale: Array | float = value.scale
-    if value.scales is not None:  # each output reads one input only
+    if isinstance(value, Bytes) and value.scales is not None:  # each output reads one input only
         scale = np.repeat(value.scales, outs // len(value.scales))
     unit = np.broadcast_to(levels.scale.astype(np.float64), (outs,)) * scale * factor
     if not (np.isfinite(unit).all() and (unit > 0).all() and np.isfinite(bias).all()):
@@ -312,7 +330,8 @@ def give_products(
     numbers = np.rint(bias / unit).astype(np.int32)
     if not bare.within_bounds:
         return False
-    most = most_sums(weight, numbers, value.zero)
+    bare = value.reading(bare)
+    most = bare.most_sums(weight, numbers)
     try:
         _ratio(most, unit)
     except IntegrityError:  # it is of floats then
@@ -329,10 +348,10 @@ def give_products(
 
 
 def conv(node: Node) -> bool:
-    """Take a convolution of bytes by constant integers."""
+    """Take a convolution of bytes or words by constant integers."""
     given, weight = node.peek(0), node.peek(1)
     outs, ins = weight.shape[:2]
-    value, levels = stored(given, by_channel=ins == 1), weight.levels
+    value, levels = operand(given, by_channel=ins == 1), weight.levels
     if value is None or levels is None or given.shape[0] != 1 or levels.axis not in (None, 0):
         return False
     bias = bias_of(node, 2, outs)
@@ -360,7 +379,12 @@ def conv(node: Node) -> bool:
 
 
 def _rows(
-    node: Node, value: Bytes, levels: Levels, matrix: Array, bias: Array, factor: float = 1.0
+    node: Node,
+    value: Bytes | Words,
+    levels: Levels,
+    matrix: Array,
+    bias: Array,
+    factor: float = 1.0,
 ) -> bool:
     """Give the product of rows of bytes with a matrix of shape (outputs, inputs)."""
     given = node.peek(0)
@@ -381,7 +405,7 @@ def _rows(
 def gemm(node: Node) -> bool:
     """Take a product of a row of bytes with constant integers."""
     given, weight = node.peek(0), node.peek(1)
-    value, levels = stored(given), weight.levels
+    value, levels = operand(given), weight.levels
     if value is None or levels is None or node.attributes.get("transA", 0):
         return False
     turned = bool(node.attributes.get("transB", 0))
@@ -396,7 +420,7 @@ def gemm(node: Node) -> bool:
 def matmul(node: Node) -> bool:
     """Take a product of rows of bytes with a constant matrix of integers."""
     given, weight = node.peek(0), node.peek(1)
-    value, levels = stored(given), weight.levels
+    value, levels = operand(given), weight.levels
     if value is None or levels is None or levels.numbers.ndim != 2 or len(given.shape) < 2:
         return False
     if levels.axis not in (None, 1):
@@ -451,7 +475,7 @@ def by_channel(node: Node) -> bool:
     first = node.peek(0)
     at = 0 if first.constant is None else 1
     given = node.peek(at)
-    value = _picture(given)
+    value = operand(given) if is_picture(given) else None
     if value is None:
         return False
     line = _normalization(node) if node.proto.op_type == "BatchNormalization" else _line(node, at)
@@ -552,8 +576,12 @@ def _largest(node: Node, value: Bytes, bare: Pool8, shape: tuple[int, ...]) -> N
     node.give(Value("", "float32", shape, 0, bytes=kept))
 
 
-def reduce_mean(node: Node) -> bool:
-    """Take an average over whole pictures."""
+def mean(whole: Callable[[Node], bool]) -> Callable[[Node], bool]:
+    """Return the lowering of an average over axes, where these are whole pictures, by that of such averages."""
+    return lambda node: _mean(node, whole)
+
+
+def _mean(node: Node, whole: Callable[[Node], bool]) -> bool:
     given = node.peek(0)
     axes = node.attributes.get("axes")
     if axes is None and node.has(1) and node.peek(1).constant is not None:
@@ -561,7 +589,7 @@ def reduce_mean(node: Node) -> bool:
     rank = len(given.shape)
     if axes is None or sorted(int(axis) % rank for axis in axes) != list(range(2, rank)):
         return False
-    if not global_average(node):
+    if not whole(node):
         return False
     if not node.attributes.get("keepdims", 1):
         made = node.graph.values[node.proto.output[0]]
@@ -610,18 +638,9 @@ def pool(node: Node) -> bool:
 def concat(node: Node) -> bool:
     """Take tensors of bytes one behind the other along an axis."""
     given = [node.peek(place) for place in range(len(node.proto.input))]
-    first = given[0].shape
-    axis = node.axis(int(node.attributes["axis"]), len(first))
-    if any(value.bytes is None or value.batch != 0 for value in given):
+    shape, axis = concatenated(node, [value.shape for value in given])
+    if any(value.bytes is None or value.batch != 0 for value in given) or not shape:
         return False
-    if axis == 0 or product(first[:1]) != 1:
-        return False
-    if any(
-        len(v.shape) != len(first) or _without(v.shape, axis) != _without(first, axis)
-        for v in given
-    ):
-        return False
-    shape = (*first[:axis], sum(value.shape[axis] for value in given), *first[axis + 1 :])
     parts = tuple((value.bytes, value.shape) for value in given if value.bytes is not None)
     if any(one.scales is not None for one, _ in parts):
         return axis == 1 and _concat_by_channel(node, shape, parts)
@@ -634,6 +653,19 @@ def concat(node: Node) -> bool:
         kept = Bytes.stored(tensor, last, zero, scale)
         node.give(Value("", "float32", shape, 0, bytes=kept))
     return True
+
+
+def concatenated(node: Node, shapes: list[tuple[int, ...]]) -> tuple[tuple[int, ...], int]:
+    """Return the shape of tensors one behind the other, and the axis; no shape where that isn't one row's."""
+    first = shapes[0]
+    axis = node.axis(int(node.attributes["axis"]), len(first))
+    if axis == 0 or product(first[:1]) != 1:
+        return (), axis
+    if any(
+        len(one) != len(first) or _without(one, axis) != _without(first, axis) for one in shapes
+    ):
+        return (), axis
+    return (*first[:axis], sum(one[axis] for one in shapes), *first[axis + 1 :]), axis
 
 
 def _concat_by_channel(

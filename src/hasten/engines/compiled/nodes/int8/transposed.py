@@ -10,10 +10,11 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Node, Value
 from hasten.engines.compiled.nodes.convolutions import picture, two
-from hasten.engines.compiled.nodes.int8.sums import Products, bias_of, give_products, stored
+from hasten.engines.compiled.nodes.int8.sums import Products, bias_of, give_products, operand
 from hasten.engines.compiled.nodes.int8.values import Levels, Sums, ordered
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.numbers import Rounding
+from hasten.engines.compiled.operators.int8.words import Rounding16
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import Access, product
 
@@ -22,7 +23,7 @@ _MOST_PLACES = 16
 
 
 @dataclass(frozen=True)
-class _Interleaved(Sums):
+class Interleaved(Sums):
     """Sums of the results that lie between input pixels, one group of channels for each place between two.
 
     With strides of `s`, the result at `o` is the one at place `(o + cut) % s` of pixel `(o + cut) // s`.
@@ -39,7 +40,7 @@ class _Interleaved(Sums):
     cut: tuple[int, int] = (0, 0)
     groups: int = 1
 
-    def stored(self, scale: float, rounding: Rounding) -> tuple[str, bool]:
+    def stored(self, scale: float, rounding: Rounding | Rounding16) -> tuple[str, bool]:
         assert self.products is not None
         tensor, last = self.products.stored(scale, rounding)
         if self.strides == (1, 1):
@@ -50,14 +51,14 @@ class _Interleaved(Sums):
         pixel = channels * places
         row = two(self.products.shape[2:], 1)[1] * pixel
         high, wide = two(self.shape[2:], 1)
-        made = graph.new("uint8", self.shape, None)
+        made = graph.new(graph.tensors[tensor].dtype, self.shape, None)
         given = replace(made, tensor=tensor)
         for top, left in pairs(range(min(down, high)), range(min(across, wide))):
             y, above = divmod(top + self.cut[0], down)
             x, before = divmod(left + self.cut[1], across)
             start = y * row + x * pixel + (above * across + before) * each
             graph.map(
-                [Step("copy", (0,), "uint8")],
+                [Step("copy", (0,), made.dtype)],
                 [(given, (row, pixel, places * each, 1), start)],
                 made,
                 into=Access(
@@ -71,9 +72,9 @@ class _Interleaved(Sums):
 
 
 def transposed(node: Node) -> bool:
-    """Take a transposed convolution of bytes by constant integers."""
+    """Take a transposed convolution of bytes or words by constant integers."""
     given, weight = node.peek(0), node.peek(1)
-    value, levels = stored(given), weight.levels
+    value, levels = operand(given), weight.levels
     attributes = node.attributes
     if value is None or levels is None or given.shape[0] != 1:
         return False
@@ -131,7 +132,7 @@ def transposed(node: Node) -> bool:
     assert isinstance(found, Products)
     cut = (before[0] - first[0] * strides[0], before[1] - first[1] * strides[1])
     shape = (1, groups * each, *(high, wide)[-len(sizes) :])
-    pending = _Interleaved(node, shape, products=found, strides=strides, cut=cut, groups=groups)
+    pending = Interleaved(node, shape, products=found, strides=strides, cut=cut, groups=groups)
     node.give(Value("", "float32", shape, 0, pending=pending))
     return True
 
@@ -147,7 +148,7 @@ def _by_output(levels: Levels, groups: int, each: int) -> Array | None:
 
 
 def _each_place(numbers: Array, groups: int, places: int) -> Array:
-    """Return numbers of output channels for those of each place, in the order of `_Interleaved`."""
+    """Return numbers of output channels for those of each place, in the order of `Interleaved`."""
     return np.tile(numbers.reshape(groups, 1, -1), (1, places, 1)).reshape(-1)
 
 

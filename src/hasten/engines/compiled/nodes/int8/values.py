@@ -18,6 +18,7 @@ from hasten.engines.layers import node_name
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.graph import Graph, Node
+    from hasten.engines.compiled.operators.int8.convolutions import Conv8
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,18 @@ class Bytes:
         """Return numbers that a tensor holds."""
         codes = np.arange(256, dtype=np.uint8)
         return cls(tensor, last, _numbers(codes, zero, scale), tensor, codes, zero, scale)
+
+    def given(self, shape: tuple[int, ...], batch: int | None) -> Value:
+        """Return a value of these numbers."""
+        return Value("", "float32", shape, batch, bytes=self)
+
+    def moved(self, tensor: str, last: bool) -> Bytes:
+        """Return numbers of the same zero and scale that another tensor holds."""
+        return Bytes.stored(tensor, last, self.zero, self.scale)
+
+    def reading(self, conv: Conv8) -> Conv8:
+        """Return a convolution that reads them."""
+        return conv
 
     def read_as(self, zero: int, scale: float) -> Bytes:
         """Return what the same tensor stands for with another zero and scale."""
@@ -125,7 +138,7 @@ def byte_type(node: Node) -> str:
 
 
 def ordered(graph: Graph, tensor: str, last: bool, shape: tuple[int, ...], wanted: bool) -> str:
-    """Return a tensor of bytes with the channels, axis 1 of the shape, last or not; copied if need be."""
+    """Return a tensor of bytes or words with the channels, axis 1 of the shape, last or not; copied if need be."""
     pixels = product(shape[2:])
     if last == wanted or len(shape) < 3 or pixels == 1 or shape[1] == 1:
         return tensor
@@ -133,10 +146,10 @@ def ordered(graph: Graph, tensor: str, last: bool, shape: tuple[int, ...], wante
     known = graph.turned.get(key)
     if known is not None:
         return known
-    made = graph.new("uint8", shape, None)
+    made = graph.new(graph.tensors[tensor].dtype, shape, None)
     rows, columns = (pixels, shape[1]) if last else (shape[1], pixels)
     read = (replace(made, tensor=tensor), (1, columns), 0)
-    graph.map([Step("copy", (0,), "uint8")], [read], made, shape=(columns, rows))
+    graph.map([Step("copy", (0,), made.dtype)], [read], made, shape=(columns, rows))
     graph.turned[key] = made.tensor
     return made.tensor
 

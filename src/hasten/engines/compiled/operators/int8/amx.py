@@ -27,7 +27,7 @@ def line(layout: Layout, block: Block, writer: Writer) -> str:
     twice two registers of pixels times the block's channels.
     """
     conv, rows, pair = layout.conv, layout.rows, 32 * block.vectors * layout.wide
-    step = conv.channels[1] * (4 if conv.rounding is None else 1)
+    step = conv.channels[1] * layout.made_bytes
     some, all_of_them = _finish(layout, block, writer)
     units = [(first, min(2, block.vectors - first)) for first in range(0, block.vectors, 2)]
     quads = [
@@ -141,7 +141,7 @@ def _finish(layout: Layout, block: Block, writer: Writer) -> tuple[str, str]:
     """Write the functions that make results of four pixels' sums, and of any number's; return their names."""
     conv = layout.conv
     end = End.of(conv, layout.permutes)
-    step = conv.channels[1] * (4 if end.floats else 1)
+    step = conv.channels[1] * layout.made_bytes
     head = "static __attribute__((noinline)) void @(const u8 *s, const u8 *b, const struct end *e, const u8 *f, u8 *y"
     texts = {
         pixels: Tile(

@@ -21,6 +21,7 @@ from hasten.engines.compiled.plan import Operation, Plan, product
 from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
+    from hasten.engines.compiled.operators.int8.words import Rounding16
     from hasten.engines.compiled.writer import Writer
 
 MOST_SIZE = 1 << 16
@@ -131,6 +132,30 @@ class Conv8(Operation):
         return small and max(self.size) <= MOST_LENGTH and padded <= MOST_PADDED
 
     @property
+    def given_type(self) -> str:
+        """Element type of the input."""
+        return "uint8"
+
+    @property
+    def made_type(self) -> str:
+        """Element type of the result."""
+        return "float32" if self.rounding is None else "uint8"
+
+    @property
+    def zeros(self) -> tuple[int, int]:
+        """Smallest and largest number of the input."""
+        return 0, 255
+
+    @property
+    def words(self) -> Rounding16 | None:
+        """Rule by which sums become numbers of 16 bits; None for other results."""
+        return None
+
+    def most_sums(self, weight: Array, bias: Array) -> Array:
+        """Return the largest magnitude that each channel's sum can have; see `numbers.most_sums`."""
+        return most_sums(weight, bias, self.zero)
+
+    @property
     def depthwise(self) -> bool:
         """Whether each channel sees itself alone."""
         return self.groups == self.channels[0] == self.channels[1]
@@ -141,7 +166,7 @@ class Conv8(Operation):
             self.refuse("a size is out of bounds")
         if min(self.output_size) < 1 or any(one % self.groups for one in self.channels):
             self.refuse(f"{self.channels} channels in {self.groups} groups, or a large kernel")
-        if not 0 <= self.zero <= 255:
+        if not self.zeros[0] <= self.zero <= self.zeros[1]:
             self.refuse(f"a zero of {self.zero}")
         outs = self.channels[1]
         result = product(self.output_size) * outs
@@ -154,14 +179,16 @@ class Conv8(Operation):
         ):
             self.constant(plan, name)
             self.check_sizes(plan, dtype, (name, size))
-        self.check_sizes(plan, "uint8", (self.input, product(self.size) * self.channels[0]))
+        picture = product(self.size) * self.channels[0]
+        self.check_sizes(plan, self.given_type, (self.input, picture))
+        self.check_sizes(plan, self.made_type, (self.output, result))
+        if self.slope and self.made_type == "float32":
+            self.refuse("a result of float32 has no slope")
         if self.rounding is None:
-            if self.slope or self.table or self.residual or self.last or self.sum:
-                self.refuse("a result of float32 has no slope and goes through no table")
-            self.check_sizes(plan, "float32", (self.output, result))
+            if self.table or self.residual or self.last or self.sum:
+                self.refuse(f"a result of {self.made_type} goes through no table")
             return
         self.rounding.check()
-        self.check_sizes(plan, "uint8", (self.output, result))
         if bool(self.residual) != (self.sum is not None):
             self.refuse("a residual without its factors")
         if self.sum is not None:
@@ -176,7 +203,7 @@ class Conv8(Operation):
         """
         weight = writer.constant(self.weight).reshape(self.channels[1], -1)
         bias = writer.constant(self.bias)
-        most = most_sums(weight, bias, self.zero)
+        most = self.most_sums(weight, bias)
         check_sums(writer, most, self.scale)
         if self.slope:
             check_slopes(most, writer.constant(self.scale), writer.constant(self.slope))

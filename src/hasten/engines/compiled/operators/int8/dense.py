@@ -21,6 +21,7 @@ from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8 import amx, arm
 from hasten.engines.compiled.operators.int8.layouts import Block, Layout, whole
 from hasten.engines.compiled.operators.int8.tiles import End, Tile
+from hasten.engines.compiled.operators.int8.words import include
 from hasten.engines.compiled.plan import ALIGNMENT, MOST_BYTES, product
 from hasten.errors import IntegrityError
 
@@ -66,7 +67,7 @@ class Table:
 def emit_rows(conv: Conv8, writer: Writer) -> bool:
     """Write a pointwise convolution of all rows at once; return whether it is one."""
     layout = Layout.of(conv, writer)
-    if not layout.pointwise or (layout.quads and layout.ragged):
+    if not layout.pointwise or (layout.direct and layout.ragged):
         return False
     _emit(layout, writer, f"n * {product(conv.size)}" if writer.plan.by_row else None)
     return True
@@ -82,7 +83,7 @@ def _emit(layout: Layout, writer: Writer, pixels: str | None) -> None:
     conv = layout.conv
     if layout.weights > MOST_BYTES:
         raise IntegrityError(f"the plan asks for more than {MOST_BYTES / 1e6:,.0f} MB of tables")
-    writer.part("dense8.c", WIDE=layout.wide, QUADS=int(layout.quads))
+    include(writer, "int16" in (conv.given_type, conv.made_type))
     if layout.rows:
         writer.part("amx.c")
     if layout.arm:
@@ -95,12 +96,11 @@ def _emit(layout: Layout, writer: Writer, pixels: str | None) -> None:
     s = writer.scratch("uint8", sum(layout.scratch), apart=True)
     count = pixels or str(layout.lines)
     line_in, line_out = layout.line
-    item = 4 if conv.rounding is None else 1
-    copied = any(conv.pads) or (layout.quads and layout.ragged)
+    item = layout.made_bytes
+    copied = any(conv.pads) or (layout.direct and layout.ragged)
     if copied:
-        padded = writer.scratch(
-            "uint8", layout.row_bytes(layout.chunk_rows) + ALIGNMENT, apart=True
-        )
+        size = layout.row_numbers(layout.chunk_rows) + ALIGNMENT
+        padded = writer.scratch(conv.given_type, size, apart=True)
     if layout.by_channels:
         share, first, last = writer.share(layout.units), "0", count
     else:
@@ -113,7 +113,9 @@ def _emit(layout: Layout, writer: Writer, pixels: str | None) -> None:
         def call(source: str, row: str, rows: str) -> str:
             residual = f"{r} + {row} * {line_out}" if conv.residual else "0"
             target = f"(u8 *){y} + {row} * {line_out * item}"
-            return f"{name}({source}, {target}, {residual}, {rows}, {units}, {t}, {s});"
+            return (
+                f"{name}((const u8 *)({source}), {target}, {residual}, {rows}, {units}, {t}, {s});"
+            )
 
         if not copied:
             writer.line(call(f"{x} + {first} * {line_in}", first, f"{last} - {first}"))
@@ -129,10 +131,10 @@ def _padding(layout: Layout, padded: str, x: str) -> str:
     """Return the call that copies what `rows` output rows from `row` on read, with pads."""
     conv, c = layout.conv, layout.conv.channels[0]
     if layout.pointwise:
-        return f"__builtin_memcpy({padded}, {x} + row * {c}, rows * {c});"
+        return f"__builtin_memcpy({padded}, {x} + row * {c}, rows * {c * layout.given_bytes});"
     taps = (conv.kernel[0] - 1) * conv.dilations[0] + 1
     return (
-        f"pad_rows({padded}, {x}, row * {conv.strides[0]}, (rows - 1) * {conv.strides[0]} + {taps}, "
+        f"{'pad_rows' if layout.given_bytes == 1 else 'pad_words'}({padded}, {x}, row * {conv.strides[0]}, (rows - 1) * {conv.strides[0]} + {taps}, "
         f"{conv.size[0]}, {conv.size[1] * c}, {conv.pads[1] * c}, {conv.pads[3] * c}, {conv.pads[0]}, "
         f"{conv.zero});"
     )
@@ -147,7 +149,7 @@ def _rows(layout: Layout, writer: Writer, table: Table) -> str:
     read, if `ragged`.
     """
     conv, steps = layout.conv, layout.steps
-    outs, item = conv.channels[1], 4 if conv.rounding is None else 1
+    outs, item = conv.channels[1], layout.made_bytes
     places = [table.add(part) for part in (_end(conv), layout.places, _scales(layout, writer))]
     item_bytes = 2 if layout.mode == "words" else 1
     at_weights = table.add_later(layout.weights * item_bytes, partial(_pack, layout, writer))
@@ -210,8 +212,8 @@ def _chunk(layout: Layout) -> list[str]:
     conv = layout.conv
     line = conv.channels[0] * (1 if layout.pointwise else conv.padded_size[1])
     first = f"row * {line * (1 if layout.pointwise else conv.strides[0])}"
-    if layout.quads:
-        return [f"const u8 *z = x + {first};"]
+    if layout.direct:
+        return [f"const u8 *z = x + {first} * {layout.item};"]
     if layout.pointwise:
         count = f"some * {line}"
     else:
@@ -260,7 +262,7 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
     conv = layout.conv
     end = End.of(conv, layout.permutes)
     most = _tile_pixels(layout, block)
-    item = 4 if end.floats else 1
+    item = layout.made_bytes
     head = "const u8 *x, const i32 *at, const u8 *w, const u8 *b, const struct end *e, const u8 *f, u8 *y"
 
     def tile(pixels: int) -> str:
@@ -274,6 +276,7 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
             layout.mode == "bytes" and not layout.quads,
             end,
             layout.arm != "" or (pixels == most and layout.wide > 16),
+            "dot" if conv.given_type == "uint8" else "dot16",
         )
         name = writer.static("tile", f"static void @({head}) {{\n{one.text}\n}}")
         return f"{name}(x, at, w, b, e, f, y);"
@@ -303,8 +306,9 @@ def _tile_pixels(layout: Layout, block: Block) -> int:
 def _end(conv: Conv8) -> Array:
     """Return the numbers of C's `struct end`."""
     numbers = [0, 0, 255, 0, 0, 0, 0, 255]
-    if conv.rounding is not None:
-        numbers[:3] = [conv.rounding.zero, conv.rounding.low, conv.rounding.high]
+    rounding = conv.rounding if conv.words is None else conv.words
+    if rounding is not None:
+        numbers[:3] = [rounding.zero, rounding.low, rounding.high]
     if conv.sum is not None:
         first, second = (factor & 0xFFFF for factor in conv.sum.factors)
         factors = first | second << 16

@@ -11,7 +11,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8.tiles import Steps
 from hasten.engines.compiled.plan import ALIGNMENT, product
-from hasten.engines.compiled.writer import multiplies
+from hasten.engines.compiled.writer import multiplies, spelled_dots
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.operators.int8.convolutions import Conv8
@@ -60,7 +60,8 @@ class Layout:
     Attributes:
         conv: The convolution.
         wide: Bytes of a vector.
-        quads: Whether bytes are multiplied as they are, by VNNI or `arm`; else two numbers of 16 bits at once.
+        quads: Whether bytes are multiplied as they are, by VNNI or `arm`; else two numbers of 16 bits at once, as
+            where the input has such.
         permutes: Whether a byte's entry of a table of 256 is found in registers, by VBMI.
         amx: Whether the processor multiplies matrices of bytes, by AMX.
         pixels: Largest number of pixels of the input that come at once, of all rows of a batch.
@@ -79,13 +80,29 @@ class Layout:
     def of(cls, conv: Conv8, writer: Writer) -> Layout:
         """Return the layout for the processor that a plan is written for."""
         isa = writer.isa
-        wide = 64 if "avx512bw" in isa else 32 if "avx2" in isa else 16
-        arm = multiplies(isa)
-        quads = bool(arm) or ("avx512_vnni" if wide == 64 else "avx_vnni") in isa
+        wide = vector_bytes(isa)
+        of_bytes = conv.given_type == "uint8"
+        arm = multiplies(isa) if of_bytes else ""
+        quads = of_bytes and spelled_dots(isa) != 0
         permutes = wide == 64 and "avx512vbmi" in isa
         amx = quads and wide == 64 and "amx_int8" in isa
         pixels = product(conv.size) * (_MOST_ROWS if writer.plan.by_row else 1)
         return cls(conv, wide, quads, permutes, amx, pixels, arm)
+
+    @property
+    def direct(self) -> bool:
+        """Whether tiles read the picture itself, not numbers that it was widened to."""
+        return self.quads or self.given_bytes == self.item
+
+    @property
+    def given_bytes(self) -> int:
+        """Bytes of a number of the input."""
+        return np.dtype(self.conv.given_type).itemsize
+
+    @property
+    def made_bytes(self) -> int:
+        """Bytes of a number of the result."""
+        return np.dtype(self.conv.made_type).itemsize
 
     @property
     def lanes(self) -> int:
@@ -217,7 +234,7 @@ class Layout:
         while (
             rows < high
             and rows * wide < _CHUNK_PIXELS
-            and self.row_bytes(rows + 1) * self.item <= self._chunk_bytes
+            and self.row_numbers(rows + 1) * self.item <= self._chunk_bytes
         ):
             rows += 1
         return rows
@@ -234,7 +251,7 @@ class Layout:
 
     @property
     def line(self) -> tuple[int, int]:
-        """Bytes of the input, and numbers of the output, from one of `lines` to the next."""
+        """Numbers of the input and of the output from one of `lines` to the next."""
         conv = self.conv
         if self.pointwise:
             return conv.channels
@@ -254,8 +271,8 @@ class Layout:
         """Whether a run's last product takes bytes behind it."""
         return self.steps.run != self._runs[2] * self.item
 
-    def row_bytes(self, rows: int) -> int:
-        """Bytes of the padded input that some output rows read."""
+    def row_numbers(self, rows: int) -> int:
+        """Numbers of the padded input that some output rows read."""
         conv = self.conv
         if self.pointwise:
             return rows * conv.channels[0]
@@ -296,12 +313,17 @@ class Layout:
     @property
     def scratch(self) -> tuple[int, int]:
         """Bytes of memory for the widened chunk, and for a block's widened weights or AMX's sums."""
-        chunk = 0 if self.quads else self.row_bytes(self.chunk_rows) * 2
+        chunk = 0 if self.direct else self.row_numbers(self.chunk_rows) * 2
         vectors = max(block.vectors for block in self.blocks)
         if self.rows:
             return whole(chunk + ALIGNMENT), 4 * _REGISTER_ROWS * vectors * self.wide
         block = vectors * self.steps.dots * self.wide
         return whole(chunk + ALIGNMENT), block if self.mode == "widened" else 0
+
+
+def vector_bytes(isa: tuple[str, ...]) -> int:
+    """Return the bytes of a processor's vectors."""
+    return 64 if "avx512bw" in isa else 32 if "avx2" in isa else 16
 
 
 def _evenly(dots: int) -> tuple[int, int]:

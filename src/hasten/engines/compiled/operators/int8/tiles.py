@@ -43,14 +43,14 @@ class End:
     """Treatment of sums within a tile.
 
     Attributes:
-        floats: Whether they become float32, not bytes.
+        made: Element type of the results: float32, uint8 or int16.
         zero: Whether a zero is added.
         slope: Whether what is below 0 is multiplied by a slope.
         bounds: Whether bytes are cut further than to 0 and 255.
         table: Whether bytes go through a table.
     """
 
-    floats: bool
+    made: str
     zero: bool
     slope: bool
     bounds: bool
@@ -64,11 +64,13 @@ class End:
             conv: The convolution.
             permutes: Whether the processor looks bytes up in registers, so that a table costs a tile little.
         """
+        if conv.words is not None:
+            return cls("int16", True, bool(conv.slope), True, False)
         if conv.rounding is None:
-            return cls(True, False, False, False, False)
+            return cls("float32", False, False, False, False)
         bounds = (conv.rounding.low, conv.rounding.high) != (0, 255)
         table = permutes and bool(conv.table)
-        return cls(False, conv.rounding.zero != 0, bool(conv.slope), bounds, table)
+        return cls("uint8", conv.rounding.zero != 0, bool(conv.slope), bounds, table)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Tile:
         narrow: Whether weights are bytes that are widened when they are read.
         end: Rounding, and bytes or floats, by which sums become results.
         unrolled: Whether the code may be long.
+        dot: C function of a dot product, which has another one with `_from` for weights in memory.
     """
 
     pixels: int
@@ -96,6 +99,7 @@ class Tile:
     narrow: bool
     end: End
     unrolled: bool
+    dot: str = "dot"
 
     @property
     def text(self) -> str:
@@ -127,8 +131,8 @@ class Tile:
 
     def _results(self) -> list[str]:
         """Return C that makes results of the sums."""
-        if self.end.floats:
-            return self._floats()
+        if self.end.made != "uint8":
+            return self._floats() if self.end.made == "float32" else self._numbers()
         lines = []
         if self.end.zero:
             lines.append("const vh zero = (vh){} + (i16)e->zero;")
@@ -187,9 +191,9 @@ class Tile:
             lines += [f"const vi w{v} = {load}(w + {at[v]});" for v in range(held)]
             for p in range(self.pixels):
                 lines.append(f"const vi z{p} = splat(*(const i32_u *)(q + x{p} + {place}));")
-                lines += [f"a{p}_{v} = dot(a{p}_{v}, z{p}, w{v});" for v in range(held)]
+                lines += [f"a{p}_{v} = {self.dot}(a{p}_{v}, z{p}, w{v});" for v in range(held)]
                 lines += [
-                    f"a{p}_{v} = dot_from(a{p}_{v}, z{p}, (const vi *)(w + {at[v]}));"
+                    f"a{p}_{v} = {self.dot}_from(a{p}_{v}, z{p}, (const vi *)(w + {at[v]}));"
                     for v in range(held, self.vectors)
                 ]
             lines.append("}")
@@ -218,6 +222,20 @@ class Tile:
                 lines.append(
                     f"{{ const vf f = __builtin_convertvector(a{p}_{v}, vf) * *(const vf *)(b + {place}); "
                     f"COPY(y + {4 * (p * self.outs + v * lanes)}, &f, {4 * count}); }}"
+                )
+        return lines
+
+    def _numbers(self) -> list[str]:
+        """Return C that makes numbers of 16 bits of the sums."""
+        names = ("zero", "low", "high")
+        lines = [f"const vi {name} = splat(e->{name});" for name in names]
+        lanes = self.wide // 4
+        for p in range(self.pixels):
+            for v in range(self.vectors):
+                count = min(lanes, self.channels - v * lanes)
+                lines.append(
+                    f"{{ const vs q = as_words({self._scaled(p, v)}, zero, low, high); "
+                    f"COPY(y + {2 * (p * self.outs + v * lanes)}, &q, {2 * count}); }}"
                 )
         return lines
 
