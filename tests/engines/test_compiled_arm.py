@@ -59,7 +59,7 @@ def target_of(processor: str, folder: Path) -> Target:
     program = folder / "cpuinfo_program"
     program.write_bytes(_cpuinfo())
     program.chmod(0o700)
-    words = ["qemu-aarch64", "-cpu", processor, program]
+    words = ["qemu-aarch64", "-cpu", processor, str(program)]
     told = subprocess.run(words, stdout=-1, check=True).stdout
     (folder / "cpuinfo").write_bytes(told)
     return granted(Target.host(proc=folder), "gcc-12.2.0")

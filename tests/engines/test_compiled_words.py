@@ -49,13 +49,13 @@ class MadeOfWords(Made):
     def words(self, size: int, name: str = "") -> str:
         """Return the name of an input of random words, with the extremes among them."""
         name = name or f"x{len(self.given)}"
-        some = self.rng.integers(LOWEST, HIGHEST, 30)
+        some = self.rng.integers(LOWEST, HIGHEST, 30).tolist()
         self.given[name] = self.rng.choice([LOWEST, HIGHEST, *some], size).astype(np.int16)
         return name
 
     def rounding16(self) -> Rounding16:
         low = int(self.rng.choice([LOWEST, LOWEST, -20_000]))
-        zero = int(self.rng.choice([LOWEST, 0, HIGHEST, self.rng.integers(LOWEST, HIGHEST)]))
+        zero = int(self.rng.choice([LOWEST, 0, HIGHEST, int(self.rng.integers(LOWEST, HIGHEST))]))
         return Rounding16(zero, low, int(self.rng.choice([HIGHEST, HIGHEST, 25_000])))
 
     def conv16(self, given: str, end: str, **shape: Any) -> Conv16:
@@ -67,7 +67,9 @@ class MadeOfWords(Made):
         bare = self.conv(plain, **shape)
         found = Conv16(**vars(bare))
         if given == "words":
-            zero = int(self.rng.choice([LOWEST, 0, HIGHEST, self.rng.integers(LOWEST, HIGHEST)]))
+            zero = int(
+                self.rng.choice([LOWEST, 0, HIGHEST, int(self.rng.integers(LOWEST, HIGHEST))])
+            )
             spread = self.constants[bare.scale] / 256
             found = replace(
                 found,

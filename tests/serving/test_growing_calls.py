@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,13 @@ def test_steps_of_single_calls_stay_in_order_where_their_answers_suddenly_become
         for n in range(2, 30, 3):
             asked[n] = asking(1, model="stepping", id_=str(n), output="after")
         begun = []
+
+        def pending(count: int) -> bool:
+            return bool(growing.server.call(lambda: steps.sequences._pending) == count)
+
         for n, one in enumerate(asked):  # each is there before the next one is sent
             begun += call(channel, one)
-            until(lambda n=n: growing.server.call(lambda: steps.sequences._pending) == n + 1)
+            until(partial(pending, n + 1))
         growing.settle("stepping")
         late = call(channel, asking(1, model="stepping", output="after"))
         answers = [message("ModelInferResponse").FromString(next(one)) for one in (*begun, *late)]

@@ -36,7 +36,7 @@ def test_a_parquet_file_gives_what_its_frame_gives(tmp_path: Path, label: str) -
     FRAME.set_index(pd.Index([4, 9, 2])).to_parquet(path)  # the index is no label
     data = opened(f"{path}{label}")
     rows = data.inputs(range(3))["x"]
-    assert np.array_equal(rows, [[31.5, 1], [np.nan, 0], [7, 1]], equal_nan=True)
+    assert np.array_equal(rows, np.array([[31.5, 1], [np.nan, 0], [7, 1]]), equal_nan=True)
     assert data.labels is not None
     assert data.labels.tolist() == [1, 0, 1]
 
