@@ -161,6 +161,38 @@ def test_tensors_are_found_again_where_a_runtime_numbers_their_names_anew(
     assert coded < 0.45 * 4 * 128 * 128
 
 
+def with_small_tensors(path: Path, seed: int, more: int) -> Path:
+    """A bundle with 100 small tensors, and at two places some that another bundle may not have."""
+    work = path.with_name(f"work-{path.name}")
+    work.mkdir()
+    model = onnx.load(trained(work / "model")[1])
+    rng, change = np.random.default_rng(7), np.random.default_rng(seed)
+    for number in range(100):
+        data = rng.normal(1, 0.1, 400 + number % 3) * (1 + seed * 1e-5 * change.normal())
+        fresh = change.normal(1, 0.1, 50) if number in (30, 60) else ()
+        for name, one in ((f"fresh{number}", fresh), (f"small{seed}_{number}", data)):
+            if len(one) and (name.startswith("small") or more):
+                array = np.asarray(one, np.float32)
+                model.graph.initializer.append(numpy_helper.from_array(array, name))
+    onnx.save(model, work / "small.onnx")
+    winner = built(work, work / "small.onnx", OnnxRuntime(threads=1))
+    write(path, stated(winner, winner), EVIDENCE)
+    return path
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (0, 1), (1, 0)])
+def test_small_tensors_are_paired_where_one_bundle_has_more_of_them(
+    tmp_path: Path, before: int, after: int
+) -> None:
+    old = with_small_tensors(tmp_path / "old.hasten", 0, before)
+    new = with_small_tensors(tmp_path / "new.hasten", 1, after)
+    made = hasten.pack(new, since=old)
+    coded = [one.packed_bytes for one in made.tensors if "small tensors" in one.name]
+    assert 0 < sum(coded) < 0.5 * 4 * 400 * 100
+    again = hasten.unpack(made.path, tmp_path / "again.hasten", base=old)
+    assert content(again) == content(new)
+
+
 def test_where_only_a_threshold_changed_nearly_nothing_is_packed(
     made: Path, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TypeAlias
 
@@ -34,6 +35,8 @@ _TRIED = 2
 _TOGETHER_BYTES = 16 << 20
 """Size up to which stretches that stay as they are share an item; it is joined in memory once."""
 _CHUNK = 1 << 18
+_MOST_ALIGNED = 1000
+"""Largest number of small tensors that are compared with each other to find those that both bundles have."""
 _STRETCH_BYTES = 20
 """About what stating a stretch takes in the head."""
 Kind: TypeAlias = tuple[str, str, tuple[int, ...]]
@@ -150,7 +153,8 @@ def _cuts(after: _Bundle, before: _Bundle) -> Iterator[Cut]:
     older, kept = _Older(before), _Kept()
     cuts = list(cuts_of(after.folder, after.manifest, after.names, without=done))
     for cut, counterpart in zip(cuts, older.counterparts(after, cuts), strict=True):
-        yield from _changed(cut, counterpart, older, kept)
+        for one, before_it in older.aligned(after, cut, counterpart):
+            yield from _changed(one, before_it, older, kept)
         yield from kept.full()
     yield from kept.rest()
 
@@ -272,6 +276,58 @@ class _Older:
                     (id(cut), named[cut.item.name]) for cut in alike if cut.item.name in named
                 )
         return [pairs.get(id(cut)) for cut in cuts]
+
+    def aligned(
+        self, bundle: _Bundle, cut: Cut, before: Cut | None
+    ) -> list[tuple[Cut, Cut | None]]:
+        """Return what a newer bundle has, cut further where only some of it has older tensors to go with.
+
+        Small tensors share an item. If one bundle has more of them than the other, those that both have, by
+        their sizes and their order, go together.
+        """
+        role, dtype, _ = bundle.kind(cut)
+        groups = [
+            group
+            for (owner, of, _), alike in self._tensors.items()
+            for group in alike
+            if (owner, of) == (role, dtype) and len(group.item.pieces) > 1
+        ]
+        if before is not None or len(cut.item.pieces) < 2 or len(groups) != 1:
+            return [(cut, before)]
+        both = _both(*([piece.length for piece in one.item.pieces] for one in (cut, groups[0])))
+        others = sorted({*range(len(cut.item.pieces))} - {new for new, _ in both})
+        there = _pieces_of(groups[0], [older for _, older in both])
+        found = [(_pieces_of(cut, [new for new, _ in both]), there)]
+        found.append((_pieces_of(cut, others), None))
+        return [(one, older) for one, older in found if one is not None]
+
+
+def _both(new: Sequence[int], old: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the places in two lists of sizes that go together, in order: first those at both ends."""
+    least = min(len(new), len(old))
+    first = next((n for n in range(least) if new[n] != old[n]), least)
+    last = next((n for n in range(least - first) if new[-1 - n] != old[-1 - n]), least - first)
+    middle = [one[first : len(one) - last] for one in (new, old)]
+    blocks = []
+    if max(map(len, middle)) <= _MOST_ALIGNED:
+        blocks = SequenceMatcher(None, *middle, autojunk=False).get_matching_blocks()
+    return [
+        *((n, n) for n in range(first)),
+        *((first + a + n, first + b + n) for a, b, size in blocks for n in range(size)),
+        *((len(new) - n, len(old) - n) for n in range(last, 0, -1)),
+    ]
+
+
+def _pieces_of(cut: Cut, numbers: Sequence[int]) -> Cut | None:
+    """Return some pieces of an item as an item of their own; None if there are none."""
+    if not numbers:
+        return None
+    pieces = tuple(cut.item.pieces[number] for number in numbers)
+    ends = np.cumsum([piece.length for piece in cut.item.pieces])
+    parts = [cut.data[ends[n] - cut.item.pieces[n].length : ends[n]] for n in numbers]
+    data = np.concatenate(parts)
+    shape = (len(data) // cut.item.width,)
+    return Cut(replace(cut.item, shape=shape, pieces=pieces), data)
 
 
 class _Kept:
