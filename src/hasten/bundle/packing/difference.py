@@ -310,7 +310,7 @@ def _both(new: Sequence[int], old: Sequence[int]) -> list[tuple[int, int]]:
     middle = [one[first : len(one) - last] for one in (new, old)]
     blocks = []
     if max(map(len, middle)) <= _MOST_ALIGNED:
-        blocks = SequenceMatcher(None, *middle, autojunk=False).get_matching_blocks()
+        blocks = SequenceMatcher(None, middle[0], middle[1], autojunk=False).get_matching_blocks()
     return [
         *((n, n) for n in range(first)),
         *((first + a + n, first + b + n) for a, b, size in blocks for n in range(size)),
