@@ -230,6 +230,31 @@ def fixed(folder: Path) -> Model:
     return load(saved(folder, FIXED, weights)).settled_by(sample)
 
 
+def test_a_wrong_declaration_of_an_output_that_the_rest_reads_is_passed_over(
+    host: Target, tmp_path: Path
+) -> None:
+    text = """<ir_version: 9, opset_import: ["": 17]>
+    declared (float[N, 6] x) => (float[N, 5] y, int64[2, found] places) { y = MatMul (x, w)  places = NonZero (y) }"""
+    model = load(saved(tmp_path, text, {"w": np.ones((6, 3))}))
+    artifact = built(model.settled_by({"x": np.zeros(6, np.float32)}), host, tmp_path)
+    x = np.ones((2, 6), np.float32)
+    with Split().open(artifact, host) as session:
+        got = session.run({"x": x})
+    for name, array in right(model, {"x": x}, host, tmp_path).items():
+        np.testing.assert_array_equal(got[name], array)
+
+
+def test_a_call_is_bound_where_the_first_input_is_one_number(host: Target, tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["": 17]>
+    offset (float t, float[1, 6] x) => (float[1, 3] y) { a = MatMul (x, w)  b = Add (a, t)  y = Hardmax (b) }"""
+    model = load(saved(tmp_path, text, {"w": np.eye(6)[:, :3]}))
+    given = {"t": np.array(1, np.float32), "x": np.arange(6, dtype=np.float32)[None]}
+    outputs = {"y": np.zeros((1, 3), np.float32)}
+    with Split().open(built(model, host, tmp_path), host) as session:
+        session.bind(given, outputs)()
+    np.testing.assert_array_equal(outputs["y"], [[0, 0, 1]])
+
+
 def test_a_model_that_is_covered_or_has_too_few_products_is_left_whole(
     host: Target, tmp_path: Path
 ) -> None:

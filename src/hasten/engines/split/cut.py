@@ -100,10 +100,12 @@ class Cutter:
         import onnx
 
         graph = self.proto.graph
-        known = {value.name: value for value in (*graph.input, *graph.output)}
+        given = {value.name: value for value in graph.input}
+        # A runtime checks what it reads against a declaration, which may be wrong for the model's outputs.
+        declared = given | {value.name: value for value in graph.output}
         inputs, outputs = (
             [known[name] if name in known else _value(name, specs.get(name)) for name in names]
-            for names in (part.inputs, part.outputs)
+            for names, known in ((part.inputs, given), (part.outputs, declared))
         )
         held = [one for one in graph.initializer if one.name in part.constants]
         for name in sorted(part.constants - self._initializers):

@@ -56,7 +56,7 @@ class SplitSession(Session):
         """
         if not self._index.compiled_first:
             return super().bind(inputs, outputs)
-        rows = len(next(iter(inputs.values())))
+        rows = next((len(array) for array in inputs.values() if array.ndim), 1)
         try:
             between = {
                 spec.name: np.empty(
