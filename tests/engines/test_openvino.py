@@ -100,6 +100,36 @@ def test_an_attribute_that_the_converter_passes_over_is_refused(
         build(path, host)
 
 
+def test_an_attribute_that_the_converter_passes_over_is_found_inside_a_branch(
+    tmp_path: Path, host: Target
+) -> None:
+    if onnx.defs.onnx_opset_version() < 28:
+        pytest.skip("this onnx doesn't know operator set 28")
+    path = tmp_path / "branch.onnx"
+    text = """<ir_version: 13, opset_import: ["": 28]> branch (float[1, 2, 4, 6] x, bool c) => (float[1, 8, 2, 3] y) {
+        y = If (c) <
+            then_branch = yes () => (float[1, 8, 2, 3] a) { [deep] a = SpaceToDepth <blocksize = 2, mode = "CRD"> (x) },
+            else_branch = no () => (float[1, 8, 2, 3] b) { b = SpaceToDepth <blocksize = 2> (x) }> }"""
+    onnx.save(onnx.parser.parse_model(text), path)
+    with pytest.raises(CandidateError, match=r"attribute 'mode' of SpaceToDepth \(node 'deep'\)"):
+        build(path, host)
+
+
+def test_a_later_attribute_that_states_its_default_is_no_reason_to_refuse(
+    tmp_path: Path, host: Target
+) -> None:
+    if onnx.defs.onnx_opset_version() < 28:
+        pytest.skip("this onnx doesn't know operator set 28")
+    x = np.arange(96, dtype=np.float32).reshape(2, 2, 4, 6)
+    wanted = x.reshape(2, 2, 2, 2, 3, 2).transpose(0, 3, 5, 1, 2, 4).reshape(2, 8, 2, 3)
+    path = tmp_path / "depth.onnx"
+    text = """<ir_version: 13, opset_import: ["": 28]> depth (float[N, 2, 4, 6] x) => (float[N, 8, 2, 3] y) {
+        y = SpaceToDepth <blocksize = 2, mode = "DCR"> (x) }"""
+    onnx.save(onnx.parser.parse_model(text), path)
+    with OpenVino().open(build(path, host), host) as session:
+        assert np.array_equal(session.run({"x": x})["y"], wanted)
+
+
 @pytest.fixture
 def host() -> Target:
     return replace(Target.host(), cpus=(0, 1), threads=2, isa=("avx2",))

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,12 +19,14 @@ from hasten.bundle import part
 from hasten.bundle.requirements import requirements
 from hasten.core.model import Model
 from hasten.core.target import Target
-from hasten.core.tensors import Array
+from hasten.core.tensors import Array, TensorSpec
 from hasten.engines.base import Artifact, Session
 from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.compiled.plan import Plan
+from hasten.engines.compiled.spelled_out import without_weights
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.pool import SessionPool
+from hasten.engines.split.cut import inferred
 from hasten.engines.split.engine import Split
 from hasten.errors import CandidateError, InputError, IntegrityError, NotCovered
 from hasten.inputs.models.onnx import load
@@ -230,6 +233,44 @@ def fixed(folder: Path) -> Model:
     return load(saved(folder, FIXED, weights)).settled_by(sample)
 
 
+def test_a_wrong_declaration_of_an_output_that_the_rest_reads_is_passed_over(
+    host: Target, tmp_path: Path
+) -> None:
+    text = """<ir_version: 9, opset_import: ["": 17]>
+    declared (float[N, 6] x) => (float[N, 5] y, int64[2, found] places) { y = MatMul (x, w)  places = NonZero (y) }"""
+    model = load(saved(tmp_path, text, {"w": np.ones((6, 3))}))
+    artifact = built(model.settled_by({"x": np.zeros(6, np.float32)}), host, tmp_path)
+    x = np.ones((2, 6), np.float32)
+    with Split().open(artifact, host) as session:
+        got = session.run({"x": x})
+    for name, array in right(model, {"x": x}, host, tmp_path).items():
+        np.testing.assert_array_equal(got[name], array)
+
+
+def test_shapes_are_inferred_without_copies_of_large_weights(tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["": 17]>
+    wide (float[N, 60] x) => (float[N, 30] y) <int64[2] flat = {-1, 10}, int64[2] back = {-1, 30}> {
+        a = MatMul (x, w)  b = Reshape (a, flat)  y = Reshape (b, back) }"""
+    proto = onnx.load(saved(tmp_path, text, {"w": np.ones((60, 30))}))
+    assert without_weights(proto).ByteSize() < 1000
+    known = inferred(proto, [TensorSpec("x", "float32", (2, 60))])
+    assert {name: spec.shape for name, spec in known.items() if name in "ab"} == {
+        "a": (2, 30),
+        "b": (6, 10),
+    }
+
+
+def test_a_call_is_bound_where_the_first_input_is_one_number(host: Target, tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["": 17]>
+    offset (float t, float[1, 6] x) => (float[1, 3] y) { a = MatMul (x, w)  b = Add (a, t)  y = Hardmax (b) }"""
+    model = load(saved(tmp_path, text, {"w": np.eye(6)[:, :3]}))
+    given = {"t": np.array(1, np.float32), "x": np.arange(6, dtype=np.float32)[None]}
+    outputs = {"y": np.zeros((1, 3), np.float32)}
+    with Split().open(built(model, host, tmp_path), host) as session:
+        session.bind(given, outputs)()
+    np.testing.assert_array_equal(outputs["y"], [[0, 0, 1]])
+
+
 def test_a_model_that_is_covered_or_has_too_few_products_is_left_whole(
     host: Target, tmp_path: Path
 ) -> None:
@@ -308,6 +349,24 @@ def test_both_parts_keep_bytes_as_bytes(host: Target, tmp_path: Path) -> None:
     np.testing.assert_array_equal(got["places"], np.array(np.nonzero(got["y"])))
 
 
+def test_nan_that_bytes_cannot_hold_crosses_as_nan(host: Target, tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["": 17]>
+    gone (float[N, 16] x) => (float[N, 4] y) <float step = {0.1}, uint8 zero = {128}, int8 none = {0}> {
+        q = QuantizeLinear (x, step, zero)  d = DequantizeLinear (q, step, zero)
+        v = DequantizeLinear (w, step, none)  m = MatMul (d, v)
+        r = QuantizeLinear (m, step, zero)  f = DequantizeLinear (r, step, zero)
+        y = MeanVarianceNormalization <axes = [1]> (f) }"""
+    weights = np.random.default_rng(0).integers(-127, 128, (16, 4)).astype(np.int8)
+    model = load(saved(tmp_path, text, {"w": weights})).settled_by({"x": np.zeros(16, np.float32)})
+    artifact = built(model, host, tmp_path)
+    assert "QuantizeLinear" not in rest(artifact)
+    x = np.random.default_rng(1).standard_normal((2, 16), np.float32)
+    x[0, 3] = np.nan
+    with Split().open(artifact, host) as session:
+        got = session.run({"x": x})["y"]
+    np.testing.assert_array_equal(np.isnan(got), [[True] * 4, [False] * 4])
+
+
 def test_a_part_takes_inputs_for_constants_where_no_sample_changes_them(
     host: Target, tmp_path: Path
 ) -> None:
@@ -357,6 +416,39 @@ def test_a_damaged_list_of_parts_is_one_line(
     assert "\n" not in str(caught.value)
     assert Split().constant_inputs(artifact) == {}
     assert list(Split().stretches(artifact)) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index["compiled"]["inputs"].clear(),
+        lambda index: index["rest"]["inputs"][0].update(name="another"),
+        lambda index: index["compiled"]["outputs"].clear(),
+        lambda index: index["rest"]["outputs"].clear(),
+        lambda index: index.update(compiled_first=False),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_not_opened(
+    found: Model, host: Target, tmp_path: Path, change: Callable[[Any], object]
+) -> None:
+    artifact = built(found, host, tmp_path)
+    index = json.loads(artifact.path.read_text())
+    change(index)
+    artifact.path.write_text(json.dumps(index))
+    opening: AbstractContextManager[Session] = Split().open(artifact, host)
+    message = r"^split\.json is damaged: its parts don't fit each other$"
+    with pytest.raises(CandidateError, match=message), opening:
+        pass
+
+
+def test_a_reason_that_a_bundle_brings_is_one_line(
+    found: Model, host: Target, tmp_path: Path
+) -> None:
+    artifact = built(found, host, tmp_path)
+    index = json.loads(artifact.path.read_text())
+    artifact.path.write_text(json.dumps({**index, "why": "a\n\x1b[31m"}))
+    with Split().open(artifact, host) as session:
+        assert session.properties()["why not all"] == r"a\n\x1b[31m"
 
 
 def test_a_bundle_needs_the_packages_and_the_compiler_of_both_parts(

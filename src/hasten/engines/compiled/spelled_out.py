@@ -36,7 +36,7 @@ def spelled_out(proto: onnx.ModelProto, covered: Collection[str]) -> onnx.ModelP
     if not defined:
         return None
     try:
-        bare = _typed(proto)
+        bare = onnx.shape_inference.infer_shapes(without_weights(proto), data_prop=True)
         for node in bare.graph.node:
             if node.domain in ("", "ai.onnx") and node.op_type in defined:
                 _state_defaults(node, defined[node.op_type])
@@ -70,8 +70,8 @@ def _state_defaults(node: onnx.NodeProto, schema: Any) -> None:
             node.attribute.append(attribute.default_value)
 
 
-def _typed(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with the type of each value, and without its large weights."""
+def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with the types of its large weights in their place, from which other types are inferred."""
     import onnx
 
     bare = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
@@ -86,4 +86,4 @@ def _typed(proto: onnx.ModelProto) -> onnx.ModelProto:
             bare.graph.value_info.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
-    return onnx.shape_inference.infer_shapes(bare, data_prop=True)
+    return bare

@@ -25,7 +25,7 @@ from hasten.engines.checked import operators, private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
-from hasten.engines.newer import newer_attribute
+from hasten.engines.newer import every_node, newer_attribute
 from hasten.engines.openvino.layers import operations, profiled
 from hasten.engines.openvino.runtime import new_core
 from hasten.errors import CandidateError
@@ -336,7 +336,7 @@ def _check_attributes(path: Path) -> None:
         return
     if all(one.version <= _NEWEST for one in proto.opset_import if one.domain in ("", "ai.onnx")):
         return
-    for node in proto.graph.node:
+    for node in every_node(proto):
         newer = newer_attribute(node, _NEWEST)
         if newer is not None:
             raise CandidateError(

@@ -11,6 +11,7 @@ import numpy as np
 
 from hasten.core.tensors import TensorSpec
 from hasten.engines.compiled.lowering import LOWERINGS, Coverage
+from hasten.engines.compiled.spelled_out import without_weights
 from hasten.engines.onnxruntime.layers import PRODUCTS
 from hasten.errors import NotCovered
 
@@ -100,10 +101,12 @@ class Cutter:
         import onnx
 
         graph = self.proto.graph
-        known = {value.name: value for value in (*graph.input, *graph.output)}
+        given = {value.name: value for value in graph.input}
+        # A runtime checks what it reads against a declaration, which may be wrong for the model's outputs.
+        declared = given | {value.name: value for value in graph.output}
         inputs, outputs = (
             [known[name] if name in known else _value(name, specs.get(name)) for name in names]
-            for names in (part.inputs, part.outputs)
+            for names, known in ((part.inputs, given), (part.outputs, declared))
         )
         held = [one for one in graph.initializer if one.name in part.constants]
         for name in sorted(part.constants - self._initializers):
@@ -235,8 +238,8 @@ def inferred(proto: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> dict[str, 
     """
     import onnx
 
-    whole = onnx.ModelProto()
-    whole.CopyFrom(proto)
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    whole = without_weights(proto)
     graph, shapes = whole.graph, {spec.name: spec.shape for spec in inputs}
     for value in graph.input:
         if value.name in shapes:
@@ -244,7 +247,9 @@ def inferred(proto: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> dict[str, 
             value.CopyFrom(_value(value.name, spec))
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
+    stated = [value for value in graph.value_info if value.name in weights]
     del graph.value_info[:]
+    graph.value_info.extend(stated)
     try:
         graph = onnx.shape_inference.infer_shapes(whole, data_prop=True).graph
     except Exception:  # its C++ part raises several kinds; then nothing is known

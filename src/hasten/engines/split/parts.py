@@ -212,12 +212,26 @@ def parts_of(artifact: Artifact) -> Parts:
         record = json.loads(content(artifact, artifact.path))
         check_integers(record)
         index = from_record(Index, record)
+        _check_names(index, artifact)
         compiled, rest = (
             _artifact(artifact, folder, half) for half in (index.compiled, index.rest)
         )
     except (OSError, ValueError, TypeError, RecursionError, IntegrityError) as error:
         raise CandidateError(f"{artifact.path.name} is damaged: {error}") from error
     return Parts(index, replace(compiled, custom_ops=()), rest)
+
+
+def _check_names(index: Index, whole: Artifact) -> None:
+    """Check that each part reads what the caller or the other part gives."""
+    halves = [index.compiled, index.rest]
+    first, second = halves if index.compiled_first else halves[::-1]
+    given = {spec.name for spec in whole.inputs}
+    reads, reads_then = ({spec.name for spec in half.inputs} for half in (first, second))
+    made, made_then = ({spec.name for spec in half.outputs} for half in (first, second))
+    wanted = {spec.name for spec in whole.outputs}
+    whole_fits = reads <= given and reads_then <= given | made and wanted <= made | made_then
+    if not (whole_fits and index.compiled.inputs):
+        raise ValueError("its parts don't fit each other")
 
 
 def _artifact(whole: Artifact, folder: Path, half: Half) -> Artifact:

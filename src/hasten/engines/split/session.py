@@ -9,7 +9,7 @@ import numpy as np
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.base import Artifact, Session
 from hasten.engines.split.parts import Index, any_batch
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, visible
 
 
 class SplitSession(Session):
@@ -56,7 +56,7 @@ class SplitSession(Session):
         """
         if not self._index.compiled_first:
             return super().bind(inputs, outputs)
-        rows = len(next(iter(inputs.values())))
+        rows = next((len(array) for array in inputs.values() if array.ndim), 1)
         try:
             between = {
                 spec.name: np.empty(
@@ -98,8 +98,8 @@ class SplitSession(Session):
             order.reverse()
         return {
             "parts": f"{order[0]}, then {order[1]}",
-            "operators in compiled C": self._index.share,
-            "why not all": self._index.why,
+            "operators in compiled C": visible(self._index.share),
+            "why not all": visible(self._index.why),
             **said,
         }
 
