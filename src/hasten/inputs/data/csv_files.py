@@ -9,9 +9,9 @@ from typing import Any
 
 from hasten.core.csv_lines import csv_lines
 from hasten.errors import InputError
-from hasten.inputs.data.parquet_files import PARQUET
 from hasten.inputs.pipeline.rows import Row
 
+PARQUET = ".parquet"
 TABLES = (".csv", PARQUET)
 """Endings of the files that are read as tables."""
 ABSENT = frozenset(("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>"))
