@@ -66,8 +66,17 @@ def test_a_column_that_comes_twice_is_named(tmp_path: Path) -> None:
     names = ["age", "age", "city"]
     columns = [pa.array([1.0]), pa.array([2.0]), pa.array(["Oslo"])]
     parquet.write_table(pa.Table.from_arrays(columns, names), path)
-    with pytest.raises(InputError, match="rows.parquet has the column 'age' twice"):
+    with pytest.raises(InputError, match=r"rows.parquet has the column 'age' twice"):
         opened(path)
+
+
+def test_a_folder_of_parquet_files_says_what_to_do(tmp_path: Path) -> None:
+    folder = tmp_path / "rows.parquet"
+    folder.mkdir()
+    FRAME.to_parquet(folder / "part-0.parquet")
+    for source in (folder, f"{folder}:good"):
+        with pytest.raises(InputError, match="is a folder, but a table is one Parquet file"):
+            opened(source)
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:

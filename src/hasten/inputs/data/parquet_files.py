@@ -47,9 +47,7 @@ def read_parquet(path: Path, label: str | None, row: Row) -> dict[str, Sequence[
             table = file.read(used)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"can't read {path} as a Parquet file: {told(error)}") from error
-    return {
-        name: _values(path, name, table[name], row) if name in used else () for name in names
-    }
+    return {name: _values(path, name, table[name], row) if name in used else () for name in names}
 
 
 def _used(names: Sequence[str], label: str | None, row: Row) -> list[str]:

@@ -30,7 +30,7 @@ def without_maps(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
         for node in graph.node
         if (node.domain, node.op_type) == ("ai.onnx.ml", "ZipMap")
     }
-    if not zips.keys().isdisjoint(_read_by(graph)):
+    if not zips or not zips.keys().isdisjoint(_read_by(graph)):
         return {}
     found = {}
     for value in graph.output:
@@ -40,7 +40,7 @@ def without_maps(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     for node in zips.values():
         node.op_type, node.domain = "Identity", ""
         del node.attribute[:]
-    if zips and not any(one.domain in ("", "ai.onnx") for one in proto.opset_import):
+    if not any(one.domain in ("", "ai.onnx") for one in proto.opset_import):
         proto.opset_import.add(domain="", version=_OPSET)
     return found
 
