@@ -67,8 +67,8 @@ def main(ctx: click.Context, config: str | None) -> None:
 @click.option(
     "--data",
     shell_complete=completing.data,
-    help="Evaluation data: an .npz file, a folder of images, of sounds or of texts, a table (rows.csv, or rows.csv:label "
-    "for a column of labels), a .txt or .jsonl file of texts, or module:function.  [default: made-up inputs, for a first try]",
+    help="Evaluation data: an .npz file, a folder of images, of sounds or of texts, a table (rows.csv or rows.parquet, "
+    "with rows.csv:label for a column of labels), a .txt or .jsonl file of texts, or module:function.  [default: made-up inputs, for a first try]",
 )
 @click.option(
     "--objective",

@@ -43,6 +43,7 @@ from hasten.inputs.metrics.unlabelled import check_labelled
 from hasten.inputs.models import frozen
 from hasten.inputs.models.embedding import check_vocabulary
 from hasten.inputs.models.hugging_face import Folder
+from hasten.inputs.models.onnx import load as load_file
 from hasten.inputs.models.onnx import read as read_proto
 from hasten.inputs.models.source import (
     check_has_program,
@@ -175,7 +176,7 @@ def prepare(
         target=target,
         small_models=tuple(small_models(students, given, made, order.custom_ops, job.folder)),
         trained={one.name: one.trained for one in students if one.name},
-        given_sha256=given.model.sha256,
+        given_sha256=_given_sha256(found, given.model, order),
         figures=()
         if sequences is not None
         else chosen(order.report, parts.search.labels, source.outputs, kept_pipeline),
@@ -230,6 +231,13 @@ def _device(order: Order, data: Any, training: Any, small_model: Any) -> Target:
     if data is None:
         check_order(order, target, training=training, small_model=small_model)
     return target
+
+
+def _given_sha256(found: Any, model: Model, order: Order) -> str:
+    """Return the hash of the model that was given: of a user's ONNX file itself, also where hasten changed a copy."""
+    if isinstance(found, Path) and found.absolute() != model.path:
+        return load_file(found, order.custom_ops).sha256
+    return model.sha256
 
 
 def _program(target: Target) -> str:

@@ -88,7 +88,7 @@ def load_with_sequences(
         )
     for name in ("unpacked", "unpacked-training"):  # a resumed run reads both again
         shutil.rmtree(job.folder / name, ignore_errors=True)
-    source = onnx.load(model, job.order.custom_ops)
+    source = onnx.load(model, job.order.custom_ops, job.folder)
     check_states(states, source.inputs, source.outputs)
     dataset = open_sequences(data, source.inputs, states, job.folder / "unpacked")
     known = None

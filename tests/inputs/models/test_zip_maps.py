@@ -11,7 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 
 import hasten
+from hasten.bundle.folder import read as read_manifest
 from hasten.core.tensors import TensorSpec
+from hasten.inputs.models.onnx import load
 from hasten.inputs.models.source import load_model
 from hasten.inputs.models.zip_maps import note_of_maps, without_maps
 
@@ -85,6 +87,64 @@ def test_mappings_that_other_nodes_read_stay() -> None:
     assert proto.SerializeToString() == before
 
 
+def test_mappings_that_a_branch_reads_stay() -> None:
+    proto = onnx.parser.parse_model(TEXT)
+    proto.graph.node.append(
+        helper.make_node("ZipMap", ["scores"], ["map"], domain="ai.onnx.ml", classlabels_int64s=[1])
+    )
+    count = helper.make_tensor_value_info("count", TensorProto.INT64, [])
+    branch = helper.make_graph(
+        [helper.make_node("SequenceLength", ["map"], ["count"])], "branch", [], [count]
+    )
+    proto.graph.node.append(
+        helper.make_node("If", ["known"], ["found"], then_branch=branch, else_branch=branch)
+    )
+    before = proto.SerializeToString()
+    assert without_maps(proto) == {}
+    assert proto.SerializeToString() == before
+
+
+def test_an_operator_of_the_users_own_called_zip_map_stays(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 13, "mine" : 1]>
+        negated (float[n, 2] x) => (float[n, 2] y) { y = mine.ZipMap (x) }
+        <domain: "mine", opset_import: ["" : 13]>
+        ZipMap (given) => (made) { made = Neg (given) }
+        """
+    )
+    onnx.save(proto, tmp_path / "model.onnx")
+    model = load_model(str(tmp_path / "model.onnx"), None, tmp_path)
+    x = np.array([[1, -2]], np.float32)
+    assert onnxruntime.InferenceSession(model.path).run(None, {"x": x})[0].tolist() == [[-1, 2]]
+
+
+def test_a_file_is_read_again_into_the_same_folder_when_its_weights_lie_beside_it(
+    tmp_path: Path,
+) -> None:
+    folder, workdir = tmp_path / "given", tmp_path / "work"
+    folder.mkdir()
+    workdir.mkdir()
+    proto = onnx.load(written(tmp_path / "model.onnx"))
+    weights = np.array([[1, -1, 0], [0, 2, -2]], np.float32)
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights, "w"))
+    path = folder / "model.onnx"
+    for factor in (1, 1, 2):  # as a resumed run reads it, and one after an export
+        proto.graph.initializer[0].raw_data = (factor * weights).tobytes()
+        (folder / "weights.bin").unlink(missing_ok=True)
+        onnx.save(
+            onnx.load_from_string(proto.SerializeToString()),
+            path,
+            save_as_external_data=True,
+            location="weights.bin",
+            size_threshold=0,
+        )
+        load_model(str(path), None, workdir)
+        model = load_model(str(path), None, workdir)
+        tensor = onnx.load(model.path).graph.initializer[0]
+        assert np.array_equal(onnx.numpy_helper.to_array(tensor), factor * weights)
+
+
 def test_a_note_names_the_classes_in_the_order_of_the_columns() -> None:
     assert note_of_maps({"mapped": ("bad", "fair")}) == [
         "The file gives mapped as one mapping for each row (ZipMap). hasten makes a tensor of it with 2 columns, "
@@ -100,6 +160,7 @@ def test_a_run_takes_such_a_file_and_says_what_it_made(tmp_path: Path) -> None:
     result = hasten.optimize(
         path, (x, labels), effort="quick", time_limit_s=10, out=tmp_path / "out.hasten"
     )
+    assert read_manifest(tmp_path / "out.hasten").source_sha256 == load(path).sha256
     assert any("one for each class: bad, fair, good" in note for note in result.notes)
     with hasten.load(tmp_path / "out.hasten") as loaded:
         answer = loaded({"x": x[:5]})

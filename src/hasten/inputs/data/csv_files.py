@@ -9,9 +9,9 @@ from typing import Any
 
 from hasten.core.csv_lines import csv_lines
 from hasten.errors import InputError
-from hasten.inputs.data.parquet_files import PARQUET
 from hasten.inputs.pipeline.rows import Row
 
+PARQUET = ".parquet"
 TABLES = (".csv", PARQUET)
 """Endings of the files that are read as tables."""
 ABSENT = frozenset(("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>"))
@@ -32,13 +32,21 @@ def table_and_label(source: str | Path) -> tuple[Path, str | None] | None:
     """Return the path of a CSV or Parquet file that a user named, and the name of its label's column.
 
     None for no such file.
+
+    Raises:
+        InputError: it is a folder of Parquet files.
     """
-    path = Path(source)
-    if path.suffix in TABLES and path.is_file():
-        return path, None
     head, _, label = str(source).rpartition(":")
-    if head.endswith(TABLES) and label and Path(head).is_file():
-        return Path(head), label
+    for path, column in ((Path(source), None), (Path(head), label)):
+        if path.suffix not in TABLES or column == "":
+            continue
+        if path.is_file():
+            return path, column
+        if path.suffix == PARQUET and path.is_dir():
+            raise InputError(
+                f"{path} is a folder, but a table is one Parquet file: write its rows into one, as by "
+                f'pandas.read_parquet({path.name!r}).to_parquet("rows.parquet")'
+            )
     return None
 
 

@@ -14,11 +14,18 @@ from hasten.core.tensors import Array
 from hasten.core.words import type_in_words
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
-from hasten.inputs.data.csv_files import ABSENT, BITS, check_names, read_csv, table_and_label
+from hasten.inputs.data.csv_files import (
+    ABSENT,
+    BITS,
+    PARQUET,
+    check_names,
+    read_csv,
+    table_and_label,
+)
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.groups import checked_groups
 from hasten.inputs.data.missing import NO_CLASS, NO_NUMBER
-from hasten.inputs.data.parquet_files import PARQUET, read_parquet
+from hasten.inputs.data.parquet_files import read_parquet
 from hasten.inputs.data.samples import RESERVED
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.row_arrays import RowArrays
@@ -147,8 +154,9 @@ def _opened(source: Any, row: Row) -> tuple[dict[str, Sequence[Any]] | Array | N
     file = table_and_label(source) if isinstance(source, (str, Path)) else None
     if file is not None:
         label = file[1]
+        said = str(file[0])
         parquet = file[0].suffix == PARQUET
-        said, source = str(file[0]), read_parquet(file[0]) if parquet else read_csv(file[0], row)
+        source = read_parquet(*file, row) if parquet else read_csv(file[0], row)
     elif isinstance(source, tuple) and len(source) in (2, 3):
         source, label, groups = (*source, None)[:3]
     return _columns_of(source, row, read=file is not None), label, groups, said

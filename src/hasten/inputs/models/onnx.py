@@ -192,12 +192,14 @@ def _wrong_dimensions(dims: Sequence[object]) -> str:
 
 
 def write_changed(proto: onnx.ModelProto, source: Model, written: Path) -> Model:
-    """Write a changed graph, with the weights outside of the file where they are.
+    """Write a changed graph, with copies of the weights outside of the file.
+
+    Hard links don't serve, because onnx and runtimes refuse external data that has several names.
 
     Args:
         proto: Changed graph, read without its external data.
         source: Model that it was read from.
-        written: Path of the new file, in a folder to which files with weights can be linked.
+        written: Path of the new file.
 
     Raises:
         InputError: the file can't be written.
@@ -208,18 +210,10 @@ def write_changed(proto: onnx.ModelProto, source: Model, written: Path) -> Model
             beside = written.parent / file.relative_to(source.path.parent)
             if beside != file:
                 beside.parent.mkdir(parents=True, exist_ok=True)
-                _link(file, beside)
+                shutil.copyfile(file, beside)
     except OSError as error:
         raise InputError(f"can't write {written}: {error.strerror or error}") from error
     return load(written, source.custom_ops)
-
-
-def _link(file: Path, beside: Path) -> None:
-    """Give a file a second name, or copy it where the file system can't."""
-    try:
-        os.link(os.path.realpath(file), beside)
-    except OSError:
-        shutil.copyfile(file, beside)
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str | bytes]:

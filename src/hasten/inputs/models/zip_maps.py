@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from hasten.core.words import amount
@@ -25,8 +25,12 @@ def without_maps(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
         Classes by name of the output that is a tensor now, of shape `(n, classes)`.
     """
     graph = proto.graph
-    zips = {node.output[0]: node for node in graph.node if node.op_type == "ZipMap"}
-    if not zips or any(zips.keys() & {*node.input} for node in graph.node):
+    zips = {
+        node.output[0]: node
+        for node in graph.node
+        if (node.domain, node.op_type) == ("ai.onnx.ml", "ZipMap")
+    }
+    if not zips or not zips.keys().isdisjoint(_read_by(graph)):
         return {}
     found = {}
     for value in graph.output:
@@ -48,6 +52,16 @@ def note_of_maps(found: Mapping[str, tuple[str, ...]]) -> list[str]:
         f"{amount(len(classes), 'column')}, one for each class: {_in_words(classes)}."
         for name, classes in found.items()
     ]
+
+
+def _read_by(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the names of the values that nodes read, those in subgraphs too, or that a subgraph gives."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _read_by(inner)
+                yield from (value.name for value in inner.output)
 
 
 def _classes(node: onnx.NodeProto) -> tuple[str, ...]:
