@@ -89,6 +89,33 @@ def test_calls_that_are_given_up_while_they_are_held_leave_nothing(growing: Grow
     until(lambda: (unread._readers, unread._begun) == ({}, {}))
 
 
+def test_a_call_whose_client_goes_away_as_it_is_taken_back_fails_no_other(
+    growing: Growing, caplog: pytest.LogCaptureFixture
+) -> None:
+    front: Any = growing.server.server._grpc
+
+    def give_up_and_hold() -> None:
+        ((connection, held),) = front._unread._begun.items()
+        calls = list(held)
+        for one in calls[1::2]:
+            one._handler.cancel()  # as the library does where a client goes away
+        front._unread.owes(connection)
+        front._unread.change(connection, 0, 64 * MIB, made=True)
+        front._unread.hold(connection)
+        front._unread.change(connection, 64 * MIB, 0, made=False)
+
+    with growing.client() as channel:
+        read(call(channel, asking(1)))
+        begun = call(channel, *[asking(1, 0 if n else HELD_MS, id_=str(n)) for n in range(10)])
+        until(lambda: growing.queued == 9)
+        growing.server.call(give_up_and_hold)
+        RELEASE.set()
+        assert read(begun[::2]) == [(str(n), 4) for n in range(0, 10, 2)]
+    until(lambda: (front._unread._readers, front._unread._begun) == ({}, {}))
+    until(lambda: growing.held_bytes == 0 and growing.queued == 0)
+    assert not caplog.records
+
+
 def test_as_many_calls_are_with_the_model_again_once_answers_stay_small(growing: Growing) -> None:
     with growing.client() as channel:
         read(call(channel, asking(1), asking(LARGE)))
