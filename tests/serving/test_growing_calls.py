@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import grpc
 import numpy as np
 import pytest
 from tests.support.growing import HELD_MS, LARGE, MIB, Growing, asking, growing_server, large
@@ -14,6 +17,7 @@ from tests.support.pausing import RELEASE
 from tests.support.waiting import until
 
 from hasten.serving.fairness import Shares
+from hasten.serving.grpc.calls import leaving
 from hasten.serving.grpc.unread import Unread
 from hasten.serving.protocol.messages import message
 
@@ -34,6 +38,14 @@ def read(calls: list[Any]) -> list[tuple[str, int]]:
     """Read the answers: the id of each, and how many bytes of tensors it has."""
     answers = [message("ModelInferResponse").FromString(next(one)) for one in calls]
     return [(one.id, len(one.raw_output_contents[0])) for one in answers]
+
+
+def ended(call: Any) -> bool:
+    """Whether the server ended a call, instead of answering it."""
+    try:
+        return not list(call)
+    except grpc.RpcError as error:
+        return error.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_calls_whose_answers_suddenly_become_large_hold_few_of_them(growing: Growing) -> None:
@@ -114,6 +126,48 @@ def test_a_call_whose_client_goes_away_as_it_is_taken_back_fails_no_other(
     until(lambda: (front._unread._readers, front._unread._begun) == ({}, {}))
     until(lambda: growing.held_bytes == 0 and growing.queued == 0)
     assert not caplog.records
+
+
+def test_held_calls_that_the_server_ends_are_counted_as_failed(growing: Growing) -> None:
+    front: Any = growing.server.server._grpc
+    with growing.client() as channel:
+        read(call(channel, asking(1)))
+        begun = call(channel, *large(40))
+        until(lambda: growing.queued == 39)
+        growing.settle()
+        growing.server.call(lambda: front._calls.drain(leaving()))
+        refused = sum(ended(one) for one in begun)
+    counts = growing.model.statistics
+    assert 0 < refused < 40
+    assert counts.totals["success"].count == 41 - refused
+    assert counts.refusals == {"UNAVAILABLE": refused}
+
+
+def test_answers_that_go_to_shared_memory_hold_no_other_calls(tmp_path: Path) -> None:
+    size, asked = 4 * LARGE, []
+    for one in large(40):
+        made = message("ModelInferRequest").FromString(one)
+        output = made.outputs.add(name="y")
+        output.parameters["shared_memory_region"].string_param = "there"
+        output.parameters["shared_memory_byte_size"].int64_param = size
+        asked.append(made.SerializeToString())
+    owned = shared_memory.SharedMemory(create=True, size=size)
+    try:
+        with (
+            growing_server(tmp_path, shared_memory=".*") as growing,
+            growing.client() as channel,
+            patch.object(Unread, "hold") as held,
+        ):
+            growing.server.call(lambda: growing.state.memory.register("there", owned.name, 0, size))
+            read(call(channel, asking(1)))
+            begun = call(channel, *asked)
+            until(lambda: growing.queued == 39)
+            growing.settle()
+            assert read(begun) == [(str(n), 0) for n in range(40)]
+            assert not held.called
+    finally:
+        owned.close()
+        owned.unlink()
 
 
 def test_as_many_calls_are_with_the_model_again_once_answers_stay_small(growing: Growing) -> None:

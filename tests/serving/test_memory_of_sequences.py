@@ -6,14 +6,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.http as triton
 from tests.support import recurrent
+from tests.support.growing import HELD_MS, asking, growing_server
+from tests.support.pausing import RELEASE
 from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import until
 from tritonclient.utils import InferenceServerException
 
 from hasten.core.sequences import Sequences
+from hasten.serving.protocol.messages import message
 
 EACH = 4 * recurrent.HIDDEN
 """Bytes of the state of a sequence."""
@@ -106,3 +111,30 @@ def test_a_state_that_is_larger_than_the_bound_is_refused(bundle: Path) -> None:
             f"a sequence of 'gru' has a state of {EACH:,} bytes, and the server keeps at most {EACH - 1:,}: start it "
             "with a larger --sequence-bytes"
         )
+
+
+def test_states_of_a_model_that_was_replaced_take_no_memory_while_it_still_answers(
+    tmp_path: Path,
+) -> None:
+    size = 4  # of one number, the state of `stepping`
+    with growing_server(tmp_path, sequence_bytes=size, control=True) as growing:
+        old = growing.find("stepping")
+        with grpc.insecure_channel(growing.server.grpc_url) as channel:
+            call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            call(asking(1, model="stepping", start=True))
+            alone = message("ModelInferRequest").FromString(asking(1, HELD_MS, "stepping"))
+            alone.parameters.clear()
+            alone.inputs.add(name="before", datatype="FP32", shape=[1, 1])
+            alone.raw_input_contents.append(bytes(4))
+            held = call.future(alone.SerializeToString())
+            until(lambda: not growing.server.call(lambda: old.idle))
+            load = channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelLoad")
+            made = message("RepositoryModelLoadRequest")(model_name="stepping")
+            loading = load.future(made.SerializeToString())
+            until(lambda: growing.find("stepping") is not old)
+            call(asking(1, model="stepping", start=True), timeout=60)
+            assert not held.done()
+            RELEASE.set()
+            held.result()
+            loading.result()
+        until(lambda: growing.server.call(lambda: growing.state.repository.states.shares.taken) == size)

@@ -204,7 +204,9 @@ class Inference:
         if query.outputs:
             sent = {each.name for each in query.outputs if each.region is None}
             outputs = tuple(spec for spec in outputs if spec.name in sent)
-        chosen = (RAW in query.inputs and model.takes_raw) or self.is_ranked
+        chosen = (RAW in query.inputs and model.takes_raw) or any(
+            each.classes for each in query.outputs
+        )
         size = None if chosen else size_of(model.inputs, outputs, query.inputs)
         if plan is not None:
             plan.answer_bytes = size
@@ -219,10 +221,13 @@ class Inference:
         except ProtocolError:
             return False
 
-    @property
-    def is_ranked(self) -> bool:
-        """Whether the classes with the highest scores of an output are sent in its place."""
-        return any(each.classes for each in self._query.outputs)
+    def sent_bytes(self, answer: Answer) -> int:
+        """Return the size of an answer's tensors that are sent as they are, not as classes or in shared memory."""
+        size = answer.size_bytes
+        for each in self._query.outputs:
+            if each.classes or each.region is not None:
+                size -= answer.outputs[each.name].nbytes
+        return size
 
     @property
     def may_be_held(self) -> bool:
@@ -255,7 +260,8 @@ class Inference:
         return self._name
 
     def refused(self, failure: ProtocolError) -> None:
-        """Count a request that was read, and refused before its model got it."""
+        """Count a request that was read, and refused before its model got it, or after it was taken back."""
+        self._query.own = False  # else one that was taken back isn't counted
         self._model.refused(self._query, failure)
 
     def reserve_answer(self, answer: Answer) -> None:
