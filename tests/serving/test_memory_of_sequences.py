@@ -6,19 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 import tritonclient.http as triton
 from tests.support import recurrent
-from tests.support.growing import HELD_MS, asking, growing_server
-from tests.support.pausing import RELEASE
 from tests.support.servers import ServerThread, bundle_of, place_of
-from tests.support.waiting import until
 from tritonclient.utils import InferenceServerException
 
 from hasten.core.sequences import Sequences
-from hasten.serving.protocol.messages import message
 
 EACH = 4 * recurrent.HIDDEN
 """Bytes of the state of a sequence."""
@@ -113,28 +108,14 @@ def test_a_state_that_is_larger_than_the_bound_is_refused(bundle: Path) -> None:
         )
 
 
-def test_states_of_a_model_that_was_replaced_take_no_memory_while_it_still_answers(
-    tmp_path: Path,
+def test_states_of_a_model_that_is_replaced_take_no_memory_while_it_still_answers(
+    server: ServerThread,
 ) -> None:
-    size = 4  # of one number, the state of `stepping`
-    with growing_server(tmp_path, sequence_bytes=size, control=True) as growing:
-        old = growing.find("stepping")
-        with grpc.insecure_channel(growing.server.grpc_url) as channel:
-            call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-            call(asking(1, model="stepping", start=True))
-            alone = message("ModelInferRequest").FromString(asking(1, HELD_MS, "stepping"))
-            alone.parameters.clear()
-            alone.inputs.add(name="before", datatype="FP32", shape=[1, 1])
-            alone.raw_input_contents.append(bytes(4))
-            held = call.future(alone.SerializeToString())
-            until(lambda: not growing.server.call(lambda: old.idle))
-            load = channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelLoad")
-            made = message("RepositoryModelLoadRequest")(model_name="stepping")
-            loading = load.future(made.SerializeToString())
-            until(lambda: growing.find("stepping") is not old)
-            call(asking(1, model="stepping", start=True), timeout=60)
-            assert not held.done()
-            RELEASE.set()
-            held.result()
-            loading.result()
-        until(lambda: growing.server.call(lambda: growing.state.repository.states.shares.taken) == size)
+    find = server.server.state.repository.find
+    for number in range(MOST):
+        assert ask(server, "one", "other", number + 1, sequence_start=True) == ""
+    server.call(lambda: find("two").sequences.learn_from(find("one").sequences))
+    assert kept_bytes(server) == 0
+    why = "the model was replaced, and the state belonged to the old model"
+    assert why in ask(server, "two", "other", 1)
+    assert ask(server, "two", "other", 1, sequence_start=True) == ""

@@ -126,14 +126,11 @@ class Growing:
 
 
 @contextlib.contextmanager
-def growing_server(
-    tmp_path: Path, *, sequence_bytes: int = 64 * MIB, **settings: Any
-) -> Iterator[Growing]:
+def growing_server(tmp_path: Path, **settings: Any) -> Iterator[Growing]:
     """Serve `grown`, `stepping`, `rows` and `solid`, whose engines are on threads of their own.
 
     Args:
         tmp_path: Folder for their bundles.
-        sequence_bytes: Largest size of the states of all sequences.
         settings: Further fields of `ServerSettings`.
     """
     with (
@@ -150,11 +147,10 @@ def growing_server(
         row = Pipeline((Row(tuple("abcd")),))
         model = grown(tmp_path)
         rows = bundle_of(tmp_path, model, "rows", engine=Pausing(), keep_exact=False, pipeline=row)
-        kept = {"sequence_bytes": sequence_bytes}
-        alone = {"most_rows": 1, "sessions": 1, "most_wait_ns": 600_000_000_000, **kept}
+        alone = {"most_rows": 1, "sessions": 1, "most_wait_ns": 600_000_000_000}
         places = [
             place_of(pausing, **alone),
-            place_of(bundle_of(tmp_path, solid(tmp_path)), **kept),
+            place_of(bundle_of(tmp_path, solid(tmp_path))),
             place_of(stepping_, **alone),
             place_of(rows, **alone),
         ]
