@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import grpc
 import numpy as np
@@ -141,33 +139,6 @@ def test_held_calls_that_the_server_ends_are_counted_as_failed(growing: Growing)
     assert 0 < refused < 40
     assert counts.totals["success"].count == 41 - refused
     assert counts.refusals == {"UNAVAILABLE": refused}
-
-
-def test_answers_that_go_to_shared_memory_hold_no_other_calls(tmp_path: Path) -> None:
-    size, asked = 4 * LARGE, []
-    for one in large(40):
-        made = message("ModelInferRequest").FromString(one)
-        output = made.outputs.add(name="y")
-        output.parameters["shared_memory_region"].string_param = "there"
-        output.parameters["shared_memory_byte_size"].int64_param = size
-        asked.append(made.SerializeToString())
-    owned = shared_memory.SharedMemory(create=True, size=size)
-    try:
-        with (
-            growing_server(tmp_path, shared_memory=".*") as growing,
-            growing.client() as channel,
-            patch.object(Unread, "hold") as held,
-        ):
-            growing.server.call(lambda: growing.state.memory.register("there", owned.name, 0, size))
-            read(call(channel, asking(1)))
-            begun = call(channel, *asked)
-            until(lambda: growing.queued == 39)
-            growing.settle()
-            assert read(begun) == [(str(n), 0) for n in range(40)]
-            assert not held.called
-    finally:
-        owned.close()
-        owned.unlink()
 
 
 def test_as_many_calls_are_with_the_model_again_once_answers_stay_small(growing: Growing) -> None:

@@ -126,12 +126,11 @@ class Growing:
 
 
 @contextlib.contextmanager
-def growing_server(tmp_path: Path, **settings: Any) -> Iterator[Growing]:
+def growing_server(tmp_path: Path) -> Iterator[Growing]:
     """Serve `grown`, `stepping`, `rows` and `solid`, whose engines are on threads of their own.
 
     Args:
         tmp_path: Folder for their bundles.
-        settings: Further fields of `ServerSettings`.
     """
     with (
         patch.object(batching, "INLINE_NS", 0),
@@ -147,14 +146,13 @@ def growing_server(tmp_path: Path, **settings: Any) -> Iterator[Growing]:
         row = Pipeline((Row(tuple("abcd")),))
         model = grown(tmp_path)
         rows = bundle_of(tmp_path, model, "rows", engine=Pausing(), keep_exact=False, pipeline=row)
-        alone = {"most_rows": 1, "sessions": 1, "most_wait_ns": 600_000_000_000}
         places = [
-            place_of(pausing, **alone),
+            place_of(pausing, most_rows=1, sessions=1, most_wait_ns=600_000_000_000),
             place_of(bundle_of(tmp_path, solid(tmp_path))),
-            place_of(stepping_, **alone),
-            place_of(rows, **alone),
+            place_of(stepping_, most_rows=1, sessions=1, most_wait_ns=600_000_000_000),
+            place_of(rows, most_rows=1, sessions=1, most_wait_ns=600_000_000_000),
         ]
-        with ServerThread(*places, grpc=True, **settings) as server:
+        with ServerThread(*places, grpc=True) as server:
             yield Growing(server)
             RELEASE.set()
 

@@ -204,9 +204,7 @@ class Inference:
         if query.outputs:
             sent = {each.name for each in query.outputs if each.region is None}
             outputs = tuple(spec for spec in outputs if spec.name in sent)
-        chosen = (RAW in query.inputs and model.takes_raw) or any(
-            each.classes for each in query.outputs
-        )
+        chosen = (RAW in query.inputs and model.takes_raw) or self.is_ranked
         size = None if chosen else size_of(model.inputs, outputs, query.inputs)
         if plan is not None:
             plan.answer_bytes = size
@@ -221,13 +219,10 @@ class Inference:
         except ProtocolError:
             return False
 
-    def sent_bytes(self, answer: Answer) -> int:
-        """Return the size of an answer's tensors that are sent as they are, not as classes or in shared memory."""
-        size = answer.size_bytes
-        for each in self._query.outputs:
-            if each.classes or each.region is not None:
-                size -= answer.outputs[each.name].nbytes
-        return size
+    @property
+    def is_ranked(self) -> bool:
+        """Whether the classes with the highest scores of an output are sent in its place."""
+        return any(each.classes for each in self._query.outputs)
 
     @property
     def may_be_held(self) -> bool:

@@ -145,8 +145,9 @@ class Single(Receiving):
 
     def _compare(self, answer: Answer) -> None:
         """Compare the answer's size with the one that was foreseen; those of others were foreseen alike."""
-        size = self._inference.sent_bytes(answer)
-        counted = 0 if self._debt is None else self._debt.size
+        if self._inference.is_ranked:
+            return
+        size, counted = answer.size_bytes, 0 if self._debt is None else self._debt.size
         if size > max(counted, _SURPRISING_BYTES):
             self._unread.answered(answer.model, size)
             self._count(size)
