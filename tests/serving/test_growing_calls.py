@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from tests.support.growing import HELD_MS, LARGE, MIB, Growing, asking, growing_server, large
@@ -15,6 +16,7 @@ from tests.support.pausing import RELEASE
 from tests.support.waiting import until
 
 from hasten.serving.fairness import Shares
+from hasten.serving.grpc.calls import leaving
 from hasten.serving.grpc.unread import Unread
 from hasten.serving.protocol.messages import message
 
@@ -35,6 +37,14 @@ def read(calls: list[Any]) -> list[tuple[str, int]]:
     """Read the answers: the id of each, and how many bytes of tensors it has."""
     answers = [message("ModelInferResponse").FromString(next(one)) for one in calls]
     return [(one.id, len(one.raw_output_contents[0])) for one in answers]
+
+
+def ended(call: Any) -> bool:
+    """Whether the server ended a call, instead of answering it."""
+    try:
+        return not list(call)
+    except grpc.RpcError as error:
+        return error.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_calls_whose_answers_suddenly_become_large_hold_few_of_them(growing: Growing) -> None:
@@ -92,6 +102,48 @@ def test_calls_that_are_given_up_while_they_are_held_leave_nothing(growing: Grow
     until(lambda: growing.held_bytes == 0)
     unread = front._unread
     until(lambda: (unread._readers, unread._begun) == ({}, {}))
+
+
+def test_a_call_whose_client_goes_away_as_it_is_taken_back_fails_no_other(
+    growing: Growing, caplog: pytest.LogCaptureFixture
+) -> None:
+    front: Any = growing.server.server._grpc
+
+    def give_up_and_hold() -> None:
+        ((connection, held),) = front._unread._begun.items()
+        calls = list(held)
+        for one in calls[1::2]:
+            one._handler.cancel()  # as the library does where a client goes away
+        front._unread.owes(connection)
+        front._unread.change(connection, 0, 64 * MIB, made=True)
+        front._unread.hold(connection)
+        front._unread.change(connection, 64 * MIB, 0, made=False)
+
+    with growing.client() as channel:
+        read(call(channel, asking(1)))
+        begun = call(channel, *[asking(1, 0 if n else HELD_MS, id_=str(n)) for n in range(10)])
+        until(lambda: growing.queued == 9)
+        growing.server.call(give_up_and_hold)
+        RELEASE.set()
+        assert read(begun[::2]) == [(str(n), 4) for n in range(0, 10, 2)]
+    until(lambda: (front._unread._readers, front._unread._begun) == ({}, {}))
+    until(lambda: growing.held_bytes == 0 and growing.queued == 0)
+    assert not caplog.records
+
+
+def test_held_calls_that_the_server_ends_are_counted_as_failed(growing: Growing) -> None:
+    front: Any = growing.server.server._grpc
+    with growing.client() as channel:
+        read(call(channel, asking(1)))
+        begun = call(channel, *large(40))
+        until(lambda: growing.queued == 39)
+        growing.settle()
+        growing.server.call(lambda: front._calls.drain(leaving()))
+        refused = sum(ended(one) for one in begun)
+    counts = growing.model.statistics
+    assert 0 < refused < 40
+    assert counts.totals["success"].count == 41 - refused
+    assert counts.refusals == {"UNAVAILABLE": refused}
 
 
 def test_as_many_calls_are_with_the_model_again_once_answers_stay_small(growing: Growing) -> None:

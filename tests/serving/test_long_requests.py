@@ -24,17 +24,17 @@ from hasten.serving.protocol.messages import message
 
 
 def refused(most: int, known: int | None, got: int) -> str:
-    why = "" if known is None else f", since the bundle's data had up to {known:,}"
+    why = "" if known is None else f", since the bundle was made with up to {known:,}"
     return (
         f"input 'x': dimension 1 has at most {most:,} here{why}; got {got:,}: the server's option --max-length "
         "allows more"
     )
 
 
-def comparing(folder: Path, *lengths: int) -> Path:
+def comparing(folder: Path, *lengths: int, varying: tuple[str, ...] = ()) -> Path:
     """Write a bundle of x: [batch, length] -> y: [batch, length], the distance of each number to all others.
 
-    Its data has samples of these lengths.
+    Its data has samples of these lengths. The manifest says that the sizes of some outputs depend on values.
     """
     text = """<ir_version: 8, opset_import: ["" : 17]>
         comparing (float[batch, length] x) => (float[batch, length] y)
@@ -49,7 +49,7 @@ def comparing(folder: Path, *lengths: int) -> Path:
     built = part("a label", (), Pausing(), Pausing().build(model, Target.host(), folder / "built"))
     shapes = extents(model.inputs, [{"x": (length,)} for length in lengths])
     path = folder / "comparing.hasten"
-    write(path, stated(built, None, status="exact", shapes=shapes), {})
+    write(path, stated(built, None, status="exact", shapes=shapes, varying=varying), {})
     return path
 
 
@@ -60,18 +60,19 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-def ask(server: ServerThread, length: int) -> str:
-    """Ask over HTTP; return the error, or "" for an answer of the request's length."""
-    head = {"name": "x", "datatype": "FP32", "shape": [1, length]}
-    said = json.dumps({"inputs": [{**head, "parameters": {"binary_data_size": 4 * length}}]})
+def ask(server: ServerThread, length: int, rows: int = 1) -> str:
+    """Ask over HTTP; return the error, or "" for an answer of the request's shape."""
+    size = 4 * rows * length
+    head = {"name": "x", "datatype": "FP32", "shape": [rows, length]}
+    said = json.dumps({"inputs": [{**head, "parameters": {"binary_data_size": size}}]})
     request = urllib.request.Request(
         f"{server.http_url}/v2/models/comparing/infer",
-        said.encode() + np.zeros(length, np.float32).tobytes(),
+        said.encode() + bytes(size),
         {"Inference-Header-Content-Length": str(len(said))},
     )
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            assert json.load(answer)["outputs"][0]["shape"] == [1, length]
+            assert json.load(answer)["outputs"][0]["shape"] == [rows, length]
             return ""
     except urllib.error.HTTPError as error:
         return str(json.load(error)["error"]) if error.code == 400 else str(error)
@@ -113,3 +114,10 @@ def test_the_longest_request_follows_from_the_data_unless_the_operator_says_othe
         assert ask(server, most) == ""
         known = max(lengths) if given is None else None
         assert ask(server, most + 1) == refused(most, known, most + 1)
+
+
+def test_the_rows_of_a_model_that_is_served_without_batching_are_no_length(folder: Path) -> None:
+    bundle = comparing(folder, 20, 10, varying=("y",))
+    with ServerThread(place_of(bundle, most_length=30)) as server:
+        assert ask(server, 30, rows=100) == ""
+        assert ask(server, 31, rows=100) == refused(30, None, 31)

@@ -106,3 +106,16 @@ def test_a_state_that_is_larger_than_the_bound_is_refused(bundle: Path) -> None:
             f"a sequence of 'gru' has a state of {EACH:,} bytes, and the server keeps at most {EACH - 1:,}: start it "
             "with a larger --sequence-bytes"
         )
+
+
+def test_states_of_a_model_that_is_replaced_take_no_memory_while_it_still_answers(
+    server: ServerThread,
+) -> None:
+    find = server.server.state.repository.find
+    for number in range(MOST):
+        assert ask(server, "one", "other", number + 1, sequence_start=True) == ""
+    server.call(lambda: find("two").sequences.learn_from(find("one").sequences))
+    assert kept_bytes(server) == 0
+    why = "the model was replaced, and the state belonged to the old model"
+    assert why in ask(server, "two", "other", 1)
+    assert ask(server, "two", "other", 1, sequence_start=True) == ""

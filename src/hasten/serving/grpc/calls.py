@@ -255,7 +255,8 @@ class Inference:
         return self._name
 
     def refused(self, failure: ProtocolError) -> None:
-        """Count a request that was read, and refused before its model got it."""
+        """Count a request that was read, and refused before its model got it, or after it was taken back."""
+        self._query.own = False  # else one that was taken back isn't counted
         self._model.refused(self._query, failure)
 
     def reserve_answer(self, answer: Answer) -> None:

@@ -139,9 +139,9 @@ class Single(Receiving):
         if isinstance(answer, ProtocolError):
             answered.set_result(without_frames(answer))
             return
+        answered.set_result(answer)  # first: it must get there, whatever is found about others
         if self._inference.guessed:
             self._compare(answer)
-        answered.set_result(answer)
 
     def _compare(self, answer: Answer) -> None:
         """Compare the answer's size with the one that was foreseen; those of others were foreseen alike."""
@@ -169,6 +169,8 @@ class Single(Receiving):
 
     def hold(self) -> None:
         """Take the request back, unless an engine runs it, and wait for room in front of all that wait."""
+        if self._answered.done():  # the client went away a moment ago
+            return
         if not self._inference.may_be_held or not self._inference.withdraw():
             return
         debt, self._debt = self._debt, None

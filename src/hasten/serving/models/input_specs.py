@@ -24,7 +24,7 @@ class Lengths:
     """Sizes that an input's open dimensions may have in a request.
 
     Attributes:
-        known: Axis -> largest size in the data that the bundle was made with.
+        known: Axis -> largest size in the data that the bundle was made with, which may be made up.
         given: Largest size that the operator allows; None for the one that follows from the data.
     """
 
@@ -72,7 +72,7 @@ class Lengths:
             if most is None:
                 most, why = (
                     max(_TIMES * known, _USUAL),
-                    f", since the bundle's data had up to {known:,}",
+                    f", since the bundle was made with up to {known:,}",
                 )
             if shape[axis] > most:
                 return ProtocolError(

@@ -553,9 +553,15 @@ class KeptSequences:
     # -- its end
 
     def learn_from(self, old: KeptSequences) -> None:
-        """Remember the sequences of a model that this one replaces, to explain that they are gone."""
-        for key in old._records:
-            self._gone[key] = "the model was replaced, and the state belonged to the old model"
+        """Remember the sequences of a model that this one replaces, to explain that they are gone.
+
+        Those that rest end now: the older model may answer others for long, and their states would take memory.
+        """
+        why = "the model was replaced, and the state belonged to the old model"
+        for key, record in list(old._records.items()):
+            self._gone[key] = why
+            if record.idle:
+                old._end(record, why)
 
     async def drained(self) -> None:
         """Wait until every accepted request is answered."""

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from hasten.bundle import Loaded
+from hasten.bundle.batch_mates import share_batch_axis
 from hasten.bundle.chains.plan import Stage
 from hasten.bundle.rows import most_json_bytes
 from hasten.core.shapes import check_alike
@@ -942,15 +943,19 @@ def _input_specs(opened: OpenBundle, most_length: int | None) -> list[InputSpec]
         opened: The bundle.
         most_length: Largest size of an open dimension; None for the one that follows from the bundle's data.
     """
-    request, batched = {spec.name: spec for spec in opened.first.request}, opened.batched
-    extents = opened.manifest.shapes
+    inputs, batched = opened.first.inputs, opened.batched
+    request, extents = {spec.name: spec for spec in opened.first.request}, opened.manifest.shapes
+    # The rows of a model that is served without batching are no length, either.
+    lone = all(spec.shape[:1] == (1,) for spec in opened.first.request)
+    alike = not any(one.axis == 0 for one in extents)
+    rows = batched or (lone and alike and share_batch_axis(inputs, ()))
     return [
         InputSpec(
             spec,
             batched,
-            Lengths.of(spec, request[spec.name], extents, batched=batched, given=most_length),
+            Lengths.of(spec, request[spec.name], extents, batched=rows, given=most_length),
         )
-        for spec in opened.first.inputs
+        for spec in inputs
     ]
 
 
