@@ -99,6 +99,12 @@ def test_the_interval_holds_its_estimate(values: list[int], factor: int) -> None
     assert found.low <= found.estimate <= found.high
 
 
+def test_two_rounds_of_a_host_that_stalls_give_an_interval_that_can_be_drawn() -> None:
+    found = paired_ratio({0: (10**3,), 1: (10**8,)}, {0: (10**8,), 1: (10**3,)})
+    assert found.low == pytest.approx(1e-6)
+    assert found.high == pytest.approx(1e6)
+
+
 def over_processes(rng: np.random.Generator, count: int, ratio: float) -> tuple[Blocks, Blocks]:
     """Rounds of two models whose processes differ lastingly by 2%, and rounds by 1%."""
     own: Blocks = {}

@@ -79,11 +79,11 @@ def ask(server: ServerThread, length: int, rows: int = 1) -> str:
 
 
 def test_a_request_of_32_kb_that_would_take_a_quarter_of_a_gib_is_refused(folder: Path) -> None:
-    with ServerThread(place_of(comparing(folder, 100)), grpc=True) as server:
+    with ServerThread(place_of(comparing(folder, 600)), grpc=True) as server:
         warm = len(RAN)
-        assert ask(server, 200) == ""
-        for length in (201, 8_000):
-            said = refused(200, 100, length)
+        assert ask(server, 1200) == ""
+        for length in (1201, 8_000):
+            said = refused(1200, 600, length)
             assert ask(server, length) == said
             made = message("ModelInferRequest")(model_name="comparing")
             made.inputs.add(name="x", datatype="FP32", shape=[1, length])
@@ -100,10 +100,10 @@ def test_a_request_of_32_kb_that_would_take_a_quarter_of_a_gib_is_refused(folder
 @pytest.mark.parametrize(
     ("lengths", "given", "most"),
     [
-        ((1,), None, 64),
-        ((20, 10, 50), None, 100),
-        ((20, 10, 50), 3_000, 3_000),
-        ((20, 10, 50), 5, 5),
+        ((1,), None, 1024),
+        ((20, 10, 600), None, 1200),
+        ((20, 10, 600), 3_000, 3_000),
+        ((20, 10, 600), 5, 5),
     ],
     ids=["short data", "data of several lengths", "more allowed", "less allowed"],
 )

@@ -30,6 +30,8 @@ _RAREST_BURST = 0.1
 """Least share of slowed rounds that a middle quantile's upper bound must have had a chance to see."""
 _TAIL = 0.9
 """Least quantile whose upper bound hangs on rare moments, so that rounds are its units."""
+_WIDEST = math.log(1e6)
+"""Log of the most that an interval of ratios reaches: two rounds of a stalled host would give more, and say nothing."""
 _NONE: Rounds = MappingProxyType({})
 
 
@@ -208,7 +210,7 @@ def _ratio(
         estimate, low, high = interval(logs, confidence)
     else:
         estimate, low, high = _over_rounds(candidate, baseline, shared, sampled, confidence)
-    low, high = min(low, estimate), max(high, estimate)
+    low, high = min(max(low, -_WIDEST), estimate), max(min(high, _WIDEST), estimate)
     return Ratio(math.exp(estimate), math.exp(low), math.exp(high), len(shared))
 
 

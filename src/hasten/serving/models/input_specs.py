@@ -15,8 +15,8 @@ from hasten.serving.protocol.errors import Kind, ProtocolError
 
 _TIMES = 2
 """Size of an open dimension in a request, as a multiple of the largest one in the data, up to which it is answered."""
-_USUAL = 64
-"""Size up to which an open dimension is answered, however small it was in the data."""
+_USUAL = 1024
+"""Size up to which an open dimension is answered, however small it was in the data: texts and pictures as they are."""
 
 
 @dataclass(frozen=True)
