@@ -178,3 +178,21 @@ def test_words_are_given_and_asked_for(tmp_path: Path) -> None:
     found = answers(plan, weights, dict(zip(plan.inputs, given.values(), strict=True)))
     (array,) = found.values()
     assert (array == ran(model, given)["y"].ravel()).all()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16"])
+def test_numbers_far_beyond_a_scale_become_its_largest_or_smallest(
+    dtype: str, tmp_path: Path
+) -> None:
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["": 21]>
+        g (float[1, 4] x) => (float[1, 4] y, float[1, 4] n)
+        <float wide = {{1.0}}, float small = {{1e-30}}, {dtype} zero = {{100}}>
+        {{ q = QuantizeLinear (x, wide, zero) a = DequantizeLinear (q, wide, zero)
+          e = Tanh (a) k = QuantizeLinear (e, small, zero) y = DequantizeLinear (k, small, zero)
+          m = Neg (e) l = QuantizeLinear (m, small, zero) n = DequantizeLinear (l, small, zero) }}""")
+    given = {"x": np.array([[-80, 0, 20, 27]], np.float32)}
+    plan, weights = lowered(model, tmp_path)
+    found = answers(plan, weights, dict(zip(plan.inputs, given.values(), strict=True)))
+    for array, wanted in zip(found.values(), ran(model, given).values(), strict=True):
+        assert (array == wanted.ravel()).all()
