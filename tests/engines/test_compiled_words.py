@@ -268,5 +268,5 @@ def test_damaged_fields_of_what_goes_word_by_word_are_refused(
     plan, weights = planned(made.operations, made.constants, made.given, made.made)
     plan.check(len(weights))
     damaged = replace(found, **change)
-    with pytest.raises(IntegrityError, match="^the plan is damaged: "):
+    with pytest.raises(IntegrityError, match=r"^the plan is damaged: "):
         replace(plan, operations=(damaged, *plan.operations)).check(len(weights))
