@@ -1,4 +1,4 @@
-"""Operations of bytes equal numpy's integers on emulated ARM processors, on one thread and on several.
+"""Operations of bytes and words equal numpy's integers on emulated ARM processors, on one thread and on several.
 
 The emulator shows that answers are right. It says nothing about time.
 """
@@ -17,12 +17,15 @@ import numpy as np
 import pytest
 from fuzz.sanitized_kernels import Drawn, compiled_and_run, drawn, everything_shared
 from tests.engines.test_compiled_bytes import Made
+from tests.engines.test_compiled_words import MadeOfWords
 from tests.support.plans import planned
 
 from hasten.core.target import Target
 from hasten.engines.compiled.granted import granted
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
+from hasten.engines.compiled.operators.int8.convolutions16 import Conv16
 from hasten.engines.compiled.operators.int8.numbers import Rounding
+from hasten.engines.compiled.operators.int8.words import Rounding16
 from hasten.engines.compiled.source import write
 from hasten.engines.compiled.writer import multiplies
 
@@ -84,44 +87,54 @@ def check(one: Drawn, processor: str, folder: Path, *, guard: int = 1) -> None:
 
 
 @processors
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("seed", "threads"), [(0, 1), (1, 3), (2, 3), (3, 1)])
 def test_operations_equal_integers_within_their_memory(
     seed: int, threads: int, processor: str, tmp_path: Path
 ) -> None:
     check(replace(drawn(seed), threads=threads), processor, tmp_path, guard=seed % 2)
 
 
-def _extreme(made: Made, weight: int, zero: int, **shape: object) -> Conv8:
-    """Return a convolution of one byte and one weight, whose largest sum just fits in 32 bits."""
-    conv = made.conv("plain", **shape)
-    byte = 255 if zero < 128 else 0
-    largest = (byte - zero) * weight * conv.taps
+def _extreme(made: MadeOfWords, weight: int, wide: bool, least: bool, **shape: object) -> Conv8:
+    """Return a convolution of one number and one weight, whose largest sum just fits in 32 bits.
+
+    Args:
+        made: Where its constants and its input are kept.
+        weight: The weight.
+        wide: Whether input and result are words, not bytes.
+        least: Whether the smallest number stands for 0 and the largest one is read, or the other way.
+        shape: Shape of the convolution.
+    """
+    conv = made.conv16("words", "words", **shape) if wide else made.conv("plain", **shape)
+    zero, far = conv.zeros if least else conv.zeros[::-1]
+    largest = (far - zero) * weight * conv.taps
     bias = np.copysign((1 << 31) - 1, largest) - largest
     made.constants[conv.weight][...] = weight
     made.constants[conv.bias][...] = bias.astype(np.int32)
-    made.constants[conv.scale][...] = 2.0**-24
-    made.given[conv.input][...] = byte
+    made.constants[conv.scale][...] = 2.0 ** (-16 if wide else -24)
+    made.given[conv.input][...] = far
+    if isinstance(conv, Conv16):
+        return replace(conv, zero=zero, words=Rounding16(0))
     return replace(conv, zero=zero, rounding=Rounding(128, 0, 255))
 
 
 @processors
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("weight", [-128, 127])
+@pytest.mark.parametrize(("weight", "threads"), [(-128, 1), (127, 3)])
 def test_the_largest_sums_equal_those_of_integers(
     weight: int, threads: int, processor: str, tmp_path: Path
 ) -> None:
-    made = Made(5)
+    made = MadeOfWords(5)
     around = {"kernel": (3, 3), "pads": (1, 1, 1, 1)}
     shapes: list[dict[str, object]] = [
-        {"channels": (2050, 18), "size": (3, 7)},
         {"channels": (9, 40), "size": (6, 5), "strides": (2, 1), **around},
         {"channels": (24, 24), "groups": 24, "size": (7, 9), **around},
         {"channels": (40, 40), "groups": 40, "size": (9, 9), "strides": (2, 2), **around},
         {"channels": (12, 12), "groups": 2, "size": (5, 4), **around},
     ]
     made.operations = [
-        _extreme(made, weight, zero, **shape) for shape in shapes for zero in (0, 255)
+        _extreme(made, weight, wide, least, **shape)
+        for wide, channels in ((False, 2050), (True, 255))
+        for shape in ({"channels": (channels, 18), "size": (3, 7)}, *shapes)
+        for least in (True, False)
     ]
     plan, weights = planned(made.operations, made.constants, made.given, made.made)
     known = made.constants | made.given
@@ -129,6 +142,7 @@ def test_the_largest_sums_equal_those_of_integers(
         operation.calculate(known)
     wanted = {name: known[name].ravel() for name in plan.outputs}
     assert {0, 255} & {int(one) for array in wanted.values() for one in array}
+    assert {-32768, 32767} & {int(one) for array in wanted.values() for one in array}
     check(Drawn(plan, weights, made.given, wanted, 1, threads), processor, tmp_path)
 
 

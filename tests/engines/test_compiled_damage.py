@@ -18,6 +18,7 @@ import onnx
 import pytest
 from fuzz.mutation import changed_leaves
 from tests.engines.test_compiled_bytes import Made
+from tests.engines.test_compiled_words import MadeOfWords, elementwise
 from tests.support.plans import answers, planned
 
 from hasten.core.records import from_record, to_record
@@ -161,11 +162,27 @@ def sound_bytes() -> tuple[Plan, bytes]:
     return planned(made.operations, made.constants, made.given, made.made, by_row=True)
 
 
+@pytest.fixture(scope="module")
+def sound_words() -> tuple[Plan, bytes]:
+    """A plan with every operation of words, whose tensors are outputs, and its weights."""
+    made = MadeOfWords(0)
+    window: dict[str, Any] = {"size": (3, 5), "kernel": (3, 3), "pads": (1, 1, 1, 1)}
+    far: dict[str, Any] = {"kernel": (2, 3), "strides": (1, 2), "dilations": (1, 2)}
+    made.operations = [
+        made.conv16("bytes", "words", channels=(4, 8), **window),
+        made.conv16("words", "words sloped", channels=(8, 8), groups=8, **window),
+        made.conv16("words", "all", channels=(8, 6), groups=2, size=(3, 5), pads=(0, 3, 1, 1), **far),
+        made.conv16("words", "float", channels=(8, 5), size=(1, 1)),
+    ]  # fmt: skip
+    elementwise(made, [(15, 8)])
+    return planned(made.operations, made.constants, made.given, made.made, by_row=True)
+
+
 def survivors(sound: tuple[Plan, bytes], seeds: range) -> list[Source]:
     """Return C of those damaged plans that are taken, and that differ."""
     plan, weights = sound
     record = json.loads(json.dumps(to_record(plan)))
-    words = [*record["tensors"], "float32", "int64", "uint8", "exp", "maximum", "sum"]
+    words = [*record["tensors"], "float32", "int64", "uint8", "int16", "exp", "maximum", "sum"]
     target = Target.host()
     known = {write(plan, weights, target).text}
     found = []
@@ -718,7 +735,7 @@ def run_checked(written: Source, folder: Path) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.seconds
-@pytest.mark.parametrize("which", ["sound", "sound_bytes"])
+@pytest.mark.parametrize("which", ["sound", "sound_bytes", "sound_words"])
 def test_a_damaged_plan_is_refused_or_stays_within_its_memory(
     which: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

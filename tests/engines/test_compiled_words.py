@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.engines.test_compiled_bytes import ISAS, ODD, SHAPES, Made
-from tests.support.plans import PROCESSORS
+from tests.support.plans import PROCESSORS, planned
 
 from hasten.engines.compiled import source
 from hasten.engines.compiled.operators.int8.conversions16 import Dequantize16, Numbers16, Quantize16
@@ -25,7 +25,7 @@ from hasten.engines.compiled.operators.int8.words import (
     Table16,
     most_sums,
 )
-from hasten.engines.compiled.plan import product
+from hasten.engines.compiled.plan import Operation, product
 from hasten.errors import IntegrityError
 
 FORMS = tuple(
@@ -233,3 +233,42 @@ def test_a_damaged_convolution_of_words_is_refused(change: dict[str, Any], said:
     made.operations = [replace(bare, **({"zero": 0} | change))]
     with pytest.raises(IntegrityError, match=said):
         made.check()
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (Quantize16, {"step": 0.0}),
+        (Quantize16, {"step": np.nan}),
+        (Quantize16, {"step": np.inf}),
+        (Quantize16, {"channels": 0, "pixels": 0}),
+        (Quantize16, {"rounding": Rounding16(HIGHEST + 1)}),
+        (Dequantize16, {"scale": -1.0}),
+        (Dequantize16, {"scale": np.nan}),
+        (Dequantize16, {"zero": LOWEST - 1}),
+        (Numbers16, {"channels": -1, "pixels": -33 * 9}),
+        (Numbers16, {"table": "x"}),
+        (Table16, {"table": "short"}),
+        (Table16, {"size": 2}),
+        (Add16, {"ratios": (64.1, 1.0)}),
+        (Add16, {"ratios": (1.0, np.nan)}),
+        (Add16, {"zeros": (0, HIGHEST + 1)}),
+        (Multiply16, {"ratio": 2.0**-1.9}),
+        (Multiply16, {"ratio": np.nan}),
+        (Multiply16, {"ratio": 0.0}),
+        (Multiply16, {"zeros": (LOWEST - 1, 0)}),
+    ],
+)
+def test_damaged_fields_of_what_goes_word_by_word_are_refused(
+    kind: type[Operation], change: dict[str, Any]
+) -> None:
+    made = MadeOfWords(2)
+    elementwise(made, [(9, 33)])
+    made.words(WORDS, "x")
+    made.constants["short"] = np.zeros(WORDS - 1, np.int16)
+    found = next(one for one in made.operations if isinstance(one, kind))
+    plan, weights = planned(made.operations, made.constants, made.given, made.made)
+    plan.check(len(weights))
+    damaged = replace(found, **change)
+    with pytest.raises(IntegrityError, match=r"^the plan is damaged: "):
+        replace(plan, operations=(damaged, *plan.operations)).check(len(weights))

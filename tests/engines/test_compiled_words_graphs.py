@@ -18,6 +18,7 @@ from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.compiled.integers import Integers
 from hasten.engines.compiled.operators.int8.convolutions16 import Conv16
 from hasten.engines.compiled.plan import Plan
+from hasten.errors import CandidateError
 from hasten.inputs.models.onnx import load
 
 _NARROW = {"Quantize16", "Conv16", "Add16", "Multiply16", "Table16", "Numbers16", "Dequantize16"}
@@ -178,3 +179,42 @@ def test_words_are_given_and_asked_for(tmp_path: Path) -> None:
     found = answers(plan, weights, dict(zip(plan.inputs, given.values(), strict=True)))
     (array,) = found.values()
     assert (array == ran(model, given)["y"].ravel()).all()
+
+
+_READ = """
+    <ir_version: 10, opset_import: ["": 21]>
+    g (float[1, 3, 2, 4] x) => (int32[1, 4, 3, 2] y)
+    <float scale = {{0.001}}, {dtype} zero = {{30000}}>
+    {{ q = QuantizeLinear (x, scale, zero) c = Cast <to = 6> (q) y = Transpose <perm = [0, 3, 1, 2]> (c) }}"""
+
+
+def test_words_that_something_else_reads_are_those_that_onnx_runtime_gives(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(_READ.format(dtype="int16"))
+    x = np.linspace(-70, 70, 24, dtype=np.float32).reshape(1, 3, 2, 4)
+    plan, weights = lowered(model, tmp_path)
+    (found,) = answers(plan, weights, {plan.inputs[0]: x}).values()
+    assert (found == ran(model, {"x": x})["y"].ravel()).all()
+
+
+def test_words_of_uint16_that_something_else_reads_are_refused(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(_READ.format(dtype="uint16"))
+    with pytest.raises(CandidateError, match="doesn't take tensors of uint16"):
+        lowered(model, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16"])
+def test_numbers_far_beyond_a_scale_become_its_largest_or_smallest(
+    dtype: str, tmp_path: Path
+) -> None:
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["": 21]>
+        g (float[1, 4] x) => (float[1, 4] y, float[1, 4] n)
+        <float wide = {{1.0}}, float small = {{1e-30}}, {dtype} zero = {{100}}>
+        {{ q = QuantizeLinear (x, wide, zero) a = DequantizeLinear (q, wide, zero)
+          e = Tanh (a) k = QuantizeLinear (e, small, zero) y = DequantizeLinear (k, small, zero)
+          m = Neg (e) l = QuantizeLinear (m, small, zero) n = DequantizeLinear (l, small, zero) }}""")
+    given = {"x": np.array([[-80, 0, 20, 27]], np.float32)}
+    plan, weights = lowered(model, tmp_path)
+    found = answers(plan, weights, dict(zip(plan.inputs, given.values(), strict=True)))
+    for array, wanted in zip(found.values(), ran(model, given).values(), strict=True):
+        assert (array == wanted.ravel()).all()

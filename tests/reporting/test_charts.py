@@ -117,6 +117,10 @@ def test_a_strangers_label_is_cut_to_letters_that_can_be_drawn(with_result: Chan
     ("label", "words"),
     [
         (
+            "int8 (ONNX Runtime, per channel, 16-bit activations, minmax), compiled C, 2 threads",
+            "int8 with 16-bit activations on compiled C, 2 threads",
+        ),
+        (
             "int8 (NNCF, accurate biases), 3 layers in float, OpenVINO",
             "int8, 3 layers in float on OpenVINO",
         ),

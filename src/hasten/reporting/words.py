@@ -43,6 +43,8 @@ PRECISIONS = {"i8": "int8", "u8": "uint8", "f16": "float16", "f32": "float32"}
 
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):[0-9.]+\+00:00")
 _INSIDE = re.compile(r" ?\([^()]*\)")
+_WIDE = "16-bit activations"
+"""What is said of a form's precision in brackets, and stays."""
 _ENGINE = re.compile(r"[A-Z]|compiled ")
 _LATIN = 0x250
 """First code point after the letters that the plots' font surely has."""
@@ -56,11 +58,14 @@ def role(name: str) -> str:
 def plain(label: str, most: int = 60) -> str:
     """Write a candidate's label in few words: "int8 on OpenVINO" for "int8 (NNCF), OpenVINO".
 
+    Of what is said in brackets, 16-bit activations alone stay: "int8 with 16-bit activations on compiled C".
+
     Args:
         label: Label of a candidate. It may come from a bundle that a stranger wrote.
         most: Largest number of letters to return; a longer text ends in an ellipsis.
     """
-    parts = _INSIDE.sub("", one_line(label)).split(", ")
+    bare = _INSIDE.sub(lambda found: f" with {_WIDE}" * (_WIDE in found[0]), one_line(label))
+    parts = bare.split(", ")
     engine = next((at for at, part in enumerate(parts) if at and _ENGINE.match(part)), None)
     if engine is not None:
         parts = [f"{', '.join(parts[:engine])} on {parts[engine]}", *parts[engine + 1 :]]

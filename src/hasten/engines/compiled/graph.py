@@ -271,6 +271,8 @@ class Graph:
         from hasten.engines.compiled.nodes.int8.values import ordered
 
         if value.words is not None:
+            if value.dtype != "int16":  # stored words are 32768 lower
+                raise NotCovered(f"{REFUSES} tensors of {value.dtype}")
             tensor = ordered(self, value.words.tensor, value.words.last, value.shape, False)
             return replace(value, tensor=tensor)
         assert value.bytes is not None

@@ -11,7 +11,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Value
 from hasten.engines.compiled.operators.int8.elementwise import Dequantize, Table8
-from hasten.engines.compiled.operators.int8.numbers import Rounding
+from hasten.engines.compiled.operators.int8.numbers import Rounding, steps_of
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import contiguous, product
 from hasten.engines.layers import node_name
@@ -122,9 +122,7 @@ def _numbers(codes: Array, zero: int, scale: float) -> Array:
 
 def codes_of(numbers: Array, zero: int, scale: float) -> Array:
     """Return the bytes of real numbers, as uint8; NaN gives the zero."""
-    with np.errstate(all="ignore"):
-        scaled = np.nan_to_num(np.rint(numbers / np.float32(scale)), posinf=1e6, neginf=-1e6)
-    return np.clip(scaled.astype(np.int64) + zero, 0, 255).astype(np.uint8)
+    return np.clip(steps_of(numbers, zero, scale), 0, 255).astype(np.uint8)
 
 
 def byte_type(node: Node) -> str:

@@ -12,6 +12,7 @@ from hasten.engines.compiled.graph import Value
 from hasten.engines.compiled.operators.int8.conversions16 import Dequantize16, Numbers16
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.convolutions16 import Conv16
+from hasten.engines.compiled.operators.int8.numbers import steps_of
 from hasten.engines.compiled.operators.int8.words import (
     HIGHEST,
     LOWEST,
@@ -104,6 +105,4 @@ def _numbers(codes: Array, zero: int, scale: float) -> Array:
 
 def codes_of(numbers: Array, zero: int, scale: float) -> Array:
     """Return the words of real numbers, as int16; NaN gives the zero."""
-    with np.errstate(all="ignore"):
-        scaled = np.nan_to_num(np.rint(numbers / np.float32(scale)), posinf=1e6, neginf=-1e6)
-    return np.clip(scaled.astype(np.int64) + zero, LOWEST, HIGHEST).astype(np.int16)
+    return np.clip(steps_of(numbers, zero, scale), LOWEST, HIGHEST).astype(np.int16)

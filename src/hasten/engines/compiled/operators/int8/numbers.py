@@ -29,6 +29,19 @@ _LEAST_GATE_SHIFT = 9
 """Bits that a product with a gate loses at least: a byte that was moved to the left still fits in 16 bits."""
 _BLOCK = 1 << 16
 """Weights that are looked at together."""
+_FAR = 1e6
+"""Number of steps that is beyond all bytes and words, whatever the zero."""
+
+
+def steps_of(numbers: Array, zero: int, scale: float) -> Array:
+    """Return real numbers in steps of a scale from a zero, as int64; NaN gives the zero.
+
+    Numbers beyond a million steps give a million, which is more than a byte or a word holds.
+    """
+    with np.errstate(all="ignore"):
+        scaled = np.nan_to_num(numbers / np.float32(scale))
+    found: Array = np.rint(np.clip(scaled, -_FAR, _FAR)).astype(np.int64) + zero
+    return found
 
 
 @dataclass(frozen=True)
