@@ -17,7 +17,7 @@ PLACES = (
     *("optimization", "reporting", "certificate", "lightening", "measure/probe.py"),
     *("measure/exactness.py", "passes/already_quantized.py", "engines/installed.py"),
     *("inputs/models/named.py", "inputs/models/frozen.py", "inputs/data/class_folders.py"),
-    "inputs/data/parts.py",
+    *("inputs/data/parts.py", "inputs/models/zip_maps.py"),
 )
 LEAST = 12
 

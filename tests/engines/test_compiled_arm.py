@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_the_largest_sums_equal_those_of_integers(
 ) -> None:
     made = MadeOfWords(5)
     around = {"kernel": (3, 3), "pads": (1, 1, 1, 1)}
-    shapes: list[dict[str, object]] = [
+    shapes: list[dict[str, Any]] = [
         {"channels": (9, 40), "size": (6, 5), "strides": (2, 1), **around},
         {"channels": (24, 24), "groups": 24, "size": (7, 9), **around},
         {"channels": (40, 40), "groups": 40, "size": (9, 9), "strides": (2, 2), **around},

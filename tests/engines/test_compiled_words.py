@@ -269,6 +269,7 @@ def test_damaged_fields_of_what_goes_word_by_word_are_refused(
     found = next(one for one in made.operations if isinstance(one, kind))
     plan, weights = planned(made.operations, made.constants, made.given, made.made)
     plan.check(len(weights))
-    damaged = replace(found, **change)
+    damaged: Any = found
+    damaged = replace(damaged, **change)
     with pytest.raises(IntegrityError, match=r"^the plan is damaged: "):
         replace(plan, operations=(damaged, *plan.operations)).check(len(weights))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,17 @@ def test_a_state_that_is_larger_than_the_bound_is_refused(bundle: Path) -> None:
         )
 
 
+async def learn(new: Any, old: Any) -> None:
+    new.sequences.learn_from(old.sequences)
+
+
 def test_states_of_a_model_that_is_replaced_take_no_memory_while_it_still_answers(
     server: ServerThread,
 ) -> None:
     find = server.server.state.repository.find
     for number in range(MOST):
         assert ask(server, "one", "other", number + 1, sequence_start=True) == ""
-    server.call(lambda: find("two").sequences.learn_from(find("one").sequences))
+    server.call(partial(learn, find("two"), find("one")))
     assert kept_bytes(server) == 0
     why = "the model was replaced, and the state belonged to the old model"
     assert why in ask(server, "two", "other", 1)

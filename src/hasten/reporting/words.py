@@ -44,7 +44,7 @@ PRECISIONS = {"i8": "int8", "u8": "uint8", "f16": "float16", "f32": "float32"}
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):[0-9.]+\+00:00")
 _INSIDE = re.compile(r" ?\([^()]*\)")
 _WIDE = "16-bit activations"
-"""What is said of a form's precision in brackets, and stays."""
+"""Part of a form's label that says its precision in brackets, and stays."""
 _ENGINE = re.compile(r"[A-Z]|compiled ")
 _LATIN = 0x250
 """First code point after the letters that the plots' font surely has."""

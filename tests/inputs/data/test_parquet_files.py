@@ -49,7 +49,7 @@ def test_decimal_numbers_are_numbers(tmp_path: Path) -> None:
     ages = pa.array([Decimal("31.5"), None, Decimal(7)], pa.decimal128(9, 2))
     parquet.write_table(pa.table({"age": ages, "city": ["Oslo", "Rome", "Oslo"]}), path)
     rows = opened(path).inputs(range(3))["x"]
-    assert np.array_equal(rows, [[31.5, 1], [np.nan, 0], [7, 1]], equal_nan=True)
+    assert np.array_equal(rows, np.array([[31.5, 1], [np.nan, 0], [7, 1]]), equal_nan=True)
 
 
 def test_a_column_that_python_cannot_hold_is_named_only_where_it_is_used(tmp_path: Path) -> None:

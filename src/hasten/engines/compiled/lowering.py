@@ -141,7 +141,7 @@ def _lowered(
 
 @dataclass(frozen=True)
 class Coverage:
-    """What of a graph can be lowered.
+    """Parts of a graph that can be lowered.
 
     Attributes:
         refused: Reason for each node of the main graph that isn't covered, by its number.

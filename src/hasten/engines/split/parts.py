@@ -65,7 +65,7 @@ class Parts:
     """Artifacts of both parts.
 
     Attributes:
-        index: What the bundle says of them.
+        index: Facts that the bundle states about them.
         compiled: Artifact of the compiled part.
         rest: Artifact of the rest.
     """

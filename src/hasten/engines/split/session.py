@@ -17,7 +17,7 @@ class SplitSession(Session):
 
     Args:
         artifact: Artifact that was opened.
-        index: What it says of the parts.
+        index: Facts that it states about the parts.
         compiled: Session of the compiled part.
         rest: Session of the rest.
     """

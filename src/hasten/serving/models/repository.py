@@ -29,7 +29,7 @@ from hasten.serving.models.opening import ModelSettings, OpenBundle, open_bundle
 from hasten.serving.models.pace import BackgroundPace
 from hasten.serving.models.places import ChainPlace
 from hasten.serving.models.sequences import StateBytes
-from hasten.serving.models.served import ServedModel, Watcher
+from hasten.serving.models.served import ServedModel, Shared, Watcher
 from hasten.serving.models.thread_priority import lowered_priority
 from hasten.serving.models.trial import COMPARED, answers_of, check_interface, compare, inputs_of
 from hasten.serving.models.watched import check_unreplaced, digest_at, held, watch_of
@@ -403,13 +403,11 @@ class Repository:
             opened,
             one.settings,
             self._loop,
-            self.clients,
+            Shared(self.clients, self.cache, self.states),
             old.statistics if old is not None else None,
             self._marker(one),
             tracing=self._tracing,
             lost=self.lost,
-            cache=self.cache,
-            states=self.states,
         )
 
     def _chained(self, one: Registered, chain: ChainPlace, old: ServedModel | None) -> ServedChain:

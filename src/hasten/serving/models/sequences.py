@@ -183,7 +183,7 @@ class StateBytes:
         total: Largest size of all states together, in bytes.
 
     Attributes:
-        shares: What each client's sequences take of it.
+        shares: Bytes that each client's sequences take of it.
         kept: Sequences of each model.
     """
 
@@ -376,9 +376,9 @@ class KeptSequences:
         sequences again and again.
 
         Args:
-            shares: What each client has.
+            shares: Bytes that each client has.
             client: Client whose sequence begins.
-            size: What it takes.
+            size: Bytes that it takes.
             kept: Models whose sequences may be ended, the least recently used one first.
 
         Returns:

@@ -98,6 +98,20 @@ class Step(NamedTuple):
     source: str
 
 
+class Shared(NamedTuple):
+    """Things that the models of a server share.
+
+    Attributes:
+        clients: Record of which client of the server is active.
+        cache: Cache of answers and samples; None for a cache of each model's own, if its settings want one.
+        states: Memory for the states of sequences.
+    """
+
+    clients: Clients
+    cache: Cache | None
+    states: StateBytes
+
+
 class ServedModel:
     """Version of a model that is open and answers requests.
 
@@ -107,16 +121,13 @@ class ServedModel:
         opened: Bundle that is open and warmed up.
         settings: Settings that the model is served with.
         loop: Event loop on whose thread everything but the engines runs.
-        clients: Record of which client of the server is active.
+        shared: Things that the models of the server share.
         statistics: Statistics of the model that this one replaces; None to begin new ones.
         running: Context to enter while an engine runs, so that a crash can be traced to it.
         clock_ns: Monotonic clock, in nanoseconds.
         tracing: Observer of finished requests; None if tracing is off.
         lost: Function that is told, on an engine's thread, that the device answers nothing more in
             this process and that nothing else can answer; it may end the process.
-        cache: Cache that the models of the server share; None for a cache of this model's own, if its
-            settings want one.
-        states: Memory that the states of the server's models share; None for some of this model's own.
 
     Attributes:
         inputs: Inputs of a request.
@@ -139,14 +150,12 @@ class ServedModel:
         opened: OpenBundle,
         settings: ModelSettings,
         loop: asyncio.AbstractEventLoop,
-        clients: Clients,
+        shared: Shared,
         statistics: Statistics | None = None,
         running: Running = contextlib.nullcontext,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
         tracing: Watcher | None = None,
         lost: Callable[[DeviceLost], None] = lambda error: None,
-        cache: Cache | None = None,
-        states: StateBytes | None = None,
     ) -> None:
         self.name, self.version, self.number = name, version, next(_NUMBERS)
         self._lost = lost
@@ -157,7 +166,7 @@ class ServedModel:
         self.varying = opened.manifest.varying
         self.most_rows = opened.most_rows if opened.batched else 0
         self.fell_back = opened.broken
-        self.cache = AnswerCache.of(cache, settings.cache_bytes)
+        self.cache = AnswerCache.of(shared.cache, settings.cache_bytes)
         self._plans, self.messages = Plans(), MessagePlans()
         self._running = running
         self._clock_ns = clock_ns
@@ -181,7 +190,7 @@ class ServedModel:
             Scheduler(opened.latencies, settings.most_wait_ns, len(opened.sessions)),
             self.statistics,
             loop,
-            clients,
+            shared.clients,
             clock_ns,
             self._padder,
             self._timed(),
@@ -202,7 +211,7 @@ class ServedModel:
                 opened.first,
                 carried,
                 most=settings.most_sequences,
-                states=states or StateBytes(settings.sequence_bytes),
+                states=shared.states,
                 idle_ns=settings.sequence_idle_ns,
                 loop=loop,
                 clock_ns=clock_ns,

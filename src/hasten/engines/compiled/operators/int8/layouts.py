@@ -65,7 +65,7 @@ class Layout:
         permutes: Whether a byte's entry of a table of 256 is found in registers, by VBMI.
         amx: Whether the processor multiplies matrices of bytes, by AMX.
         pixels: Largest number of pixels of the input that come at once, of all rows of a batch.
-        arm: How an ARM processor multiplies bytes: "dots", by dot products; "matrices", by i8mm; "" for neither.
+        arm: Form in which an ARM processor multiplies bytes: "dots", by dot products; "matrices", by i8mm; "" for neither.
     """
 
     conv: Conv8
