@@ -14,6 +14,8 @@ from tests.support.models import depthwise_cnn
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.core.tensors import Array
+from hasten.engines.compiled.engine import CompiledC
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import CandidateError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.models.onnx import load
@@ -230,4 +232,15 @@ def test_seven_bits_are_rounded_to_the_nearest(tmp_path: Path) -> None:
     narrow = replace(wide, isa=("avx2",))
     for kind in (NncfQuantization, StaticQuantization):
         assert "layer" in [v.rounding for v in kind.variants(model, wide)]
-        assert {v.rounding for v in kind.variants(model, narrow)} == {"nearest"}
+        seven = [v for v in kind.variants(model, narrow) if getattr(v, "activations", "") != "wide"]
+        assert {v.rounding for v in seven} == {"nearest"}
+
+
+def test_eight_bits_are_rounded_by_layer_where_activations_have_16(tmp_path: Path) -> None:
+    narrow = replace(Target.host(), isa=("avx2",))
+    *_, wide = StaticQuantization.variants(load(models.small_cnn(tmp_path)), narrow)
+    given = [wide.suited(engine) for engine in (CompiledC(), OnnxRuntime())]
+    assert [(one.activations, one.rounding, one.reduce_range) for one in given] == [
+        ("wide", "layer", False),
+        ("asymmetric", "nearest", True),
+    ]

@@ -16,6 +16,7 @@ from hasten.core.records import type_name
 from hasten.core.sequences import Sequences
 from hasten.core.shapes import Extent
 from hasten.core.target import Target
+from hasten.core.tensors import Array, TensorSpec
 from hasten.engines.base import Engine
 from hasten.engines.cuda.capability import check_shared
 from hasten.engines.installed import (
@@ -568,6 +569,22 @@ def check_measures_nothing(order: Order, target: Target, small_model: Any) -> No
             )
 
 
+def _by_default(
+    labels: Array | None, outputs: Sequence[TensorSpec], model: Model, parts: Parts
+) -> Metric:
+    """Return the metric that labels and outputs suggest.
+
+    Raises:
+        InputError: they suggest none. It says so too if the first axis may be time instead of the batch.
+    """
+    try:
+        return default_metric(labels, outputs)
+    except InputError as error:
+        if note := time_first(model, parts.search):
+            raise InputError(f"{error}; {note}") from error
+        raise
+
+
 def metric_for(
     metric: str | Metric | None,
     parts: Parts,
@@ -592,7 +609,7 @@ def metric_for(
         outputs = scored = sequences.answers(outputs)
         if labels is not None and sequences.scored == "all" and labels.ndim > 1:
             labels = labels.reshape(-1, *labels.shape[2:])
-    chosen = default_metric(labels, scored) if metric is None else named_metric(metric)
+    chosen = _by_default(labels, scored, model, parts) if metric is None else named_metric(metric)
     check_outputs(chosen, outputs)
     chosen = for_labels(chosen, labels)
     if chosen.needs_labels and parts.search.labels is None:
