@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.operators.int8.numbers import MOST_RESULT
+from hasten.engines.compiled.operators.int8.numbers import whole_steps
 from hasten.engines.compiled.operators.int8.words import (
     HIGHEST,
     LOWEST,
@@ -83,10 +83,7 @@ class Quantize16(Operation):
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it."""
         given = tensors[self.input].reshape(self.channels, self.pixels).T
-        with np.errstate(over="ignore", invalid="ignore"):
-            scaled = np.nan_to_num(given / np.float32(self.step), nan=-MOST_RESULT)
-        whole = np.rint(np.clip(scaled, -MOST_RESULT, MOST_RESULT)).astype(np.int64)
-        return self.rounding.cut(whole).ravel()
+        return self.rounding.cut(whole_steps(given, self.step)).ravel()
 
     def emit(self, writer: Writer) -> None:
         include(writer)

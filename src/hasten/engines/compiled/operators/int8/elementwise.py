@@ -17,6 +17,7 @@ from hasten.engines.compiled.operators.int8.numbers import (
     Rounding,
     Sum8,
     check_sums,
+    whole_steps,
 )
 from hasten.engines.compiled.plan import Operation, Plan
 from hasten.engines.layers import Kind
@@ -120,10 +121,8 @@ class Quantize(Operation):
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it."""
         given = tensors[self.input].reshape(self.channels, self.pixels).T
-        with np.errstate(over="ignore", invalid="ignore"):
-            scaled = np.nan_to_num(given / np.float32(self.step), nan=-MOST_RESULT)
-        whole = np.rint(np.clip(scaled, -MOST_RESULT, MOST_RESULT)).astype(np.int64)
-        found = np.clip(whole + self.rounding.zero, self.rounding.low, self.rounding.high)
+        whole = whole_steps(given, self.step)
+        found: Array = np.clip(whole + self.rounding.zero, self.rounding.low, self.rounding.high)
         return found.astype(np.uint8).ravel()
 
     def emit(self, writer: Writer) -> None:

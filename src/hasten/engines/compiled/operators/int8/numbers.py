@@ -44,6 +44,17 @@ def steps_of(numbers: Array, zero: int, scale: float) -> Array:
     return found
 
 
+def whole_steps(floats: Array, step: float) -> Array:
+    """Return floats in whole steps, as int64: the quotient is rounded to float32, then to the nearest integer.
+
+    NaN, and what is below `-MOST_RESULT` steps, gives that; what is above `MOST_RESULT` steps gives that.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = np.nan_to_num(floats / np.float32(step), nan=-MOST_RESULT)
+    found: Array = np.rint(np.clip(scaled, -MOST_RESULT, MOST_RESULT)).astype(np.int64)
+    return found
+
+
 @dataclass(frozen=True)
 class Rounding:
     """Rule by which a sum becomes a byte: `clamp(rint(float32(sum) * scale) + zero, low, high)`.
