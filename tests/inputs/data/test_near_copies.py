@@ -22,7 +22,7 @@ from hasten.inputs.data.near_copies import (
     check_near_copies,
     near_copies,
 )
-from hasten.inputs.data.neighbours import chance, nearest
+from hasten.inputs.data.neighbours import chance, coincidences, nearest
 from hasten.inputs.data.ragged import RaggedDataset
 from hasten.inputs.data.texts import alike
 from hasten.inputs.pipeline.base import Pipeline
@@ -154,6 +154,54 @@ def test_rows_in_other_units_are_found() -> None:
     scaled = (judged - CELLS.mean(axis=0)) / CELLS.std(axis=0) * 100
     found = partners(CELLS[:400], scaled)
     assert sum(found.get(i) == i for i in range(200)) > 150
+
+
+def random_columns(kind: str, count: int) -> Array:
+    rng = np.random.default_rng(0)
+    columns = {
+        "normal": rng.standard_normal((count, 5)),
+        "four values": rng.integers(0, 4, (count, 5)),
+        "two values": rng.integers(0, 2, (count, 5)),
+        "twelve of two values": rng.integers(0, 2, (count, 12)),
+        "counts": rng.poisson(2, (count, 5)),
+        "hundredths": rng.random((count, 2)).round(2),
+        "one among classes": np.column_stack(
+            [rng.integers(0, 2, (count, 4)), rng.standard_normal((count, 1))]
+        ),
+    }
+    return columns[kind].astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "normal",
+        "four values",
+        "two values",
+        "twelve of two values",
+        "counts",
+        "hundredths",
+        "one among classes",
+    ],
+)
+def test_independent_random_columns_have_no_copies(kind: str) -> None:
+    rows = random_columns(kind, 300)
+    assert partners(rows[:225], rows[225:]) == {}
+
+
+def test_copies_among_columns_of_few_values_are_found_by_a_column_that_tells_rows_apart() -> None:
+    rows = random_columns("one among classes", 300)
+    found = partners(rows[:225], np.concatenate([rows[225:], rows[:30]]))
+    assert found == {75 + place: place for place in range(30)}
+
+
+def test_coincidences_are_counted_by_the_values_of_each_column() -> None:
+    others = np.array([[0, 1], [0, 2], [0, 3], [1, 4]], np.float32)
+    row = np.array([[0, 3]], np.float32)
+    # Three of four have the first value, two but for the partner; no other has the second one, which never occurs again.
+    assert coincidences(row, others[2:3], others).tolist() == [0.0]
+    # Without the second column: 4 rows, each with a chance of 2 in 4.
+    assert coincidences(row[:, :1], others[2:3, :1], others[:, :1]).tolist() == [2.0]
 
 
 def test_several_noisy_copies_of_a_sample_hide_it_no_better_than_one() -> None:

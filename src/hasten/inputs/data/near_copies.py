@@ -20,7 +20,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset, Subset, like_shaped
 from hasten.inputs.data.moved import nearest_moved
-from hasten.inputs.data.neighbours import chance, nearest
+from hasten.inputs.data.neighbours import chance, coincidences, nearest
 from hasten.inputs.data.texts import alike
 
 Kind: TypeAlias = Literal["images", "texts", "rows"]
@@ -281,6 +281,10 @@ def _close(kind: Kind, judged: _Signatures, training: _Signatures) -> tuple[Indi
         odds[~rows.any(axis=1)] = 1.0  # pictures of one color are all alike
         bar = COMMON if (odds < COMMON).mean() > COMMON_SHARE else SURE
     near = odds < bar
+    if kind == "rows":
+        candidates = np.flatnonzero(near)
+        by_chance = coincidences(rows[candidates], others[partners[candidates]], others)
+        near[candidates] = by_chance < bar
     if judged.sides is not None and judged.sides == training.sides:
         rest = np.flatnonzero(~near & rows.any(axis=1))
         moved, others_of = _moved(judged, training, distances, rest)

@@ -16,6 +16,10 @@ _ROWS, _OTHERS = 512, 8192
 """Rows compared at a time, so that distances take 16 MiB."""
 _FIRST = 2048
 """Others compared first, to find a row's first bound; the least of many are slow to find."""
+_LEAST_GROWTH = 1e-9
+"""Least logarithm of a ratio of two distances that is more than rounding; equal ones tell nothing of the dimension."""
+_AROUND = 10
+"""Values of a column on either side of one that say how densely values lie there."""
 _FEW = 256
 """Largest count of numbers below a row's bound that are looked at one by one."""
 
@@ -112,7 +116,7 @@ def chance(distances: Floats) -> Floats:
     far = np.maximum(distances[:, -1], np.finfo(np.float64).tiny)
     with np.errstate(divide="ignore"):
         growth = np.log(far / distances[:, middle - 1])
-    growth = growth[np.isfinite(growth) & (growth > 0)]
+    growth = growth[np.isfinite(growth) & (growth > _LEAST_GROWTH)]
     if not len(growth):
         return np.ones(len(distances))
     dimension = sum(1 / i for i in range(middle, count)) / float(np.median(growth))
@@ -120,3 +124,41 @@ def chance(distances: Floats) -> Floats:
     share[distances[:, -1] <= 0] = 1.0
     with np.errstate(divide="ignore"):
         return np.asarray(-np.expm1((count - 1) * np.log1p(-share)))
+
+
+def coincidences(
+    rows: npt.NDArray[np.float32],
+    partners: npt.NDArray[np.float32],
+    others: npt.NDArray[np.float32],
+) -> Floats:
+    """Return how many of the other rows lie as near to a row as its partner by chance, in each column.
+
+    It is their number times each column's share of values that are as near, as if columns were independent. So rows
+    of a few columns with few values, of which many are equal, aren't taken for copies of each other: `chance` alone
+    would, since it takes columns for continuous. The partner itself doesn't count. Where no other value is as near,
+    the share follows from how densely values lie there, but it is at least that of a value that occurs once among
+    values of which so many occur again.
+
+    Args:
+        rows: Rows, `(k, width)`.
+        partners: Another row for each, `(k, width)`.
+        others: All other rows, `(m, width)`.
+
+    Returns:
+        Expected numbers, `(k,)`.
+    """
+    count = len(others)
+    expected = np.full(len(rows), float(count))
+    for own, partner, column in zip(rows.T, partners.T, others.T, strict=True):
+        values = np.sort(column.astype(np.float64))
+        again = 1 - len(np.unique(values)) / count
+        middle = own.astype(np.float64)
+        apart = np.abs(middle - partner)
+        within = apart * (1 + 1e-9)
+        low = np.searchsorted(values, middle - within, "left")
+        high = np.searchsorted(values, middle + within, "right")
+        left, right = np.maximum(low - _AROUND, 0), np.minimum(high + _AROUND, count) - 1
+        width = np.maximum(values[right] - values[left], np.finfo(np.float64).tiny)
+        dense = np.minimum(2 * apart / width, 1.0) * (right - left) / count
+        expected *= np.maximum(np.maximum(high - low - 1, again) / count, dense)
+    return expected
