@@ -153,6 +153,22 @@ def told(error: BaseException) -> str:
     return f"{said} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
 
 
+def at_fault(error: BaseException) -> str:
+    """Return what a function of the user's raised, in one line, with the line of the user's file that led to it.
+
+    That file is the first one of the traceback that isn't hasten's; the last of its lines there counts.
+    """
+    own = Path(__file__).parent
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if own not in Path(frame.filename).parents]
+    said = visible(" ".join(str(error).split()))
+    where = ""
+    if theirs:
+        line = [one for one in theirs if one.filename == theirs[0].filename][-1].lineno
+        where = f" at line {line} of {Path(theirs[0].filename).name}"
+    return f"{type(error).__name__}{where}{f': {said:.200}' if said else ''}"
+
+
 def full_disk(error: BaseException | None) -> OSError | None:
     """Return the error that says that a disk or a quota is full, of an error and all its causes."""
     while error is not None:

@@ -395,3 +395,41 @@ def test_labels_may_be_a_frame(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(dataset.labels), np.eye(3))
     dataset = from_python({"x": np.eye(3), "labels@y": frame}, ["x"], tmp_path / "b")
     assert dataset.labels is not None
+
+
+FAULTY = """
+import numpy as np
+
+def helper(rows):
+    return rows[0][7]
+
+def train():
+    return {"x": np.zeros((4, helper([[1, 2]])))}
+
+def samples():
+    for i in range(4):
+        yield np.ones(2), int("1" if i < 2 else "one")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("train", "IndexError at line 5 of faulty.py: list index out of range"),
+        (
+            "samples",
+            "ValueError at line 12 of faulty.py: invalid literal for int() with base 10: 'one'",
+        ),
+    ],
+)
+def test_a_failure_of_the_users_function_is_told_in_one_line(
+    name: str, said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "faulty.py"
+    file.write_text(FAULTY)
+    with pytest.raises(InputError) as error:
+        call_function(f"{file}:{name}", ["x"], tmp_path / "spool")
+    assert str(error.value) == (
+        f"{file}:{name} failed: {said}; call {name}() in Python to see the whole traceback"
+    )
+    assert not isinstance(error.value.__cause__, InputError)

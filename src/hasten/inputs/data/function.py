@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from hasten.core.objects import load_object
 from hasten.core.tensors import Array
-from hasten.errors import InputError
+from hasten.errors import HastenError, InputError, at_fault
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.groups import group_array
@@ -47,10 +48,30 @@ def called(source: str) -> Any:
     """Return what "module:function" or "file.py:function" returns, or the value of that name.
 
     Raises:
-        InputError: there is no such function.
+        InputError: there is no such function, or it raises.
     """
     found = load_object(source)
-    return found() if callable(found) and not isinstance(found, Dataset) else found
+    if not callable(found) or isinstance(found, Dataset):
+        return found
+    with _own_code(source):
+        return found()
+
+
+@contextmanager
+def _own_code(source: str) -> Iterator[None]:
+    """Turn what the user's own code raises into one line that names its place.
+
+    Raises:
+        InputError: it raised anything.
+    """
+    try:
+        yield
+    except HastenError:
+        raise
+    except Exception as error:
+        name = source.rpartition(":")[2]
+        see = f"; call {name}() in Python to see the whole traceback" if ":" in source else ""
+        raise InputError(f"{source} failed: {at_fault(error)}{see}") from error
 
 
 def from_python(
@@ -116,9 +137,9 @@ def from_python(
         )
     if reread and hasattr(given, "iloc"):
         given = list(given)
-    if reread and hasattr(given, "__len__") and hasattr(given, "__getitem__"):
+    if reread and _indexed(given):
         return Rereading(len(given), lambda i: _reread(given[i], i, names, source), source)
-    return _spooled(_each(given), names, folder, source)
+    return _spooled(_each(given, source), names, folder, source)
 
 
 def _inputs_of(given: Mapping[Any, Any], names: Sequence[str]) -> list[Any]:
@@ -137,19 +158,33 @@ def _is_frame(given: Any, *, whole: bool) -> bool:
 
 
 def _iterable(given: Any) -> bool:
-    return isinstance(given, Iterable) or (
-        hasattr(given, "__len__") and hasattr(given, "__getitem__")
-    )
+    return isinstance(given, Iterable) or _indexed(given)
 
 
-def _each(given: Any) -> Iterator[Any]:
+def _each(given: Any, source: str) -> Iterator[Any]:
     """Yield the samples; by position where there is a length, as torch's data sets require.
 
     An index of a `Series` of pandas is no position.
+
+    Raises:
+        InputError: the user's code that gives a sample raises.
     """
-    if not hasattr(given, "iloc") and hasattr(given, "__len__") and hasattr(given, "__getitem__"):
-        return (given[i] for i in range(len(given)))
-    return iter(given)
+    with _own_code(source):
+        if not hasattr(given, "iloc") and _indexed(given):
+            samples = (given[i] for i in range(len(given)))
+        else:
+            samples = iter(given)
+    while True:
+        with _own_code(source):
+            try:
+                sample = next(samples)
+            except StopIteration:
+                return
+        yield sample
+
+
+def _indexed(given: Any) -> bool:
+    return hasattr(given, "__len__") and hasattr(given, "__getitem__")
 
 
 def _array(value: Any) -> Array:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -15,7 +13,7 @@ import numpy as np
 from hasten.core.objects import can_take, load_function
 from hasten.core.records import source_digest
 from hasten.core.tensors import Array, Tensors
-from hasten.errors import HastenError, InputError
+from hasten.errors import HastenError, InputError, at_fault
 from hasten.inputs.metrics.base import Metric
 
 _FIRST = 3
@@ -153,7 +151,7 @@ class Custom(Metric):
             raise
         except Exception as error:  # the call runs the user's own code
             raise InputError(
-                f"{self.path} failed: {raised(error)}; {came(outputs, labels)}"
+                f"{self.path} failed: {at_fault(error)}; {came(outputs, labels)}"
             ) from error
         try:
             scores = self.checked(returned, count)
@@ -165,17 +163,6 @@ class Custom(Metric):
             return scores
         except InputError as error:
             raise InputError(f"{error}; {came(outputs, labels)}") from error
-
-
-def raised(error: Exception) -> str:
-    """Return an exception in one line, with the place in the user's file that raised it."""
-    said = " ".join(str(error).split())
-    frames = traceback.extract_tb(error.__traceback__)
-    name = type(error).__name__
-    where = (
-        f" at line {frames[1].lineno} of {Path(frames[1].filename).name}" if len(frames) > 1 else ""
-    )
-    return f"{name}{where}{f': {said:.200}' if said else ''}"
 
 
 def came(outputs: Tensors, labels: Array | None) -> str:
