@@ -20,7 +20,7 @@ from hasten.core.telemetry import OFF
 from hasten.engines.base import Artifact
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.openvino.engine import OpenVino
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, InputError, NotCovered
 from hasten.inputs.models.onnx import load
 from hasten.testing import models
 from hasten.testing.engine_tests import EngineTests, request_for
@@ -171,6 +171,46 @@ def test_threads_are_bound_only_where_the_process_has_all_processors(host: Targe
 def test_only_f32_is_exact() -> None:
     assert OpenVino().exact
     assert not OpenVino("bf16").exact
+
+
+def of_text(folder: Path, text: str) -> Model:
+    path = folder / "of_text.onnx"
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 17]> {text}'), path)
+    model = load(path)
+    return model.settled_by({"x": np.zeros(int(model.inputs[0].shape[1]), np.float32)})
+
+
+DOUBLES = """doubles (float[N, 3] x) => (float[N, 3] y) {
+    d = Cast <to = 11> (x)  e = Exp (d)  y = Cast <to = 1> (e) }"""
+
+
+def test_a_model_of_float64_is_offered_only_as_one_that_is_rounded(
+    host: Target, tmp_path: Path
+) -> None:
+    model = of_text(tmp_path, DOUBLES)
+    with pytest.raises(NotCovered) as refused:
+        OpenVino().build(model, host, tmp_path)
+    assert str(refused.value).startswith("OpenVINO computes float64 in float32, as in Exp (node ")
+    other = OpenVino(threads=1).substitute(str(refused.value))
+    assert other == OpenVino(threads=1, narrows=True)
+    assert not other.exact
+    assert other.words() == "float64 rounded to float32, OpenVINO, 1 thread"
+    with other.open(other.build(model, host, tmp_path), host) as session:
+        (answer,) = session.run({"x": np.ones((1, 3), np.float32)}).values()
+    np.testing.assert_allclose(answer, np.e, rtol=1e-6)
+    assert OpenVino().substitute("OpenVINO can't convert the model") is None
+    OpenVino("bf16").build(model, host, tmp_path)  # it rounds everything, as its words say
+
+
+def test_float64_that_follows_from_sizes_alone_is_no_reason_to_refuse(
+    host: Target, tmp_path: Path
+) -> None:
+    text = """scaled (float[N, 4] x) => (float[N, 4] y) { s = Shape (x)  d = Cast <to = 11> (s)  r = Sqrt (d)
+        one = Constant <value_ints = [1]> ()  k = Gather (r, one)  f = Cast <to = 1> (k)  y = Div (x, f) }"""
+    artifact = OpenVino().build(of_text(tmp_path, text), host, tmp_path)
+    with OpenVino().open(artifact, host) as session:
+        (answer,) = session.run({"x": np.ones((1, 4), np.float32)}).values()
+    assert answer.tolist() == [[0.5] * 4]
 
 
 def test_f32_runs_in_f32_on_any_processor(host: Target, tmp_path: Path) -> None:

@@ -312,7 +312,7 @@ def test_too_much_work_in_floats_is_no_reason_to_cut(
 ) -> None:
     with pytest.raises(NotCovered, match="more") as refused:
         built(found, host, tmp_path, Split(CompiledC(most_work=100)))
-    assert CompiledC().split(str(refused.value)) is None
+    assert CompiledC().substitute(str(refused.value)) is None
 
 
 def test_it_is_proposed_where_an_operator_was_refused(
@@ -321,8 +321,8 @@ def test_it_is_proposed_where_an_operator_was_refused(
     for engine in CompiledC.variants(replace(host, cpus=(0, 1), threads=2)):
         with pytest.raises(NotCovered) as refused:
             CompiledC().build(found, host, tmp_path)
-        assert engine.split(str(refused.value)) == Split(engine)
-    assert OnnxRuntime().split(str(refused.value)) is None
+        assert engine.substitute(str(refused.value)) == Split(engine)
+    assert OnnxRuntime().substitute(str(refused.value)) is None
 
 
 def test_both_parts_keep_bytes_as_bytes(host: Target, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hasten.engines.openvino.engine import OpenVino
 from hasten.engines.split.engine import Split
 from hasten.errors import InputError
 from hasten.measure.candidate import Single
-from hasten.optimization.grid import grid, hurried, neighbours, splits, variations
+from hasten.optimization.grid import grid, hurried, neighbours, substitutes, variations
 from hasten.passes.base import Pass, Selective
 from hasten.passes.fix_shapes import FixShapes
 from hasten.passes.litert_quantization import LitertQuantization
@@ -50,12 +50,21 @@ def test_a_split_is_proposed_for_what_it_takes_alone(desk: Desk, host: Target) -
         for passes in ((), (StaticQuantization(),), (NncfQuantization("performance"),))
         for engine in (CompiledC(), CompiledC(threads=2), OnnxRuntime())
     ]
-    assert splits(dict.fromkeys(refused, why), desk.model) == [
+    assert substitutes(dict.fromkeys(refused, why), desk.model) == [
         Single(passes, Split(engine))
         for passes in ((), (StaticQuantization(),))
         for engine in (CompiledC(), CompiledC(threads=2))
     ]
-    assert not splits(dict.fromkeys(refused, "there is nothing to do"), desk.model)
+    assert not substitutes(dict.fromkeys(refused, "there is nothing to do"), desk.model)
+
+
+def test_a_model_of_float64_is_tried_rounded_by_openvino_as_inexact(desk: Desk) -> None:
+    why = "OpenVINO computes float64 in float32, as in Exp (node 'e')"
+    (found,) = substitutes(
+        {Single((), OpenVino()): why, Single((), OnnxRuntime()): why}, desk.model
+    )
+    assert found == Single((), OpenVino(narrows=True))
+    assert not found.exact
 
 
 def test_a_short_time_reaches_each_kind_of_candidate(desk: Desk, host: Target) -> None:

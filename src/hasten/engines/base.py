@@ -285,11 +285,11 @@ class Engine(Value, ABC):
         """Return the engine that settles shapes for one sample and takes batches all the same; or None."""
         return None
 
-    def split(self, refused: str) -> Engine | None:
-        """Return the engine that takes what this one covers of a model, and leaves the rest to another; or None.
+    def substitute(self, refused: str) -> Engine | None:
+        """Return the engine to try in place of this one, which refused a model; or None.
 
         Args:
-            refused: Message of the `NotCovered` with which it refused the whole.
+            refused: Message of the `NotCovered` with which it refused the model.
         """
         return None
 

@@ -150,14 +150,14 @@ def _with_first(step: Pass, engine: Engine, batched: bool) -> Single:
     return Single((step,), engine) if own is None else Single((), own)
 
 
-def splits(refused: Mapping[Single, str], model: Model) -> list[Single]:
-    """Return what engines propose in place of candidates of which they refused a part.
+def substitutes(refused: Mapping[Single, str], model: Model) -> list[Single]:
+    """Return what engines propose in place of candidates that they refused.
 
     Args:
         refused: Candidates that were skipped, with the reason.
         model: The original model.
     """
-    found = [(one, one.engine.split(said)) for one, said in refused.items()]
+    found = [(one, one.engine.substitute(said)) for one, said in refused.items()]
     return [
         Single(one.passes, other)
         for one, other in found

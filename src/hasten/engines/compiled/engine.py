@@ -171,7 +171,7 @@ class CompiledC(Engine):
         proto = as_onnx(model.path, request, model.outputs)
         return lower_graph(proto, request, model.outputs, self.most_work, constants)
 
-    def split(self, refused: str) -> Engine | None:
+    def substitute(self, refused: str) -> Engine | None:
         """Return the engine that leaves the rest to ONNX Runtime, if that is installed and an operator was refused."""
         from hasten.engines.split.engine import Split
 

@@ -26,6 +26,7 @@ from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
 from hasten.engines.newer import every_node, newer_attribute
+from hasten.engines.openvino.doubles import REFUSES, check_doubles
 from hasten.engines.openvino.layers import operations, profiled
 from hasten.engines.openvino.runtime import new_core
 from hasten.errors import CandidateError
@@ -63,6 +64,7 @@ class OpenVino(Engine):
             one-thread sessions in two processes share one processor and halve their speed, and a
             mask set later is overruled. So pinning is off here, and on only where the process has
             all processors.
+        narrows: Whether it takes models that compute in float64, which the plugin computes in `precision`.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino"})
@@ -77,6 +79,7 @@ class OpenVino(Engine):
     precision: Literal["f32", "f16", "bf16"] = "f32"
     threads: int | None = None
     pinning: bool = False
+    narrows: bool = False
 
     @property
     def plugin(self) -> str:
@@ -85,8 +88,8 @@ class OpenVino(Engine):
 
     @property
     def exact(self) -> bool:
-        """Whether the precision is f32."""
-        return self.precision == "f32"
+        """Whether the precision is f32, and no model of float64 is computed in it."""
+        return self.precision == "f32" and not self.narrows
 
     @property
     def keeps_compiled(self) -> bool:
@@ -105,6 +108,10 @@ class OpenVino(Engine):
     def on_threads(self, threads: int, *, alone: bool = True) -> Self:
         """Return the engine set to a number of threads, bound only if nothing else runs."""
         return replace(self, threads=threads, pinning=self.pinning and alone)
+
+    def substitute(self, refused: str) -> Engine | None:
+        """Return the engine that rounds float64 to float32, if this one refused to."""
+        return replace(self, narrows=True) if REFUSES in refused else None
 
     def tunings(self, target: Target) -> Iterator[Self]:
         """Yield a single thread, which is faster for small models; and bound threads, where
@@ -134,11 +141,12 @@ class OpenVino(Engine):
         Raises:
             CandidateError: the model can't be converted or compiled; the message names the operator
                 and node.
+            NotCovered: these settings are exact, and the model computes in float64.
         """
         if model.format == "openvino":
             artifact = place(model, workdir)
         else:
-            artifact = converted(model, workdir)
+            artifact = converted(model, workdir, keeps_doubles=self.exact)
         self._compile(artifact, target)
         return artifact
 
@@ -286,7 +294,7 @@ class OpenVino(Engine):
             "INFERENCE_PRECISION_HINT": self.precision,
             "ENABLE_CPU_PINNING": self.pinning and threads == len(target.cpus),
         }
-        if self.exact:
+        if self.precision == "f32":
             # Without this, activations before compressed weights would be quantized dynamically.
             settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         return settings
@@ -294,14 +302,25 @@ class OpenVino(Engine):
     def words(self) -> str:
         return listed(
             "" if self.precision == "f32" else self.precision,
+            "float64 rounded to float32" if self.narrows else "",
             "OpenVINO",
             counted(self.threads or 0, "thread"),
             "bound threads" if self.pinning else "",
         )
 
 
-def converted(model: Model, workdir: Path) -> Artifact:
-    """Write an ONNX model as IR by the converter, which gives a smaller graph than the reader."""
+def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Artifact:
+    """Write an ONNX model as IR by the converter, which gives a smaller graph than the reader.
+
+    Args:
+        model: Model to convert.
+        workdir: Folder to write to.
+        keeps_doubles: Whether to refuse a model that computes in float64, since plugins round that.
+
+    Raises:
+        CandidateError: it can't be converted.
+        NotCovered: it computes in float64.
+    """
     ov = import_quietly("openvino")
     extensions = [str(library) for library in libraries(model.custom_ops, "create_extensions")]
     path = workdir / f"{model.path.stem}.xml"
@@ -311,6 +330,8 @@ def converted(model: Model, workdir: Path) -> Artifact:
             # In a list twice, since it splits other paths at commas.
             converted = ov.convert_model([[model.path]], extension=extensions or None)
         _name_ports(converted, model)
+        if keeps_doubles:
+            check_doubles(converted)
         ov.save_model(converted, path, compress_to_fp16=False)
     except CandidateError:
         raise

@@ -13,7 +13,7 @@ from hasten.core.progress import StageName, Tried, Verdict
 from hasten.core.tensors import Array
 from hasten.errors import CandidateError, OutOfTime
 from hasten.measure.candidate import Candidate, Single, Trial
-from hasten.optimization.grid import hurried, neighbours, splits, variations
+from hasten.optimization.grid import hurried, neighbours, substitutes, variations
 from hasten.optimization.job import Job
 from hasten.optimization.measured.bucketing import Bucketing
 from hasten.optimization.measured.escalation import Escalation
@@ -87,7 +87,7 @@ class Exploration:
             if whole:
                 bucketing.propose_exact(few=depth == "first")
             whole = self._try([one for one in ordered if not one.exact]) and whole
-        whole = whole and self._try(self._splits(ordered))
+        whole = whole and self._try(self._substitutes(ordered))
         self._tell_exact(whole=whole or self._ended)
         self._stage = "try"
         if not whole or depth != "all":
@@ -119,11 +119,11 @@ class Exploration:
             around = neighbours(best, self._helpful(), target, settled=self._settling_helps())
             self._try(around, min(ratios, default=1.0))
 
-    def _splits(self, tried: Sequence[Single]) -> list[Single]:
-        """Return what engines propose in place of candidates that were tried, and of which they refused a part."""
+    def _substitutes(self, tried: Sequence[Single]) -> list[Single]:
+        """Return what engines propose in place of candidates that were tried, and that they refused."""
         skipped = {one: self.trials.done[one.key].skipped for one in tried}
         refused = {one: said for one, said in skipped.items() if said}
-        return splits(refused, self.trials.bench.model)
+        return substitutes(refused, self.trials.bench.model)
 
     def _bucketing(self) -> Bucketing | None:
         """Return what proposes buckets; None where samples have one shape, or engines alone are tried."""
