@@ -486,6 +486,21 @@ def test_what_answers_one_row_only_as_a_batch_of_one_is_not_for_more(
     assert not plan.by_row
 
 
+@pytest.mark.parametrize(("of", "to"), [("float32", "float64"), ("float64", "float32")])
+def test_products_before_a_cast_to_another_float_answer_as_onnx_runtime(
+    of: str, to: str, tmp_path: Path
+) -> None:
+    drawn = Drawn(1)
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(to))
+    weights = np.random.default_rng(0).standard_normal((4, 3)).tolist()
+    x, y = (drawn.input(2, 4, dtype=of) for _ in range(2))
+    turned = drawn.node("Transpose", y, perm=[0, 2, 1])
+    for product in (drawn.constant(weights, of), turned):
+        cast = drawn.node("Cast", drawn.node("MatMul", x, product), to=kind)
+        drawn.output(drawn.node("Abs", cast))
+    drawn.check(tmp_path)
+
+
 @pytest.mark.parametrize("dtype", ["int64", "int32", "uint8"])
 def test_bits_of_whole_numbers_answer_as_onnx_runtime(dtype: str, tmp_path: Path) -> None:
     drawn = Drawn(1, opset=18)

@@ -62,6 +62,21 @@ def test_a_mapping_for_each_row_becomes_a_tensor_with_its_numbers(tmp_path: Path
     onnx.checker.check_model(onnx.load(model.path))
 
 
+def test_classes_that_are_numbers_come_in_their_order() -> None:
+    proto = onnx.load_from_string(onnx.parser.parse_model(TEXT).SerializeToString())
+    proto.graph.node.append(
+        helper.make_node(
+            "ZipMap", ["scores"], ["mapped"], domain="ai.onnx.ml", classlabels_int64s=[2, 0, 1]
+        )
+    )
+    proto.graph.output.append(helper.make_tensor_value_info("mapped", TensorProto.FLOAT, None))
+    assert without_maps(proto) == {"mapped": ("0", "1", "2")}
+    x = np.random.default_rng(0).standard_normal((4, 2), np.float32)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    _, scores, mapped = session.run(None, {"x": x})
+    np.testing.assert_array_equal(mapped, scores[:, [1, 2, 0]])
+
+
 def test_a_file_of_classical_operators_alone_gets_an_operator_set_for_the_copy() -> None:
     proto = onnx.load_from_string(onnx.parser.parse_model(TEXT).SerializeToString())
     del proto.graph.node[:]

@@ -382,7 +382,8 @@ class Graph:
             self.by_row = self.by_row and value.batch == 0 and value.shape[:1] == (1,)
         needed = _needed(self.operations, set(taken))
         self._check_work(needed)
-        operations = fused(needed, frozenset(taken), self._sources)
+        dtypes = {name: tensor.dtype for name, tensor in self.tensors.items()}
+        operations = fused(needed, frozenset(taken), self._sources, dtypes)
         used = {*given, *taken}
         used.update(name for one in operations for name in (*one.reads, *one.writes))
         tensors = {name: tensor for name, tensor in self.tensors.items() if name in used}
@@ -408,7 +409,10 @@ def _needed(operations: Sequence[Operation], needed: set[str]) -> list[Operation
 
 
 def fused(
-    operations: Sequence[Operation], outputs: frozenset[str], sources: dict[str, tuple[str, ...]]
+    operations: Sequence[Operation],
+    outputs: frozenset[str],
+    sources: dict[str, tuple[str, ...]],
+    dtypes: Mapping[str, str],
 ) -> list[Operation]:
     """Join operations with those that make their inputs, where nothing else reads these.
 
@@ -416,6 +420,7 @@ def fused(
         operations: Operations in order.
         outputs: Tensors that are given as answers.
         sources: Names of nodes by the tensor that is written; those of joined operations are joined.
+        dtypes: Types of the tensors by name.
     """
     result = list(operations)
     changed = True
@@ -434,7 +439,8 @@ def fused(
                 if name in outputs or len(source) != 1 or readers[name] != [number]:
                     continue
                 part = any(len(writers[made]) > 1 for made in operation.writes)
-                joined = _joined(result[source[0]], operation, name, part=part)
+                own = not part and all(dtypes[made] == dtypes[name] for made in operation.writes)
+                joined = _joined(result[source[0]], operation, name, own=own)
                 if joined is None:
                     continue
                 kept = sources[joined.writes[0]]
@@ -453,16 +459,15 @@ def fused(
     return result
 
 
-def _joined(
-    first: Operation, second: Operation, between: str, *, part: bool = False
-) -> Operation | None:
+def _joined(first: Operation, second: Operation, between: str, *, own: bool) -> Operation | None:
     """Return one operation that does both; None where there is none.
 
     Args:
         first: Operation that makes an input of the other.
         second: Operation that alone reads it.
         between: That input.
-        part: Whether others write to the second one's output too, as to the parts of a Concat.
+        own: Whether the second one's output has the type of that input, and nothing else writes to it, as to the
+            parts of a Concat.
     """
     if not isinstance(second, Map):
         precede = getattr(second, "preceded", None)
@@ -473,7 +478,7 @@ def _joined(
     if isinstance(first, Map):
         return _joined_maps(first, second, place)
     follow = getattr(first, "followed", None)
-    whole = second.output.is_whole(second.shape) and not part
+    whole = second.output.is_whole(second.shape) and own
     return follow(second) if follow and whole and len(second.inputs) == 1 else None
 
 

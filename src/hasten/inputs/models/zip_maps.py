@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hasten.core.words import amount
 
 if TYPE_CHECKING:
@@ -16,7 +18,10 @@ _SHOWN = 12
 
 
 def without_maps(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
-    """Make tensors of the mappings that a graph gives, in place: a column for each class, in the file's order.
+    """Make tensors of the mappings that a graph gives, in place: a column for each class.
+
+    Classes that are numbers come in their order, so that class 1 has column 1 in a file that lists 1 before 0. Classes
+    that are words come in the file's order.
 
     Args:
         proto: Graph, read without its external data.
@@ -35,11 +40,10 @@ def without_maps(proto: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     found = {}
     for value in graph.output:
         if value.name in zips:
-            found[value.name] = _classes(zips[value.name])
+            found[value.name] = _in_order(zips[value.name])
             _become_scores(value, len(found[value.name]))
     for node in zips.values():
-        node.op_type, node.domain = "Identity", ""
-        del node.attribute[:]
+        _become_tensor(node, graph)
     if not any(one.domain in ("", "ai.onnx") for one in proto.opset_import):
         proto.opset_import.add(domain="", version=_OPSET)
     return found
@@ -72,6 +76,34 @@ def _classes(node: onnx.NodeProto) -> tuple[str, ...]:
         if attribute.name == "classlabels_int64s":
             return tuple(map(str, attribute.ints))
     return ()
+
+
+def _places(node: onnx.NodeProto) -> list[int]:
+    """Return the column of each class, in the order of a tensor's columns."""
+    classes = _classes(node)
+    numbers = any(one.name == "classlabels_int64s" for one in node.attribute)
+    return sorted(range(len(classes)), key=lambda place: int(classes[place]) if numbers else place)
+
+
+def _in_order(node: onnx.NodeProto) -> tuple[str, ...]:
+    """Return a node's classes in the order of a tensor's columns."""
+    classes = _classes(node)
+    return tuple(classes[place] for place in _places(node))
+
+
+def _become_tensor(node: onnx.NodeProto, graph: onnx.GraphProto) -> None:
+    """Turn a ZipMap into a copy of its scores, whose columns it puts in order."""
+    from onnx import helper, numpy_helper
+
+    places = _places(node)
+    node.op_type, node.domain = "Identity", ""
+    del node.attribute[:]
+    if places != sorted(places):
+        node.op_type = "Gather"
+        name = f"{node.output[0]}/order"
+        graph.initializer.append(numpy_helper.from_array(np.array(places, np.int64), name))
+        node.input.append(name)
+        node.attribute.append(helper.make_attribute("axis", 1))
 
 
 def _become_scores(value: onnx.ValueInfoProto, classes: int) -> None:

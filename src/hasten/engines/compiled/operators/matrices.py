@@ -80,8 +80,8 @@ class Product(Operation):
             self.refuse("its program gives another type")
 
     def followed(self, second: Map) -> Product | None:
-        """Return it with a map on its results done at once; None where it gives another type."""
-        if self.after or second.steps[-1].dtype not in ("float32", "float64"):
+        """Return it with a map on its results done at once, which keeps their type; None where it has one."""
+        if self.after:
             return None
         return replace(self, output=second.output.tensor, after=second.steps)
 
