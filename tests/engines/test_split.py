@@ -26,10 +26,11 @@ from hasten.engines.compiled.plan import Plan
 from hasten.engines.compiled.spelled_out import without_weights
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.pool import SessionPool
-from hasten.engines.split.cut import inferred
 from hasten.engines.split.engine import Split
+from hasten.engines.split.graph import inferred
 from hasten.errors import CandidateError, InputError, IntegrityError, NotCovered
 from hasten.inputs.models.onnx import load
+from hasten.passes.static_quantization import StaticQuantization
 from hasten.testing.engine_tests import EngineTests, _exact
 
 
@@ -307,12 +308,27 @@ def test_products_that_compiled_c_does_not_know_are_counted_before_anything_is_l
         built(model, host, tmp_path)
 
 
-def test_too_much_work_in_floats_is_no_reason_to_cut(
+def test_too_much_work_in_floats_is_no_reason_to_split(
     found: Model, host: Target, tmp_path: Path
 ) -> None:
     with pytest.raises(NotCovered, match="more") as refused:
         built(found, host, tmp_path, Split(CompiledC(most_work=100)))
     assert CompiledC().substitute(str(refused.value)) is None
+
+
+def test_another_engine_than_compiled_c_is_refused(
+    found: Model, host: Target, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        CandidateError, match="split takes compiled C for one part, not ONNX Runtime"
+    ):
+        built(found, host, tmp_path, Split(OnnxRuntime()))
+
+
+def test_weights_keep_7_bits_where_sums_of_bytes_may_saturate_in_the_rest() -> None:
+    careful = StaticQuantization(reduce_range=True)
+    assert careful.suited(Split()).reduce_range
+    assert not careful.suited(CompiledC()).reduce_range
 
 
 def test_it_is_proposed_where_an_operator_was_refused(

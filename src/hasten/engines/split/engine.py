@@ -20,7 +20,7 @@ from hasten.engines.compiled.engine import CompiledC, one_request
 from hasten.engines.compiled.lowering import coverage, read_model
 from hasten.engines.layers import LayerTime
 from hasten.engines.onnxruntime.engine import OnnxRuntime
-from hasten.engines.split.cut import Cutter, check_products, inferred
+from hasten.engines.split.graph import Splitter, check_products, inferred
 from hasten.engines.split.parts import (
     Halves,
     Index,
@@ -44,7 +44,7 @@ def _one_thread() -> OnnxRuntime:
 class Split(Engine):
     """Compiled C for most of a model, and ONNX Runtime for the operators that it doesn't cover.
 
-    A model is cut once: ONNX Runtime has either all that depends on an operator that isn't covered, such as the
+    A model is split once: ONNX Runtime has either all that depends on an operator that isn't covered, such as the
     removal of overlapping boxes, or all that such an operator depends on, such as the scaling of a picture.
     It has one thread, because no product of matrices that matters is in its part.
 
@@ -55,12 +55,24 @@ class Split(Engine):
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
     settles: ClassVar[bool] = True
-    sums_exactly: ClassVar[bool] = True
     hurry: ClassVar[int] = 0
     copied_into: ClassVar[tuple[str, ...] | None] = ()
 
     compiled: Engine = field(default_factory=CompiledC)
     rest: Engine = field(default_factory=_one_thread)
+
+    @property
+    def _most_work(self) -> int:
+        """Largest number of calculations with floats that the compiled part may have for one row.
+
+        Raises:
+            CandidateError: its engine doesn't compile plans.
+        """
+        if not isinstance(self.compiled, CompiledC):
+            raise CandidateError(
+                f"split takes compiled C for one part, not {self.compiled.words()}"
+            )
+        return self.compiled.most_work
 
     @property
     def exact(self) -> bool:
@@ -114,7 +126,7 @@ class Split(Engine):
         return CompiledC.tools()
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        """Cut the model, and build both parts.
+        """Split the model, and build both parts.
 
         Raises:
             NotCovered: compiled C covers all of the model, or too little of it.
@@ -124,28 +136,27 @@ class Split(Engine):
         proto = read_model(model.path)
         check_products(proto)
         known = {name: one for name, one in inferred(proto, request).items() if one.static}
-        most_work = getattr(self.compiled, "most_work", 0)
-        covered = coverage(proto, request, known, most_work, model.constant_inputs)
+        covered = coverage(proto, request, known, self._most_work, model.constant_inputs)
         if not covered.refused:
             raise NotCovered(
                 "compiled C covers all of the model, so there is nothing to leave to another runtime"
             )
-        cutter = Cutter(proto, covered)
-        cut = cutter.cut()
+        splitter = Splitter(proto, covered)
+        split = splitter.split()
         halves = Halves(
             self.compiled,
             self.rest,
             replace(model, request=request),
             target,
             workdir,
-            cutter,
+            splitter,
             known,
         )
-        compiled, rest = halves.built(cut)
-        why = covered.refused[min(covered.refused.keys() & cut.rest.nodes)]
-        counts = len(cut.compiled.nodes), len(cut.compiled.nodes) + len(cut.rest.nodes)
+        compiled, rest = halves.built(split)
+        why = covered.refused[min(covered.refused.keys() & split.rest.nodes)]
+        counts = len(split.compiled.nodes), len(split.compiled.nodes) + len(split.rest.nodes)
         index = Index(
-            half_of(compiled), half_of(rest), cut.compiled_first, share(*counts), f"{why:.200}"
+            half_of(compiled), half_of(rest), split.compiled_first, share(*counts), f"{why:.200}"
         )
         path = workdir / _INDEX
         path.write_text(json.dumps(to_record(index)))

@@ -1,4 +1,4 @@
-"""Both parts of a model that was cut: how they are built, and how an artifact keeps them."""
+"""Both parts of a model that was split: how they are built, and how an artifact keeps them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hasten.core.tensors import TensorSpec
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.checked import content
 from hasten.engines.failures import failed
-from hasten.engines.split.cut import Cut, Cutter, Part, inferred
+from hasten.engines.split.graph import Part, SplitGraph, Splitter, inferred
 from hasten.errors import CandidateError, IntegrityError, NotCovered, visible
 
 _REST = "rest.onnx"
@@ -43,7 +43,7 @@ class Half:
 
 @dataclass(frozen=True)
 class Index:
-    """Content of the file that a bundle keeps of a cut model.
+    """Content of the file that a bundle keeps of a split model.
 
     Attributes:
         compiled: Part that is covered.
@@ -85,7 +85,7 @@ class Halves:
         model: Model, with a request.
         target: Target to build for.
         workdir: Folder for the files.
-        cutter: Graph that is cut.
+        splitter: Graph that is split.
         known: Tensors whose sizes are known for one request.
     """
 
@@ -94,17 +94,17 @@ class Halves:
     model: Model
     target: Target
     workdir: Path
-    cutter: Cutter
+    splitter: Splitter
     known: Mapping[str, TensorSpec]
 
-    def built(self, cut: Cut) -> tuple[Artifact, Artifact]:
+    def built(self, split: SplitGraph) -> tuple[Artifact, Artifact]:
         """Build the compiled part and the rest.
 
         Raises:
             CandidateError: a part can't be built, or the shape of a tensor between them isn't known.
         """
-        compiled, rest = cut.compiled, cut.rest
-        if cut.compiled_first:
+        compiled, rest = split.compiled, split.rest
+        if split.compiled_first:
             made = self._built(self.compiled, compiled, {}, "compiled.onnx")
             crossing = {spec.name: spec for spec in made.outputs}
             return made, self._built(self.rest, rest, crossing, _REST)
@@ -129,9 +129,9 @@ class Halves:
         with tempfile.TemporaryDirectory(prefix="hasten-split-") as folder:
             path = Path(folder, name)
             try:
-                path.write_bytes(self.cutter.model_of(part, specs).SerializeToString())
+                path.write_bytes(self.splitter.model_of(part, specs).SerializeToString())
             except Exception as error:  # protobuf's own, above 2 GB
-                raise failed("the model can't be cut in two", error) from error
+                raise failed("the model can't be split", error) from error
             model = Model(
                 path=path,
                 format="onnx",
@@ -173,7 +173,7 @@ class Halves:
         several = [
             replace(one, shape=(_ROWS, *one.shape[1:])) for one in self.model.request if one.shape
         ]
-        return inferred(self.cutter.proto, several)
+        return inferred(self.splitter.proto, several)
 
 
 def half_of(artifact: Artifact) -> Half:

@@ -1,4 +1,4 @@
-"""Cut of an ONNX graph into the part that compiled C covers and the rest."""
+"""Split of an ONNX graph into the part that compiled C covers and the rest."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Cut:
+class SplitGraph:
     """Two parts of a graph.
 
     Attributes:
@@ -57,8 +57,8 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Cutter:
-    """Graph that is to be cut.
+class Splitter:
+    """Graph that is to be split.
 
     Attributes:
         proto: Model as `lowering.read_model` returns it.
@@ -68,8 +68,8 @@ class Cutter:
     proto: onnx.ModelProto
     coverage: Coverage
 
-    def cut(self) -> Cut:
-        """Return the cut that leaves most products to compiled C.
+    def split(self) -> SplitGraph:
+        """Return the split that leaves most products to compiled C.
 
         Either the rest is all that depends on a node that isn't covered, or all that such a node depends on.
         Arrays are handed over without a copy, so the number of bytes that cross doesn't matter.
@@ -78,13 +78,13 @@ class Cutter:
             NotCovered: no more than half of the products could be compiled.
         """
         below, above = self._closed(self._after), self._closed(self._before)
-        cuts = [self._at(below, compiled_first=True), self._at(above, compiled_first=False)]
-        best = max(cuts, key=lambda one: self._rank(one.compiled))
+        splits = [self._at(below, compiled_first=True), self._at(above, compiled_first=False)]
+        best = max(splits, key=lambda one: self._rank(one.compiled))
         most, whole = self._rank(best.compiled)[0], self._products(range(len(self._reads)))
         if not best.compiled.nodes or not best.rest.outputs or (whole and 2 * most <= whole):
             why = self.coverage.refused[min(self.coverage.refused)]
             raise NotCovered(
-                f"compiled C could have {most} of the model's {whole} products, too few to cut it in two; {why}"
+                f"compiled C could have {most} of the model's {whole} products, too few to split it; {why}"
             )
         return best
 
@@ -95,7 +95,7 @@ class Cutter:
         """Return a part as a model of its own.
 
         Args:
-            part: Part of the cut.
+            part: Part of the split.
             specs: Specs of tensors that cross, as far as they are known.
         """
         import onnx
@@ -117,8 +117,8 @@ class Cutter:
             made, opset_imports=self.proto.opset_import, ir_version=self.proto.ir_version
         )
 
-    def _at(self, left: set[int], *, compiled_first: bool) -> Cut:
-        """Cut between some nodes, which are left to the other runtime, and all others."""
+    def _at(self, left: set[int], *, compiled_first: bool) -> SplitGraph:
+        """Split it between some nodes, which are left to the other runtime, and all others."""
         mine, theirs = list[str](), list[str]()
         for value in self.proto.graph.output:
             number = self._made.get(value.name)
@@ -128,10 +128,10 @@ class Cutter:
         if compiled_first:
             rest = self._part(theirs, left)
             crossing = [name for name in rest.inputs if name in self._made and name not in mine]
-            return Cut(self._part([*mine, *crossing], others), rest, compiled_first)
+            return SplitGraph(self._part([*mine, *crossing], others), rest, compiled_first)
         compiled = self._part(mine, others)
         crossing = [name for name in compiled.inputs if name in self._made and name not in theirs]
-        return Cut(compiled, self._part([*theirs, *crossing], left), compiled_first)
+        return SplitGraph(compiled, self._part([*theirs, *crossing], left), compiled_first)
 
     def _part(self, outputs: Sequence[str], inside: set[int]) -> Part:
         """Return those of some nodes that outputs depend on."""
@@ -225,7 +225,7 @@ def check_products(proto: onnx.ModelProto) -> None:
     if unknown and 2 * len(unknown) >= len(products):
         raise NotCovered(
             f"compiled C could have at most {len(products) - len(unknown)} of the model's {len(products)} products, "
-            f"too few to cut it in two; it doesn't take {unknown[0]}"
+            f"too few to split it; it doesn't take {unknown[0]}"
         )
 
 
