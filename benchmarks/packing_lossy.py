@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ RECIPES = {
     "digits": Recipe(seconds=900, epochs=60, batch=128, rate=2e-3, mixed=0.0),
 }
 """How the network is trained first, by what the images show."""
+Line = tuple[str, int, float, str]
+"""Row of the table: a form, its size in bytes, its share of images that are labelled right, and what was certified."""
 STEPS = (-38, -32, -28, -24, -20, -16)
 """Steps of NNCodec's quantizer, finest first."""
 NNCODEC = """
@@ -162,6 +164,37 @@ def tensors(bundle: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    arguments = parsed()
+    torch.set_num_threads(1)
+    # Each run of a benchmark is its first look at the test images.
+    os.environ["HASTEN_LEDGER"] = "off"
+    what, known, judged = garments.labelled(*["digits"] * arguments.digits)
+    network = trained(arguments.network, what, known, arguments.cache)
+    began = time.monotonic()
+    small = arguments.out / f"{arguments.network}-small.hasten"
+    result = packed(arguments, network, known, judged, small)
+    show(result, began, with_details=True)
+    sizes = result.sizes
+    assert sizes is not None
+    weights = {name: t.numpy() for name, t in network.state_dict().items()}
+    own = top1(network, weights, judged)
+    rows = [
+        *lossless(weights, own, sizes.lossless_bytes),
+        *rounded(network, weights, judged),
+        *by_nncodec(arguments.nncodec, network, weights, judged, own),
+    ]
+    if (shipped := sizes.shipped) is not None:
+        label = f"pruned and shared ({100 * shipped.left:.3g}% left, {shipped.values} values)"
+        score = top1_of(small, judged)
+        rows.append((f"hasten pack --lossy, {label}", shipped.packed_bytes, score, result.why))
+        whole = pack(small, small.with_suffix(".hastenz"), keep_evidence=False).packed_bytes
+        rows.append(("the same, the whole file with its manifest", whole, score, "the same"))
+    print(f"\n{arguments.network} on {what}, {time.monotonic() - began:.0f} s; {STEADY}\n")
+    print(aligned(table_of(rows)))
+
+
+def parsed() -> argparse.Namespace:
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("network", nargs="?", default="lenet300", choices=NETWORKS)
     parser.add_argument("--digits", action="store_true")
@@ -172,19 +205,17 @@ def main() -> None:
     parser.add_argument("--nncodec", type=Path)
     parser.add_argument("--out", type=Path, default=Path("packed-lossy"))
     parser.add_argument("--cache", type=Path, default=CACHE)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    os.environ["HASTEN_LEDGER"] = (
-        "off"  # each run of a benchmark is its first look at the test images
-    )
-    what, known, judged = garments.labelled(*["digits"] * arguments.digits)
-    network = trained(arguments.network, what, known, arguments.cache)
-    began = time.monotonic()
+    return parser.parse_args()
+
+
+def packed(
+    arguments: argparse.Namespace, network: nn.Module, known: Images, judged: Images, small: Path
+) -> Any:
+    """Make a bundle of a network, and return the result of packing it with a loss into `small`."""
     arguments.out.mkdir(parents=True, exist_ok=True)
     exact = arguments.out / f"{arguments.network}.hasten"
-    images, labels = prepared(known[:1000])
     hasten.optimize(
-        *(network, (images, labels)),
+        *(network, prepared(known[:1000])),
         engines=("onnxruntime",),
         passes=(),
         effort="quick",
@@ -192,8 +223,7 @@ def main() -> None:
         out=exact,
         listen=PlainScreen(),
     )
-    small = arguments.out / f"{arguments.network}-small.hasten"
-    result = pack_lossy(
+    return pack_lossy(
         *(exact, prepared(known), prepared(judged)),
         max_drop=0.01,
         kept=tuple(map(float, arguments.kept.split(","))),
@@ -202,48 +232,49 @@ def main() -> None:
         out=small,
         listen=PlainScreen(),
     )
-    show(result, began, with_details=True)
-    sizes = result.sizes
-    assert sizes is not None
-    weights = {name: t.numpy() for name, t in network.state_dict().items()}
+
+
+def lossless(weights: dict[str, Any], own: float, packed_bytes: int) -> list[Line]:
+    """Return the rows of forms with the same bits, the untouched one first."""
     fp32 = b"".join(array.tobytes() for array in weights.values())
-    rounded = {name: int8(array) for name, array in weights.items()}
-    plain = compressed(b"".join(part for part, _ in rounded.values()))
-    own = top1(network, weights, judged)
-    rows = [
+    return [
         ("fp32", len(fp32), own, ""),
         ("fp32, zstd -19", len(compressed(fp32)), own, "the same bits"),
-        ("fp32, hasten pack", sizes.lossless_bytes, own, "the same bits"),
-        (
-            "int8 per channel, zstd -19",
-            len(plain),
-            top1(network, {name: back for name, (_, back) in rounded.items()}, judged),
-            "not certified",
+        ("fp32, hasten pack", packed_bytes, own, "the same bits"),
+    ]
+
+
+def rounded(network: nn.Module, weights: dict[str, Any], judged: Images) -> list[Line]:
+    """Return the row of weights that are rounded to bytes."""
+    made = {name: int8(array) for name, array in weights.items()}
+    plain = compressed(b"".join(part for part, _ in made.values()))
+    score = top1(network, {name: back for name, (_, back) in made.items()}, judged)
+    return [("int8 per channel, zstd -19", len(plain), score, "not certified")]
+
+
+def by_nncodec(
+    program: Path | None, network: nn.Module, weights: dict[str, Any], judged: Images, own: float
+) -> list[Line]:
+    """Return the row of NNCodec's smallest form that loses at most a point; none where there is none."""
+    every = nncodec(program, network, weights, judged)
+    found = [(size, score, step) for size, score, step in every if score >= own - 0.01]
+    if not found:
+        print("NNCodec's row is left out: give --nncodec, a Python that has it", file=sys.stderr)
+        return []
+    size, score, step = min(found)
+    return [(f"NNCodec, qp {step}", size, score, "not certified")]
+
+
+def table_of(rows: Sequence[Line]) -> list[tuple[str, ...]]:
+    """Return rows in words, each size compared with the first one's."""
+    whole = rows[0][1]
+    return [
+        ("", "bytes", "smaller", "top-1, all test images", "verdict"),
+        *(
+            (name, f"{size:,}", f"{whole / size:.1f}x", f"{100 * score:.2f}%", said)
+            for name, size, score, said in rows
         ),
     ]
-    found = [
-        (size, score, step)
-        for size, score, step in nncodec(arguments.nncodec, network, weights, judged)
-        if score >= own - 0.01
-    ]
-    if found:
-        size, score, step = min(found)
-        rows.append((f"NNCodec, qp {step}", size, score, "not certified"))
-    else:
-        print("NNCodec's row is left out: give --nncodec, a Python that has it", file=sys.stderr)
-    if (shipped := sizes.shipped) is not None:
-        label = f"pruned and shared ({100 * shipped.left:.3g}% left, {shipped.values} values)"
-        score = top1_of(small, judged)
-        rows.append((f"hasten pack --lossy, {label}", shipped.packed_bytes, score, result.why))
-        whole = pack(small, small.with_suffix(".hastenz"), keep_evidence=False).packed_bytes
-        rows.append(("the same, the whole file with its manifest", whole, score, "the same"))
-    table = [("", "bytes", "smaller", "top-1, all test images", "verdict")]
-    table += [
-        (name, f"{size:,}", f"{len(fp32) / size:.1f}x", f"{100 * score:.2f}%", said)
-        for name, size, score, said in rows
-    ]
-    print(f"\n{arguments.network} on {what}, {time.monotonic() - began:.0f} s; {STEADY}\n")
-    print(aligned(table))
 
 
 def top1_of(bundle: Path, judged: Images) -> float:
