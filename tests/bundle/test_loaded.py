@@ -1,5 +1,6 @@
 """An open bundle: its answers, its inputs, and what loading brings with it."""
 
+import asyncio
 import shutil
 import subprocess
 import sys
@@ -156,6 +157,22 @@ def test_an_input_without_axes_keeps_none(tmp_path: Path) -> None:
     with load(tmp_path / "b") as loaded:
         assert loaded(np.array(2.0, np.float32))["y"] == -2
         assert loaded(s=np.float32(3))["y"] == -3
+
+
+def test_an_input_called_self_comes_by_name(tmp_path: Path) -> None:
+    from onnx import parser, save
+
+    text = """<ir_version: 10, opset_import: ["": 17]>
+    g (float[b, 2] self, float[b, 2] arrays) => (float[b, 2] y) { y = Sub(self, arrays) }"""
+    save(parser.parse_model(text), tmp_path / "self.onnx")
+    write(tmp_path / "b", stated(built(tmp_path, tmp_path / "self.onnx", ENGINE), None), {})
+    given = {"self": np.full((1, 2), 3, np.float32), "arrays": np.ones((1, 2), np.float32)}
+    answers = np.empty((1, 2), np.float32)
+    with load(tmp_path / "b") as loaded:
+        assert (loaded(**given)["y"] == 2).all()
+        assert (asyncio.run(loaded.answer(**given))["y"] == 2).all()
+        loaded.bind(**given, y=answers)()
+    assert (answers == 2).all()
 
 
 # -- what loading brings with it

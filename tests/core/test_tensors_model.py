@@ -87,6 +87,17 @@ def test_a_fixed_batch_above_one_is_refused() -> None:
     )
 
 
+def test_an_open_axis_behind_a_fixed_one_is_told_as_what_the_batch_may_be() -> None:
+    with pytest.raises(InputError) as caught:
+        model(TensorSpec("x", "float32", (12, "N", 5))).settled_by(
+            {"x": np.zeros((12, 5), np.float32)}
+        )
+    assert str(caught.value) == (
+        "input 'x' takes batches of 12 only: x: float32[12, N, 5]; if its axis 1 is the batch, give "
+        "samples [12, 1, 5]; or export the model with an open batch dimension, or with 1"
+    )
+
+
 @pytest.mark.parametrize(
     ("sample", "said"),
     [

@@ -508,3 +508,27 @@ from hasten.bundle import unpacked
 said.append(unpacked.__name__)
 """
     assert imported(program) == ["unpacked"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number"),
+    [("int64", 2**33), ("int64", -(2**31) - 1), ("uint64", 2**31), ("uint32", 2**31 + 5)],
+)
+def test_a_whole_number_beyond_32_bits_is_refused_instead_of_answered_wrongly(
+    host: Target, tmp_path: Path, dtype: str, number: int
+) -> None:
+    text = f"""<ir_version: 8, opset_import: ["": 17]>
+    hashed ({dtype}[n, 2] ids) => ({dtype}[n, 2] y)
+    <{dtype} seven = {{7}}> {{ y = Mod (ids, seven) }}"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "hashed.onnx")
+    fine, ids = np.array([[5, 9]], dtype), np.array([[5, number]], dtype)
+    model = load(tmp_path / "hashed.onnx").settled_by({"ids": ids[0]})
+    artifact = OpenVino().build(model, host, tmp_path)
+    with OpenVino().open(artifact, host) as session:
+        assert session.run({"ids": fine})["y"].tolist() == [[5, 2]]
+        with pytest.raises(CandidateError) as error:
+            session.run({"ids": ids})
+    assert str(error.value) == (
+        f"OpenVINO computes whole numbers with 32 bits, and the input 'ids' has {number}: give numbers "
+        "from -2147483648 to 2147483647, or use another engine"
+    )

@@ -70,8 +70,22 @@ def test_missing_values_for_trees_are_refused_with_what_lets_them_through(
 ) -> None:
     assert refused(tree, data) == (
         "input 'rows': sample 0 has NaN or Inf; repair it or leave it out; if NaN stands for a "
-        "missing value, which a model of trees may take, give a pipeline of the step row, which "
+        "missing value, which this model may take, give a pipeline of the step row, which "
         'names the columns, with missing="nan"'
+    )
+
+
+def test_a_model_that_fills_missing_values_itself_is_told_what_lets_them_through(
+    tmp_path: Path, data: Path
+) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    filling (float[n, 3] rows) => (float[n, 3] y)
+    <float[1, 3] means = {0.5, 0.25, 0.125}>
+    { absent = IsNaN(rows)  y = Where(absent, means, rows) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "filling.onnx")
+    assert refused(tmp_path / "filling.onnx", data).endswith(
+        "leave it out; if NaN stands for a missing value, which this model may take, give a "
+        'pipeline of the step row, which names the columns, with missing="nan"'
     )
 
 

@@ -107,3 +107,20 @@ def test_functions_of_a_model_become_nodes_that_every_engine_takes(
     for number, engine in enumerate((OnnxRuntime(), OpenVino())):
         others = answers(result, data, tmp_path / str(number), engine)
         assert error_between(own, others) < 1e-6
+
+
+def test_constants_of_floats_stay_floats(build: Any, tmp_path: Path) -> None:
+    model = build(
+        """<ir_version: 8, opset_import: ["": 17]>
+        halved (float[n, 3] x) => (float[n, 3] y) {
+            half = Constant <value_float = 0.5> ()
+            shift = Constant <value_floats = [1.0, 2.0, 3.0]> ()
+            h = Mul (x, half)
+            i = Identity (h)
+            y = Add (i, shift)
+        }"""
+    )
+    data = samples_of(model)
+    before = answers(model, data, tmp_path / "a")
+    after = answers(run(Simplify(), model, tmp_path), data, tmp_path / "b")
+    assert error_between(before, after) == 0

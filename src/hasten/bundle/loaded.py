@@ -121,7 +121,7 @@ class Loaded:
         self._row_arrays = RowArrays.of(stored.manifest.pipeline, pool.inputs)
         after_forks(self, Loaded._anew)
 
-    def __call__(self, *arrays: Any, **named: Any) -> dict[str, Array]:
+    def __call__(self, /, *arrays: Any, **named: Any) -> dict[str, Array]:
         """Answer one request.
 
         Args:
@@ -155,7 +155,7 @@ class Loaded:
         self._warn_of(tensors)
         return self.run(tensors)
 
-    async def answer(self, *arrays: Any, **named: Any) -> dict[str, Array]:
+    async def answer(self, /, *arrays: Any, **named: Any) -> dict[str, Array]:
         """Answer one request, as a call does, without blocking the event loop.
 
         Requests run on the bundle's own threads, one per session. Any number of tasks may wait, and a
@@ -238,7 +238,7 @@ class Loaded:
             return None
         return functools.partial(self._pool.turn, self._pool.bind(inputs, outputs))
 
-    def bind(self, *arrays: Any, **named: Any) -> Callable[[], None]:
+    def bind(self, /, *arrays: Any, **named: Any) -> Callable[[], None]:
         """Return a call without arguments that answers from and to the same arrays each time.
 
         Fill the inputs, call, and read the outputs. The arrays are checked here, once. Each call checks the

@@ -259,7 +259,7 @@ class StateSession:
         with self._busy:  # another thread's steps overwrite older states
             return {name: array.copy() for name, array in self._carrier.states.items()}
 
-    def __call__(self, *arrays: Any, **named: Any) -> dict[str, Array]:
+    def __call__(self, /, *arrays: Any, **named: Any) -> dict[str, Array]:
         """Answer one step.
 
         Args:

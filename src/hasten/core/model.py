@@ -90,7 +90,7 @@ def _request(spec: TensorSpec, sample: Array) -> TensorSpec:
     if batched and isinstance(spec.shape[0], int) and spec.shape[0] != 1:
         raise InputError(
             f"input {spec.name!r} takes batches of {spec.shape[0]} only: {spec}; "
-            "export the model with an open batch dimension, or with 1"
+            f"{_further_batch(spec, sample)}export the model with an open batch dimension, or with 1"
         )
     settled = TensorSpec(spec.name, str(sample.dtype), shape)
     fits = len(spec.shape) == len(shape) and all(
@@ -103,6 +103,17 @@ def _request(spec: TensorSpec, sample: Array) -> TensorSpec:
             f"{sample.dtype}[{', '.join(map(str, sample.shape))}]{mend}"
         )
     return settled
+
+
+def _further_batch(spec: TensorSpec, sample: Array) -> str:
+    """Return a remedy where another axis than the first may be the batch, such as behind time; "" elsewhere."""
+    for axis, size in enumerate(spec.shape):
+        rest = (*spec.shape[:axis], *spec.shape[axis + 1 :])
+        fits = all(isinstance(n, str) or n == m for n, m in zip(rest, sample.shape, strict=True))
+        if isinstance(size, str) and fits:
+            given = ", ".join(map(str, (*sample.shape[:axis], 1, *sample.shape[axis:])))
+            return f"if its axis {axis} is the batch, give samples [{given}]; or "
+    return ""
 
 
 def is_file_name(location: str) -> bool:

@@ -50,6 +50,12 @@ class ExactCheck(Recheck):
     def _first(self) -> str:
         if not self.passed:
             changed = self.judgement.lost or 0
+            if self.itself:
+                return (
+                    "not exact here: the bundle serves its exact model itself, and two sessions of it "
+                    f"answered {changed:,} of {self.used:,} samples differently; it may draw random "
+                    "numbers: export it without them, or give a limit on the drop to test instead"
+                )
             return (
                 f"not exact here: {changed:,} of {self.used:,} answers "
                 f"differ{'s' if changed == 1 else ''} from the exact model's; optimize again on this "

@@ -15,6 +15,9 @@ from hasten.inputs.models import onnx
 from hasten.optimization.unrolling import hint_of_states
 from hasten.passes.onnx_files import op_counts, read_onnx
 
+_TAKING_NAN = {"Imputer", "IsNaN"}
+"""Operators that put something else in NaN's place, beside trees."""
+
 
 def hint_of_inputs(model: Any, said: str) -> str:
     """Return sentences on inputs that the data lacks; "" where nothing is known of them.
@@ -50,7 +53,7 @@ def hint_of_scalars(inputs: Sequence[TensorSpec], said: str) -> str:
 
 
 def hint_of_missing(model: Model, said: str) -> str:
-    """Return a sentence on NaN in the data of a model of trees; "" for anything else.
+    """Return a sentence on NaN in the data of a model whose operators take it; "" for anything else.
 
     Args:
         model: Model, loaded.
@@ -61,10 +64,10 @@ def hint_of_missing(model: Model, said: str) -> str:
     if not rows or model.format != "onnx" or not about_inputs:
         return ""
     counts = op_counts(read_onnx(model, weights=False))
-    if not any(op.startswith("TreeEnsemble") for op in counts):
+    if not any(op.startswith("TreeEnsemble") or op in _TAKING_NAN for op in counts):
         return ""
     return (
-        "; if NaN stands for a missing value, which a model of trees may take, give a pipeline of "
+        "; if NaN stands for a missing value, which this model may take, give a pipeline of "
         'the step row, which names the columns, with missing="nan"'
     )
 

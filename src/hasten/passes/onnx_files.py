@@ -9,8 +9,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx.helper
 import onnx.inliner
+import onnx.numpy_helper
 
 from hasten.core.model import Model
 from hasten.core.target import Target
@@ -27,12 +30,19 @@ PIXEL_NODES = "hasten/pixels/"
 COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that take nearly all of a network's time, and that int8 speeds up."""
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+_KINDS_OF_CONSTANTS = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
+"""Attributes of Constant that state numbers, and their dtypes."""
 
 
 def read_onnx(model: Model, *, weights: bool = True) -> onnx.ModelProto:
     """Load a model, with its external data if `weights` is set, and with its own functions' nodes in place of calls.
 
-    Nodes without a name get the name of their first output, as everywhere in hasten.
+    Nodes without a name get the name of their first output, as everywhere in hasten. Constants of numbers are tensors.
 
     Raises:
         CandidateError: the file can't be read.
@@ -44,7 +54,21 @@ def read_onnx(model: Model, *, weights: bool = True) -> onnx.ModelProto:
     except Exception as error:
         raise CandidateError(f"can't read {model.path.name}: {first_line(error)}") from error
     name_nodes(proto)
+    _constants_as_tensors(proto)
     return proto
+
+
+def _constants_as_tensors(proto: onnx.ModelProto) -> None:
+    """State constants of numbers as tensors: onnxslim makes doubles of a node's `value_float` and `value_floats`."""
+    for node in (node for graph in graphs(proto.graph) for node in graph.node):
+        if node.op_type != "Constant" or node.domain:
+            continue
+        for attribute in node.attribute:
+            if attribute.name in _KINDS_OF_CONSTANTS:
+                kind = _KINDS_OF_CONSTANTS[attribute.name]
+                array = np.array(onnx.helper.get_attribute_value(attribute), kind)
+                stated = onnx.helper.make_attribute("value", onnx.numpy_helper.from_array(array))
+                attribute.CopyFrom(stated)
 
 
 def has_functions(model: Model) -> bool:

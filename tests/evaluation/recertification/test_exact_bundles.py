@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 from tests.support import models, recurrent
@@ -70,6 +71,23 @@ def test_one_whose_answers_differ_here_ends_with_1_and_says_what_to_do(tmp_path:
         1,
         "not exact here: 40 of 40 answers differ from the exact model's; optimize again on this machine, "
         "or give a limit on the drop to test instead\n",
+    )
+
+
+def test_one_that_draws_random_numbers_is_told_apart_from_one_that_differs_here(
+    tmp_path: Path,
+) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    noisy (float[n, 4] x) => (float[n, 4] y) { r = RandomNormalLike (x)  y = Add (x, r) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "noisy.onnx")
+    ended = run(bundle_of(tmp_path, tmp_path / "noisy.onnx"), rows(tmp_path))
+    assert ended.exit_code == 1
+    assert ended.output.startswith(
+        "not exact here: the bundle serves its exact model itself, and two sessions of it answered "
+    )
+    assert ended.output.endswith(
+        " of 40 samples differently; it may draw random numbers: export it without them, or give a limit "
+        "on the drop to test instead\n"
     )
 
 

@@ -44,6 +44,9 @@ _NEWEST = 24
 """Newest operator set whose attributes the converter reads; it passes over later ones without a word."""
 _WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
 """Setting with which an exported graph refers to the weights of the artifact instead of copying them."""
+_WIDE = {"int64": np.uint64, "uint64": np.uint64, "uint32": np.uint32}
+"""Whole numbers that OpenVINO turns into int32, and the same ones without a sign."""
+_LARGEST = 2**31 - 1
 _REFUSED = b"OpenVINO refuses what it exports of this model"
 """Content of an entry that is kept so that nothing is exported and imported in vain."""
 _FAST_WITH = {"f16": {"amx_fp16"}, "bf16": {"avx512_bf16", "amx_bf16"}}
@@ -484,6 +487,8 @@ class _Request:
         self._order = [(spec.name, _port(compiled.inputs, spec.name)) for spec in inputs]
         self._request = compiled.create_infer_request()
         self._buffers: dict[str, Array] = {}
+        self._wide: dict[str, Array] = {}
+        """Whole numbers of more than 31 bits, without a sign: those below 0 are large ones."""
 
     def infer(self, inputs: Tensors) -> tuple[Array, ...]:
         """Return copies of the outputs, in the model's order."""
@@ -492,6 +497,8 @@ class _Request:
             if buffer is None or buffer.shape != given.shape:
                 buffer = self._allocate(name, port, given)
             buffer[...] = given
+            if (wide := self._wide.get(name)) is not None and wide.max(initial=0) > _LARGEST:
+                _check_32_bits(name, buffer)
         answers: tuple[Array, ...] = self._request.infer().to_tuple()
         return answers
 
@@ -502,7 +509,24 @@ class _Request:
         buffer = np.empty(like.shape, like.dtype)
         self._request.set_input_tensor(port, ov.Tensor(buffer, shared_memory=True))
         self._buffers[name] = buffer
+        if like.dtype.name in _WIDE:
+            self._wide[name] = buffer.view(_WIDE[like.dtype.name])
         return buffer
+
+
+def _check_32_bits(name: str, array: Array) -> None:
+    """Check that whole numbers fit into 32 bits, since OpenVINO would compute with the nearest ones that do.
+
+    Raises:
+        CandidateError: one doesn't.
+    """
+    least = -_LARGEST - 1
+    for number in (int(array.min()), int(array.max())):
+        if not least <= number <= _LARGEST:
+            raise CandidateError(
+                f"OpenVINO computes whole numbers with 32 bits, and the input {name!r} has {number}: "
+                f"give numbers from {least} to {_LARGEST}, or use another engine"
+            )
 
 
 def _port(ports: Sequence[Any], name: str) -> int:
