@@ -58,7 +58,7 @@ processors = pytest.mark.parametrize("processor", PROCESSORS)
 @functools.cache
 def _cpuinfo() -> bytes:
     """Return a program that prints /proc/cpuinfo."""
-    words = [*_ZIG, "-x", "c", "-o", "/dev/stdout", "-"]
+    words = [*_ZIG, *_FLAGS, "-x", "c", "-o", "/dev/stdout", "-"]
     return subprocess.run(words, input=_CPUINFO.encode(), stdout=-1, check=True).stdout
 
 
