@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -302,6 +303,7 @@ def test_states_that_are_read_during_steps_are_those_of_one_step() -> None:
     def steps() -> None:
         while not done.is_set():
             session(one)
+            time.sleep(0.001)  # else it has the session again before a reader gets it
 
     thread = threading.Thread(target=steps)
     thread.start()

@@ -243,7 +243,7 @@ def test_the_bundle_itself_answers_and_only_in_batches_that_its_certificate_cove
     sizes: list[int],
     parts: str,
 ) -> None:
-    few = {name: Single((), TorchCuda()) for name in (BASELINE, AGAIN)}
+    few = {name: Single((), TorchCuda("eager")) for name in (BASELINE, AGAIN)}
     monkeypatch.setattr(cells, "entrants", lambda chosen: {**few, "hasten": chosen})
     chosen = gpu.Chosen(bundled(tmp_path, sizes), "ONNX Runtime", "certified")
     rows = cells_of(measured(gpu, sm80, tmp_path / "out", lambda folder: chosen))
