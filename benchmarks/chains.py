@@ -1,6 +1,6 @@
 """What a chain of a detector and a classifier takes from a picture's bytes to its decision, and its models alone.
 
-    python benchmarks/chains.py [ROUNDS] [--calls 4] [--clients 1 16] [--triton PYTHON]
+    python benchmarks/chains.py [ROUNDS] [--calls 4] [--clients 1 16] [--triton PYTHON] [--before CHECKOUT]
 
 In turns, in this process and over HTTP: the chain, each of its models alone, and the models one after another, called
 by hand, by a client, or by a model of Triton's Python back end. Alone, the detector gets the picture's bytes, and the
@@ -14,6 +14,9 @@ sum of the models' p99s.
 
 Triton runs the code of the bundles by hand with one instance, in the chain's batches, on sessions that are opened as
 hasten's server opens them. Its row needs an environment of its own, whose making `triton_chain/server.py` describes.
+
+With `--before`, only the ways over HTTP are timed, and a second server, of another checkout's sources, is asked in the
+same turns.
 
 The classifier is EfficientNet-Lite0 with its trained weights; the detector has random weights, the work of a small
 one, and nine boxes in every picture. Both run in float32 on ONNX Runtime.
@@ -67,6 +70,7 @@ from hasten.inputs.pipeline.config import image_pipeline
 from hasten.measure.environment import environment
 from hasten.testing.models import HEADER
 
+HERE = Path(__file__).resolve().parents[1]
 ROUNDS, CALLS, CLIENTS = 30, 4, (1, 16)
 SIDE, GRID = 320, 3
 Way = Callable[[int], Any]
@@ -216,11 +220,12 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def served(line: str) -> Iterator[str]:
-    """Run `hasten serve` on a chain, and yield its address."""
+def served(line: str, checkout: Path = HERE) -> Iterator[str]:
+    """Run `hasten serve` of a checkout's sources on a chain, and yield its address."""
     program = Path(sys.executable).with_name("hasten")
     command = [program, "serve", f"chain={line}", "--http", "0", "--max-wait", "60s"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(checkout.resolve() / "src")}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         address = ""
         assert process.stdout is not None
@@ -382,6 +387,7 @@ def main() -> None:
     )
     arguments.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     arguments.add_argument("--triton", type=Path, help="Python of an environment with Triton")
+    arguments.add_argument("--before", type=Path, help="checkout whose server is asked too")
     options = arguments.parse_args()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -418,10 +424,10 @@ def main() -> None:
             "a client, model by model": there,
         }
         if options.triton is not None:
-            own = triton_server.Environment.of(options.triton)
-            print("Triton runs with", ", ".join(map(" ".join, own.versions.items())))
+            kept = triton_server.Environment.of(options.triton)
+            print("Triton runs with", ", ".join(map(" ".join, kept.versions.items())))
             place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            running = triton_server.served(own, place, detect, classify, sizes, free_port())
+            running = triton_server.served(kept, place, detect, classify, sizes, free_port())
             address = stack.enter_context(running)
             ways["Triton's Python back end"] = lambda n: client.of_triton(address, pictures[n])
             sums["Triton's Python back end"] = there
@@ -429,6 +435,12 @@ def main() -> None:
             print(
                 "Triton isn't timed: give --triton PYTHON, of an environment with nvidia-pytriton"
             )
+        if options.before is not None:
+            before = Client(stack.enter_context(served(line, options.before)))
+            ways["the chain before"] = lambda n: before.posted("chain", pictures[n])
+            sums["the chain before"] = there
+            ways = {name: way for name, way in ways.items() if "HTTP" in name or "before" in name}
+            sums = {name: over for name, over in sums.items() if name in ways}
         print(f"{os.cpu_count()} processors; {len(crops[0])} boxes; batches {chain.batch_sizes}")
         labels = {
             name: [
@@ -436,11 +448,12 @@ def main() -> None:
             ]
             for name in sums
         }
+        own = [box["classifier"][0]["class"] for data in pictures for box in chain.decide(data)]
         agreeing = {
-            name: sum(a == b for a, b in zip(labels["hasten.chain"], each, strict=True))
+            name: sum(a == b for a, b in zip(own, each, strict=True))
             for name, each in labels.items()
         }
-        print(f"classes that agree with the chain's, of {len(labels['hasten.chain'])}: {agreeing}")
+        print(f"classes that agree with the chain's, of {len(own)}: {agreeing}")
         for clients in options.clients:
             times = in_turns(ways, len(pictures), clients, options.calls, options.rounds)
             print(

@@ -19,6 +19,7 @@ from hasten.bundle import Loaded, Part, load, write
 from hasten.core.cache_folder import CacheFolder
 from hasten.core.target import Target
 from hasten.core.tensors import Array
+from hasten.engines import checked
 from hasten.engines.base import Engine
 from hasten.engines.cascade import Cascade
 from hasten.engines.compile_cache import CompileCache
@@ -77,6 +78,23 @@ def test_the_second_load_reads_the_cache_and_answers_the_same(
         assert hit == want
         assert_equal(got, expected)
     assert cache.stat().st_mode & 0o77 == 0
+
+
+def test_a_second_opening_looks_through_each_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Functions and places of weights are looked for in the copy that is opened; the file may change before that."""
+    bundle, looked = bundle_of(tmp_path, OnnxRuntime(threads=1)), list[int]()
+    opened(bundle, tmp_path / "cache")
+    counted = checked.check_functions
+    monkeypatch.setattr(
+        checked, "check_functions", lambda data: (looked.append(len(data)), counted(data))
+    )
+    with load(bundle, cache=tmp_path / "cache") as loaded:
+        names = loaded.manifest.winner.artifact
+        assert sorted(looked) == sorted(
+            (bundle / name).stat().st_size for name in (names.path, *names.files)
+        )
 
 
 def test_a_long_compilation_is_in_the_log_once(

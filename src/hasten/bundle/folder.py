@@ -412,7 +412,16 @@ def _record(
         raise IntegrityError(f"{said}: the manifest is damaged: {error}") from error
 
 
-def _inside(path: Path, name: str) -> Path:
+def path_inside(path: Path, name: str) -> Path:
+    """Return where a file of a bundle is.
+
+    Args:
+        path: The bundle's folder.
+        name: Path of the file in it.
+
+    Raises:
+        IntegrityError: the name leads out of the bundle, or isn't the usual one for its file.
+    """
     pure = PurePosixPath(name)
     # Each file may have one name only: otherwise a large file could be listed, and hashed, many times.
     strange = pure.is_absolute() or pure.as_posix() != name
@@ -435,7 +444,7 @@ def check_file(path: Path, name: str, sha256: str, size_bytes: int) -> None:
 
 
 def _check_size(path: Path, name: str, size_bytes: int) -> Path:
-    file = _inside(path, name)
+    file = path_inside(path, name)
     with _reading(path, name):
         if not file.is_file():
             raise IntegrityError(f"{path}: {name} is missing")
@@ -473,7 +482,7 @@ def artifact_of(
             keeps weights elsewhere, or the stated inputs and outputs are impossible.
         InputError: operator libraries are missing, or differ from those that were certified.
     """
-    found = stated_artifact(path, item, manifest, custom_ops, _inside)
+    found = stated_artifact(path, item, manifest, custom_ops, path_inside)
     check_external(found.path, [*found.files], str(path / item.artifact.path))
     return found
 

@@ -24,7 +24,6 @@ from hasten.core.shapes import Extent, check_alike
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
 from hasten.core.varying import in_words, no_batches, of_sample
 from hasten.core.words import amount
-from hasten.engines.padding import Padder
 from hasten.engines.pool import SessionPool
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Pipeline, as_request
@@ -32,6 +31,8 @@ from hasten.inputs.pipeline.row_arrays import RowArrays
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
+
+    from hasten.engines.padding import Padder
 
 
 class NotCertifiedHere(UserWarning):

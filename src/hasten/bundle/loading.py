@@ -23,11 +23,9 @@ from hasten.core.cache_folder import cache_folder
 from hasten.core.devices import at_hand
 from hasten.core.lookups import RowNumbers
 from hasten.engines.base import Artifact
-from hasten.engines.buckets import padder_of
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.pool import SessionPool, sessions_for
 from hasten.errors import InputError
-from hasten.inputs.chains.reading import is_chain
 
 _LONG_S = 1.0
 """Seconds of a compiler in an opening from which on the log says so."""
@@ -95,8 +93,13 @@ def load(
         MeasuredElsewhere: an exact model, whose answers hold everywhere, was measured on another
             machine or engine version.
     """
-    if is_chain(path):
-        raise InputError(f"{path} is a chain, not a bundle's folder: open it by hasten.chain")
+    if not Path(path).is_dir():
+        from hasten.inputs.chains import (
+            is_chain,
+        )  # brings graphs and YAML, which a folder doesn't need
+
+        if is_chain(path):
+            raise InputError(f"{path} is a chain, not a bundle's folder: open it by hasten.chain")
     _check_count("threads, the number of threads for one request,", threads)
     _check_count("sessions, the number of requests answered in parallel,", sessions)
     if which not in ("winner", "exact"):
@@ -185,7 +188,7 @@ def _open(
         covered=certified_sizes(manifest) if judged and not pool.rows_apart else None,
         any_batch=any_batch,
         extents=manifest.shapes,
-        padder=padder_of(engine, artifact),
+        padder=engine.shared_padder(artifact),
         which=which,
     )
     opened.opened_s = time.perf_counter() - began_s

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from hasten.bundle.folder import (
-    artifact_of,
     check_file,
     manifest_bytes,
     parsed,
+    path_inside,
     read_sizes,
     stated_artifact,
 )
@@ -114,7 +114,7 @@ class StoredFolder(Stored):
     def opening(
         self, item: Part, custom_ops: Sequence[Path], *, late: bool = False
     ) -> Iterator[Artifact]:
-        found = artifact_of(self._path, item, self.manifest, custom_ops)
+        found = stated_artifact(self._path, item, self.manifest, custom_ops, path_inside)
         names = [file.as_posix() for file in (item.artifact.path, *item.artifact.files)]
         self._check(names)
         with private(found):

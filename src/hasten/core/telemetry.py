@@ -10,15 +10,21 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
+from hasten.core.postponed import postponed
 from hasten.core.whole_process import while_any_runs
 
 OFF = {"CI": "true", "ORT_DISABLE_TELEMETRY": "1"}
 """Environment variables that turn telemetry off, in this process or in a child."""
 _CONVERTER = "openvino.tools.ovc"
+_OPERATORS = re.compile(r"opset\d+")
+"""Submodules of OpenVINO that make graphs: a function for each operator, of each version."""
 
 
 @while_any_runs
@@ -39,7 +45,8 @@ def _put_back(name: str, value: str | None) -> None:
 def import_quietly(name: str) -> Any:
     """Import a library that would send telemetry on import: "onnxruntime", "openvino", "nncf".
 
-    OpenVINO's converter, almost half of its import, is imported once somebody asks for it.
+    OpenVINO's converter and its sets of operators, more than half of its import, are imported once somebody asks
+    for them.
 
     Raises:
         ImportError: it isn't installed.
@@ -49,23 +56,30 @@ def import_quietly(name: str) -> Any:
             return importlib.import_module(name)
         sys.modules[_CONVERTER] = None  # type: ignore[assignment] # which openvino takes for a missing package
         try:
-            module = importlib.import_module(name)
+            with postponed(name, _OPERATORS) as later:
+                module = importlib.import_module(name)
         finally:
             del sys.modules[_CONVERTER]
+        made: dict[str, Callable[[], Any]] = {
+            one: partial(importlib.import_module, f"{name}.{one}") for one in later
+        }
+        if not hasattr(module, "convert_model"):
+            made["convert_model"] = _converter
         if hasattr(module, "__getattr__"):  # a later version's own
-            module.convert_model = _converter()  # type: ignore[attr-defined]
-        elif not hasattr(module, "convert_model"):
-            module.__getattr__ = _later  # type: ignore[method-assign]
+            for one, make in made.items():
+                setattr(module, one, make())
+        else:
+            module.__getattr__ = partial(_later, made)  # type: ignore[method-assign]
         return module
 
 
-def _later(name: str) -> Any:
-    """Return what the module openvino has only once its converter is imported."""
-    if name != "convert_model":
+def _later(made: Mapping[str, Callable[[], Any]], name: str) -> Any:
+    """Return what the module openvino has only once that is imported."""
+    if name not in made:
         raise AttributeError(f"module 'openvino' has no attribute {name!r}")
     try:
         with telemetry_off():
-            return _converter()
+            return made[name]()
     except ImportError as error:
         raise AttributeError(f"module 'openvino' has no attribute {name!r}: {error}") from error
 

@@ -21,6 +21,7 @@ from hasten.errors import CandidateError, InputError
 
 if TYPE_CHECKING:
     from hasten.engines.compile_cache import CompileCache
+    from hasten.engines.padding import Padder
 
 
 @dataclass(frozen=True)
@@ -442,6 +443,14 @@ class Engine(Value, ABC):
             artifact: Artifact that `build` made, or that a bundle brought.
         """
         return {}
+
+    def shared_padder(self, artifact: Artifact) -> Padder | None:
+        """Return the padding of an artifact's requests, by which unlike ones can share a batch; None for none.
+
+        Args:
+            artifact: Artifact that `build` made, or that a bundle brought.
+        """
+        return None
 
     def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
         """Estimate an artifact's figures on a device that isn't here, by the device's own tools.

@@ -142,6 +142,10 @@ class Buckets(Engine):
             return size_bytes
         return max(2 * size_bytes, min((len(self.buckets) + 1) * size_bytes, OPEN_BYTES))
 
+    def shared_padder(self, artifact: Artifact) -> Padder | None:
+        """Return the padding by which unlike requests can share a batch; None where buckets take their own shape only."""
+        return self.padder(artifact) if self.padding else None
+
     def padder(self, artifact: Artifact) -> Padder:
         """Return the padding of an artifact's requests up to the buckets."""
         varied = {(one.name, one.axis) for each in self.dimensions for one in each.inputs}
@@ -204,11 +208,6 @@ class Buckets(Engine):
         how = "padded to" if self.padding else "compiled for"
         many = f"{count} shapes, {spread}" if count > 1 else spread
         return f"{self.inner.words()}, {how} {many}{beyond}"
-
-
-def padder_of(engine: Engine, artifact: Artifact) -> Padder | None:
-    """Return the padding of an artifact's requests, by which unlike ones can share a batch; None for none."""
-    return engine.padder(artifact) if isinstance(engine, Buckets) and engine.padding else None
 
 
 def settled(model: Model, request: tuple[TensorSpec, ...], folder: Path) -> Model:

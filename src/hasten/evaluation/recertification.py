@@ -27,7 +27,6 @@ from hasten.core.records import digest, to_record, type_name
 from hasten.core.tensors import Array, Tensors
 from hasten.core.varying import no_batches, not_covered
 from hasten.engines.artifacts import artifact_digest
-from hasten.engines.buckets import padder_of
 from hasten.errors import CandidateError, InputError
 from hasten.evaluation.agreement import ExactCheck, exactness
 from hasten.evaluation.seen import Recheck, fresh, looked, seen_by
@@ -476,7 +475,7 @@ def _models(subject: Subject) -> str:
 def _kinds(subject: Subject, samples: Dataset) -> tuple[int, ...]:
     """Return the kind of each sample, of which those of one kind may share a batch."""
     engine, artifact = subject.parts[1]
-    padder = padder_of(engine, artifact)
+    padder = engine.shared_padder(artifact)
     return tuple(kinds_of(padder, samples, range(len(samples)), artifact.request))
 
 

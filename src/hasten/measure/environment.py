@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hasten.core.registry import plugins
 from hasten.core.target import Target
+from hasten.core.versions import installed_version
 from hasten.engines.base import Engine
 from hasten.engines.installed import tried_on
 
@@ -52,19 +53,8 @@ def versions(of: Iterable[str] | None = None) -> dict[str, str]:
     Args:
         of: Names of packages; by default all that shape a result.
     """
-    found = {name: _version(name) for name in (packages() if of is None else of)}
+    found = {name: installed_version(name) for name in (packages() if of is None else of)}
     return {name: version for name, version in found.items() if version is not None}
-
-
-@functools.cache
-def _version(name: str) -> str | None:
-    """Return a package's version, which is in a file that is parsed each time; None if it isn't installed."""
-    from importlib import metadata  # takes as long as opening a small model does
-
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def environment(

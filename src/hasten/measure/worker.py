@@ -37,7 +37,6 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.together import together
 from hasten.core.varying import no_batches, summaries, uneven
 from hasten.engines.base import Artifact, Engine, Session
-from hasten.engines.buckets import padder_of
 from hasten.engines.checked import CheckedArtifact
 from hasten.engines.origins import traced
 from hasten.engines.padding import Padder, in_one, row_by_row
@@ -260,7 +259,7 @@ class _Process:
             for _ in range(command.get("sessions", 1))
         ]
         self.inputs, self.request = artifact.inputs, artifact.request
-        self.padder = padder_of(engine, artifact)
+        self.padder = engine.shared_padder(artifact)
         self.sequences = None
         if command.get("sequences") is not None:
             carry = self.sequences = from_record(Sequences, command["sequences"])

@@ -14,7 +14,6 @@ from hasten.certificate.draws import BETTING, fewest_draws
 from hasten.core.tensors import Array
 from hasten.core.varying import no_batches
 from hasten.engines.artifacts import batch_sizes
-from hasten.engines.buckets import padder_of
 from hasten.engines.cascade import Cascade
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.dataset import Dataset
@@ -212,5 +211,5 @@ class _Asking:
         if not has_steady_shapes(samples):
             raise CandidateError("samples have other shapes at each read")
         artifact = self._opened.artifact
-        padder = padder_of(self._judge.trials.done[self._key].candidate.engine, artifact)
+        padder = self._judge.trials.done[self._key].candidate.engine.shared_padder(artifact)
         return tuple(kinds_of(padder, samples, range(len(samples)), artifact.request))

@@ -8,7 +8,6 @@ others, and removing one removes the shared files. See https://github.com/micros
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 from typing import Any
 
 from hasten.core.telemetry import import_quietly
@@ -29,6 +28,8 @@ _BUILDS = (
 
 def installed() -> tuple[str, ...]:
     """Return the installed packages that hold the module `onnxruntime`, by their metadata."""
+    from importlib import metadata  # takes as long as opening a small model does
+
     found = []
     for name in _BUILDS:
         try:
