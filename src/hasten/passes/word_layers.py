@@ -22,13 +22,6 @@ from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.onnx_files import COMPUTE_OPS, check_nodes, read_onnx, write_onnx
 
-_MOVES = frozenset(
-    [
-        *("DepthToSpace", "Flatten", "GlobalMaxPool", "Identity", "MaxPool", "Pad", "Reshape", "Slice"),
-        *("SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"),
-    ]
-)  # fmt: skip
-"""Operators whose results are some of the numbers that they read."""
 _OPSET = 21
 """Operators of this version round to 16 bits; before it, Microsoft's do."""
 _STEPS = 257
@@ -40,8 +33,8 @@ class WordLayers(Pass):
     """Give layers of a quantized model activations of 16 bits in place of 8; their weights keep 8 bits.
 
     What such a layer reads is rounded to 65,536 levels of the same range. So is what that is made of without
-    a product in between, such as both tensors of a residual's sum. Other layers that read the same numbers
-    get them rounded to 8 bits, as before.
+    a product in between, such as both tensors of a residual's sum. Other layers that read the same numbers,
+    and sums and functions between others, get them rounded to 8 bits, as before.
 
     Attributes:
         nodes: Names of the layers' ONNX nodes in the original model.
@@ -65,10 +58,7 @@ class WordLayers(Pass):
             raise Skipped("nothing gets 16-bit activations: no layer is named")
         original = read_onnx(model.origin, weights=False)
         check_nodes(original, self.nodes)
-        if model.format == "onnx":
-            proto = read_onnx(model)
-        else:
-            proto = as_onnx(model.path, model.request, model.outputs)
+        proto = read_onnx(model) if model.format == "onnx" else _from_ir(model)
         names, wanted = node_names(original.graph), set(self.nodes)
         layers = [
             node
@@ -83,18 +73,34 @@ class WordLayers(Pass):
         return in_words(self.nodes)
 
 
+def _from_ir(model: Model) -> onnx.ModelProto:
+    """Return the graph of an IR in ONNX's operators, for one request, each node under a name of its own."""
+    proto = as_onnx(model.path, model.request, model.outputs)
+    for value, spec in zip(proto.graph.output, model.outputs, strict=True):
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+        value.CopyFrom(helper.make_tensor_value_info(spec.name, kind, list(spec.shape)))
+    known: set[str] = set()
+    for number, node in enumerate(proto.graph.node):
+        if node.name in known:
+            node.name = f"{node.name}/{number}"
+        known.add(node.name)
+    return proto
+
+
 @dataclass
 class _Roundings:
     """Roundings of activations in a graph, which is changed in place.
 
     Attributes:
         model: Model with the graph.
+        _wide: First results of nodes that read 16 bits: chosen layers, and what lies between these and roundings.
     """
 
     model: onnx.ModelProto
     _makers: dict[str, onnx.NodeProto] = field(default_factory=dict)
     _readers: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
     _constants: dict[str, Array] = field(default_factory=dict)
+    _wide: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         graph = self.model.graph
@@ -117,11 +123,11 @@ class _Roundings:
             if rounding.output[0] not in wide:
                 wide[rounding.output[0]] = rounding
                 left += self._before(rounding.input[0])
-        chosen = {layer.output[0] for layer in layers}
+        self._wide.update(layer.output[0] for layer in layers)
         behind: dict[str, list[onnx.NodeProto]] = {}
         for rounding in wide.values():
             for back in self._readers[rounding.output[0]]:
-                behind[back.output[0]] = self._narrowed(rounding, back, chosen)
+                behind[back.output[0]] = self._narrowed(rounding, back)
         for rounding in wide.values():
             for node in (rounding, *self._readers[rounding.output[0]]):
                 self._to_words(node)
@@ -137,6 +143,7 @@ class _Roundings:
                 continue
             seen.add(node.output[0])
             if node.op_type != "DequantizeLinear":
+                self._wide.add(node.output[0])
                 left += node.input
                 continue
             rounding = self._makers.get(node.input[0])
@@ -157,12 +164,10 @@ class _Roundings:
             and self._constants[node.input[2]].dtype in (np.uint8, np.int8)
         )
 
-    def _narrowed(
-        self, rounding: onnx.NodeProto, back: onnx.NodeProto, chosen: set[str]
-    ) -> list[onnx.NodeProto]:
-        """Round the numbers to 8 bits again for layers that weren't chosen; return the nodes that do."""
+    def _narrowed(self, rounding: onnx.NodeProto, back: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """Round the numbers to 8 bits again for other readers; return the nodes that do."""
         real = back.output[0]
-        others = [one for one in self._readers.get(real, []) if not self._wants(one, chosen)]
+        others = [one for one in self._readers.get(real, []) if one.output[0] not in self._wide]
         if not others:
             return []
         made = []
@@ -177,15 +182,6 @@ class _Roundings:
                 if name == real:
                     one.input[place] = made[1].output[0]
         return made
-
-    def _wants(self, node: onnx.NodeProto, chosen: set[str]) -> bool:
-        """Whether a node is to read 16 bits: chosen layers are, and what isn't a layer and has its own results."""
-        if node.op_type in COMPUTE_OPS:
-            return node.output[0] in chosen
-        if node.op_type not in _MOVES:
-            return True
-        readers = [one for name in node.output for one in self._readers.get(name, [])]
-        return any(self._wants(one, chosen) for one in readers)
 
     def _to_words(self, node: onnx.NodeProto) -> None:
         """Give a rounding, or the way back, the scale and the zero of 16 bits over the same range."""

@@ -34,6 +34,7 @@ from hasten.engines.compiled.operators.int8.words import (
     Rounding16,
 )
 from hasten.engines.compiled.plan import product
+from hasten.engines.layers import node_name
 from hasten.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def quantize(node: Node) -> bool:
 
 def _rounded(pending: Pending, zero: int, scale: float) -> Words | None:
     """Append operations that round sums to words of a scale; return None where there are none."""
+    pending.node.graph.source = node_name(pending.node.proto)
     low, high = (int(one) for one in codes_of(np.array([pending.low, pending.high]), zero, scale))
     rounding = Rounding16(zero, low, high)
     if isinstance(pending, sums.Products | Sloped | Interleaved):
