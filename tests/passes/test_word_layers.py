@@ -14,7 +14,6 @@ from hasten.engines.compiled.engine import CompiledC, read
 from hasten.engines.compiled.integers import Integers
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.plan import Plan
-from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import CandidateError, InputError
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.nncf_quantization import NncfQuantization
@@ -79,7 +78,11 @@ def test_only_the_named_layers_read_16_bits_and_nothing_becomes_float(
     assert not reads_words(before)
     assert reads_words(after) == set(names)
     floats = [
-        [one for one in plan.operations if any(plan.tensor(n).dtype == "float32" for n in one.writes)]
+        [
+            one
+            for one in plan.operations
+            if any(plan.tensor(n).dtype == "float32" for n in one.writes)
+        ]
         for plan in (before, after)
     ]
     assert len(floats[1]) <= len(floats[0]), after.operations
@@ -134,6 +137,17 @@ def test_what_cannot_be_done_is_said(in_int8: Model, tmp_path: Path) -> None:
         run(WordLayers(("relu1",)), in_int8, tmp_path, "c")
     with pytest.raises(CandidateError, match="the original model is missing"):
         run(WordLayers(("expand",)), replace(in_int8, origin=None), tmp_path, "d")
+
+
+def test_a_profile_says_which_layers_calculate_with_16_bits(in_int8: Model, tmp_path: Path) -> None:
+    assert in_int8.origin is not None
+    mixed = run(WordLayers(("last",)), in_int8, tmp_path)
+    (tmp_path / "built").mkdir()
+    artifact = CompiledC().build(mixed, host(), tmp_path / "built")
+    data = samples_of(in_int8.origin)
+    steps = CompiledC().profile(artifact, host(), [data.inputs([0])])
+    found = [step.precision for step in steps if step.operator in ("Conv8", "Conv16")]
+    assert {"i8", "i16"} == set(found)
 
 
 def test_a_label_says_how_many_layers() -> None:
