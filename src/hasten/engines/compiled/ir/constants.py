@@ -191,7 +191,7 @@ def ranges(operation: Any) -> tuple[Ranges, Ranges]:
         NotCovered: its ends aren't constant, or there is no such grid.
     """
     levels = int(operation.get_attributes()["levels"])
-    if not 2 <= levels <= 1 << 16:
+    if not (2 <= levels <= 1 << 8 or levels == 1 << 16):
         raise refuse(operation, f"it has {levels} levels")
     ends = [known(operation.input_value(place)) for place in range(1, 5)]
     if any(one is None for one in ends):
