@@ -69,3 +69,8 @@ def counted(count: int, noun: str) -> str:
 def in_float(nodes: Sequence[str]) -> str:
     """Return the phrase for layers that a quantizer skips: "3 layers in float"; "" for none."""
     return f"{counted(len(nodes), 'layer')} in float" if nodes else ""
+
+
+def in_words(nodes: Sequence[str]) -> str:
+    """Return the phrase for layers between int8 and float: "3 layers with 16-bit activations"; "" for none."""
+    return f"{counted(len(nodes), 'layer')} with 16-bit activations" if nodes else ""

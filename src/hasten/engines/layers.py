@@ -26,7 +26,7 @@ class LayerTime:
         name: Name of the step in the runtime.
         operator: Operator in the runtime's own words: "Convolution", "QLinearConv", "Reorder".
         kind: Kind of work that such an operator spends its time on.
-        precision: Precision of its arithmetic, or else of its inputs: "f32", "bf16", "i8" (8-bit
+        precision: Precision of its arithmetic, or else of its inputs: "f32", "bf16", "i16", "i8" (8-bit
             integers, signed or not), ...
         kernel: Name of the implementation in the runtime; "" where it has none.
         sources: Names of the ONNX nodes that the step covers, as far as known; a node without a

@@ -60,14 +60,25 @@ def traced(layers: Sequence[LayerTime], graph: onnx.GraphProto) -> tuple[LayerTi
     )
 
 
+def origin(source: str, names: Mapping[str, str]) -> str | None:
+    """Return the node of the original model that a name belongs to, or begins with; None for none.
+
+    Args:
+        source: Name in what was made from the model.
+        names: Node by each name that it may have; see `node_names`.
+    """
+    head = source
+    while head and head not in names:
+        head = head[: max(head.rfind("/"), head.rfind("_"), 0)]
+    return names[head] if head else None
+
+
 def _origins(sources: Sequence[str], names: Mapping[str, str]) -> Iterator[str]:
     """Yield the node that each source is, or is a piece of, if there is one."""
     for source in sources:
-        head = source
-        while head and head not in names:
-            head = head[: max(head.rfind("/"), head.rfind("_"), 0)]
-        if head:
-            yield names[head]
+        found = origin(source, names)
+        if found is not None:
+            yield found
 
 
 class _Search:

@@ -54,6 +54,7 @@ class Pass(Value, ABC):
             "fix_shapes": "hasten.passes.fix_shapes:FixShapes",
             "little": "hasten.passes.small_model:SmallModel",
             "float_layers": "hasten.passes.float_layers:FloatLayers",
+            "word_layers": "hasten.passes.word_layers:WordLayers",
             "fixed_point": "hasten.passes.fixed_point:FixedPoint",
             "hgq_training": "hasten.passes.hgq_training:HgqTraining",
             "nncf_quantization": "hasten.passes.nncf_quantization:NncfQuantization",

@@ -31,6 +31,7 @@ from hasten.optimization.measured.screening import Screening
 from hasten.passes.float_layers import FloatLayers
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.static_quantization import StaticQuantization
+from hasten.passes.word_layers import WordLayers
 
 ENGINE = OpenVino()
 PLAIN = Single((), ENGINE)
@@ -48,12 +49,14 @@ class Network:
         float_ns: By layer.
         int8_ns: By layer.
         flips: Share of the answers that flip with all layers in int8.
+        weights: Share of each layer's noise that stays with 16-bit activations, which take twice as long as int8.
     """
 
     noise: dict[str, float]
     float_ns: dict[str, int]
     int8_ns: dict[str, int]
     flips: float
+    weights: float = 0.0
     tried: list[Single] = field(default_factory=list)
 
     @classmethod
@@ -71,15 +74,23 @@ class Network:
             flips,
         )
 
-    def outcome(self, kept: Sequence[str]) -> tuple[float, int]:
-        """Flips and time with some layers in float."""
-        left = sum(value for name, value in self.noise.items() if name not in kept)
-        time_ns = sum((self.float_ns if n in kept else self.int8_ns)[n] for n in self.noise)
+    def outcome(self, kept: Sequence[str], *, words: bool = False) -> tuple[float, int]:
+        """Flips and time with some layers in float, or with 16-bit activations."""
+        stays, other_ns = (self.weights, self.words_ns) if words else (0.0, self.float_ns)
+        left = sum(value * (stays if name in kept else 1) for name, value in self.noise.items())
+        time_ns = sum((other_ns if n in kept else self.int8_ns)[n] for n in self.noise)
         return self.flips * math.sqrt(left / sum(self.noise.values())), time_ns
 
+    @property
+    def words_ns(self) -> dict[str, int]:
+        """Time with 16-bit activations by layer."""
+        return {name: 2 * time for name, time in self.int8_ns.items()}
+
     def trial(self, candidate: Single) -> Trial:
-        kept = next((p.nodes for p in candidate.passes if isinstance(p, FloatLayers)), ())
-        flips, time_ns = self.outcome(kept)
+        last = candidate.passes[-1] if candidate.passes else None
+        words = isinstance(last, WordLayers)
+        kept = last.nodes if isinstance(last, WordLayers | FloatLayers) else ()
+        flips, time_ns = self.outcome(kept, words=words)
         if not candidate.passes:
             flips, time_ns = 0.0, sum(self.float_ns.values())
         wrong = round(SAMPLES * flips)
@@ -139,6 +150,9 @@ class Search:
                 continue
             self.network.tried.append(candidate)
             self.trials.done[candidate.key] = self.network.trial(candidate)
+            if isinstance(candidate.passes[-1], WordLayers):
+                steps = to_record(self.network.steps(self.network.words_ns))
+                self.trials.journal.append("profile", key=candidate.key, steps=steps)
 
     def likely(self, trial: Trial, scale: float) -> bool:
         return scale * self.trials.drop(trial) < 0.8 * LIMIT
@@ -263,10 +277,11 @@ def test_without_a_quantized_model_that_is_faster_there_is_nothing_to_mix(
 
 def test_an_onnx_quantizer_is_told_what_to_leave_out() -> None:
     base = Single((StaticQuantization(keep_float=("mine",)),), ENGINE)
-    assert mixed(base, ("a", "b"), ENGINE) == Single(
+    assert mixed(base, ("a", "b")) == Single(
         (StaticQuantization(keep_float=("mine", "a", "b")),), ENGINE
     )
-    assert mixed(INT8, ("a",), OpenVino("bf16")) == Single(
+    other = replace(INT8, engine=OpenVino("bf16"))
+    assert mixed(other, ("a",)) == Single(
         (NncfQuantization(), FloatLayers(("a",))), OpenVino("bf16")
     )
 
@@ -400,8 +415,9 @@ def test_an_engine_with_weights_of_other_bits_is_an_alternative_and_keeps_its_ow
     assert slow.passes != fast.passes
     search.run()  # the fastest can't be profiled, so that the alternative is mixed
     search.trials.close()
-    assert search.network.tried
-    for candidate in search.network.tried:
+    mixes = [c for c in search.network.tried if not isinstance(c.passes[-1], WordLayers)]
+    assert mixes
+    for candidate in mixes:
         assert candidate.engine == ENGINE
         assert candidate.passes[:1] == slow.passes
 
@@ -450,3 +466,88 @@ def test_a_profile_that_fails_is_said_and_nothing_is_made_up_instead(
 
 def _fails(self: Mixing, trial: Trial) -> tuple[LayerTime, ...]:
     raise CandidateError("its worker died")
+
+
+def _compiled(network: Network, desk: Desk, spool: Spool, folder: Path) -> Search:
+    """The search on a network that was quantized, and is fastest, as compiled C alone."""
+    search = Search(network, desk, spool, folder)
+    engine = CompiledC()
+    del search.trials.done[INT8.key]
+    int8 = Single(INT8.passes, engine)
+    for candidate, times in (
+        (Single((), engine), network.float_ns),
+        (int8, network.int8_ns),
+    ):
+        search.trials.done[candidate.key] = network.trial(candidate)
+        steps = to_record(network.steps(times))
+        search.trials.journal.append("profile", key=candidate.key, steps=steps)
+    return search
+
+
+def _slow_float(seed: int, weights: float, flips: float = 0.06) -> Network:
+    """A network whose float takes six times as long as int8."""
+    network = Network.drawn(seed, flips)
+    network.float_ns = {name: 6 * time for name, time in network.int8_ns.items()}
+    return replace(network, weights=weights)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("weights", [0.0, 0.05])
+def test_layers_that_int8_hurts_get_16_bit_activations_where_an_engine_sums_them(
+    desk: Desk, spool: Spool, tmp_path: Path, seed: int, weights: float
+) -> None:
+    network = _slow_float(seed, weights)
+    search = _compiled(network, desk, spool, tmp_path)
+    fastest = search.run()[0]
+    search.trials.close()
+    last = fastest.candidate.passes[-1]
+    assert isinstance(last, WordLayers)
+    assert "layers with 16-bit activations" in fastest.candidate.label
+    every = network.tried[0].passes[-1]
+    assert isinstance(every, WordLayers)
+    assert set(every.nodes) == set(network.noise)
+    assert set(last.nodes) < set(network.noise)
+    # The best there is, by trying every length of the order that knows all.
+    order = sorted(network.noise, key=lambda n: -network.noise[n] / network.int8_ns[n])
+    times = []
+    for count in range(len(order) + 1):
+        lost, time_ns = network.outcome(order[:count], words=True)
+        if lost < 0.8 * LIMIT:
+            times.append(time_ns)
+    best = min(times) / sum(network.float_ns.values())
+    assert search.trials.ratio(fastest).estimate < best + 0.06
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_8_bit_weights_alone_cost_too_much_layers_return_to_float(
+    desk: Desk, spool: Spool, tmp_path: Path, seed: int
+) -> None:
+    network = _slow_float(seed, weights=0.6)
+    search = _compiled(network, desk, spool, tmp_path)
+    fastest = search.run()[0]
+    search.trials.close()
+    assert isinstance(fastest.candidate.passes[-1], FloatLayers)
+    words = [c for c in network.tried if isinstance(c.passes[-1], WordLayers)]
+    assert len(words) == 1  # that with all layers, which showed it
+
+
+def test_what_surely_passes_in_int8_gets_no_16_bit_activations(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    network = _slow_float(1, weights=0.0, flips=0.001)
+    search = _compiled(network, desk, spool, tmp_path)
+    search.run()
+    search.trials.close()
+    assert not network.tried
+
+
+def test_behind_what_passes_by_a_hair_stand_16_bit_activations(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    network = _slow_float(2, weights=0.0, flips=0.022)
+    search = _compiled(network, desk, spool, tmp_path)
+    search.run()
+    search.trials.close()
+    assert any(search.surely(search.trials.done[c.key], 1.0) for c in network.tried)
+    assert all(isinstance(c.passes[-1], WordLayers) for c in network.tried)
+    assert len(network.tried) <= 3

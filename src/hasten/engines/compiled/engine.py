@@ -528,7 +528,10 @@ def _source(
 def _timed(plan: Plan, operation: Operation, latency_ns: tuple[int, ...]) -> LayerTime:
     """Return the times of an operation."""
     made = operation.writes[0]
-    precision = "i8" if operation.narrow else _PRECISIONS.get(plan.tensor(made).dtype, "")
+    precision = _PRECISIONS.get(plan.tensor(made).dtype, "")
+    if operation.narrow:
+        dtypes = {plan.tensor(name).dtype for name in (*operation.reads, *operation.writes)}
+        precision = "i16" if "int16" in dtypes else "i8"
     name = plan.sources.get(made, (made,))
     return LayerTime(
         name=name[-1],

@@ -1,9 +1,9 @@
-"""Mixed precision: the layers of a quantized model to return to float, found in a few trials."""
+"""Mixed precision: the layers of a quantized model to return to more bits, found in a few trials."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from hasten.core.records import from_record, to_record
@@ -24,6 +24,7 @@ from hasten.optimization.measured.screening import SCREEN_NOISE, Screening
 from hasten.passes.base import Pass, Selective, Skipped
 from hasten.passes.float_layers import FloatLayers
 from hasten.passes.onnx_files import saturates
+from hasten.passes.word_layers import WordLayers
 
 _REFINEMENTS = 2
 _NEAR = 4
@@ -31,6 +32,8 @@ _NEAR = 4
 _PROFILED_REQUESTS = 30
 _FALL_BACK = (0.5,)
 """Factors on the noise that may remain where only a mix to fall back on is needed."""
+_LEAST_SHARE = 1e-3
+"""Share of the noise that counts where none was seen."""
 _LOOK_S = 30.0
 """Time for measuring the noise of every layer in int8, in seconds."""
 
@@ -40,8 +43,32 @@ Least: TypeAlias = Callable[[str | None], Floor | None]
 """Function from a precision to the model's least time on this machine; None where it is unknown."""
 
 
+@dataclass(frozen=True)
+class _Aim:
+    """What a search for a mix is to find.
+
+    Attributes:
+        base: The quantized trial whose layers return.
+        safe: Whether it surely passes, or changed no score.
+        scale: Factor to which its flips must shrink for it to pass probably.
+        target: The same for what is enough.
+        enough: Predicate of trials that are safe enough.
+    """
+
+    base: Trial
+    safe: bool
+    scale: float
+    target: float
+    enough: Likely
+
+    @property
+    def alone(self) -> bool:
+        """Whether no layer must return for its noise: only those do that int8 itself slows."""
+        return self.target in (0, 1)
+
+
 class Mixing:
-    """Finds the layers of the fastest quantized model to keep in float.
+    """Finds the layers of the fastest quantized model to return to float, or to 16-bit activations.
 
     Args:
         trials: Trials, which screen the candidates.
@@ -71,6 +98,9 @@ class Mixing:
     def mix(self, ranked: Sequence[Trial]) -> None:
         """Return layers to float where int8 is slower, and as many of the costly ones as it takes.
 
+        Where an engine sums 16-bit activations in integers, the costly ones get such first; if the weights' 8 bits
+        cost too much, or that is slow, they return to float.
+
         What each layer costs in accuracy isn't measured where the fastest surely passes as it is, or where it
         has the scores of the original, so that nothing could be seen to be safer. The model's floor then names
         the layers; if it isn't known, the cost is measured after all.
@@ -90,43 +120,92 @@ class Mixing:
         scale = _scale_that_passes(base, self._likely)
         # Where it passes probably but not surely, something safer backs it up.
         enough = self._surely if scale == 1 else self._likely
-        target = _scale_that_passes(base, enough)
-        runs = base.candidate.engine
-        within = self._own_noise(base, runs)
-        # Where no layer must go back for its noise, only those that its own int8 slows do.
-        alone = target in (0, 1)
-        candidates = [base.candidate] if alone else _alternatives(base, ranked, self._trials)
+        aim = _Aim(base, safe, scale, _scale_that_passes(base, enough), enough)
+        candidates = [base.candidate] if aim.alone else _alternatives(base, ranked, self._trials)
         for candidate in candidates:
-            noises = (target, self._own_noise(base, candidate.engine), within)
-            shares = [1.0]
-            if not safe:
-                shares += shares_for(*noises, _FALL_BACK) if scale == 1 else shares_for(*noises)
-            if scale not in (0, 1) and len(shares) == 1:
-                continue  # this engine's float alone costs more answers than may be lost
-            costs = self._layer_costs(candidate, noise)
-            if not costs:
-                continue
-            tried: dict[float, Trial] = {}
-            for share in shares:
-                tried |= self._try(candidate, costs, [share])
-                if self._left_s() <= 0 or (share in tried and enough(tried[share], 1.0)):
-                    break  # with less noise it would pass too, but take longer
-            if scale == 1 and target < 1 and not any(enough(t, 1.0) for t in tried.values()):
-                continue  # another float precision may need fewer layers
-            if scale in (0, 1):
-                return
-            for _ in range(_REFINEMENTS):
-                passes = {share: self._likely(trial, 1.0) for share, trial in tried.items()}
-                between = between_shares({**passes, 1.0: passes.get(1.0, False)})
-                if between is None or self._left_s() <= 0:
-                    break
-                tried |= self._try(candidate, costs, [between])
-            near = (1 + 2 * SCREEN_NOISE) * self._trials.ratio(base).estimate
-            if any(
-                self._likely(trial, 1.0) and self._trials.ratio(trial).estimate < near
-                for trial in tried.values()
-            ):
-                return  # else another float precision may need fewer layers
+            in_words = candidate.engine.sums_words and not aim.alone
+            for words in (True, False) if in_words else (False,):
+                if self._found(candidate, words, noise, aim):
+                    return
+
+    def _found(self, candidate: Single, words: bool, noise: Mapping[str, float], aim: _Aim) -> bool:
+        """Search for the layers to return on a candidate's engine; return whether no other search is needed.
+
+        Args:
+            candidate: Quantized candidate.
+            words: Whether layers return to 16-bit activations, and not to float.
+            noise: Node -> noise that int8 adds there.
+            aim: What is searched for.
+        """
+        shares = self._shares(candidate, aim)
+        if aim.scale not in (0, 1) and len(shares) == 1:
+            return False  # this engine's float alone costs more answers than may be lost
+        whole = self._in_words(candidate, noise) if words else None
+        if words and (whole is None or not aim.enough(whole, 1.0)):
+            return False  # 8-bit weights alone cost more answers than may be lost
+        rest = 0.0 if whole is None else self._rest(candidate, whole)
+        costs = self._layer_costs(candidate, noise, whole)
+        if not costs:
+            return False
+        tried = {} if whole is None else {max(rest, _LEAST_SHARE): whole}
+        for share in shares:
+            tried |= self._try(candidate, costs, share, rest, words)
+            if self._left_s() <= 0 or (share in tried and aim.enough(tried[share], 1.0)):
+                break  # with less noise it would pass too, but take longer
+        enough = any(aim.enough(trial, 1.0) for trial in tried.values())
+        if aim.scale == 1 and aim.target < 1 and not enough:
+            return False  # another float precision may need fewer layers
+        if aim.scale in (0, 1):
+            return True
+        self._refine(candidate, costs, tried, rest, words)
+        near = (1 + 2 * SCREEN_NOISE) * self._trials.ratio(aim.base).estimate
+        return any(  # else another form of the layers that return, or another engine, may be faster
+            self._likely(trial, 1.0) and self._trials.ratio(trial).estimate < near
+            for trial in tried.values()
+        )
+
+    def _refine(
+        self,
+        candidate: Single,
+        costs: Sequence[LayerCost],
+        tried: dict[float, Trial],
+        rest: float,
+        words: bool,
+    ) -> None:
+        """Try mixes between the one that passes with most noise and the next that doesn't, and add them."""
+        for _ in range(_REFINEMENTS):
+            passes = {share: self._likely(trial, 1.0) for share, trial in tried.items()}
+            between = between_shares({**passes, 1.0: passes.get(1.0, False)})
+            if between is None or self._left_s() <= 0:
+                break
+            tried |= self._try(candidate, costs, between, rest, words)
+
+    def _shares(self, candidate: Single, aim: _Aim) -> list[float]:
+        """Return the shares of the noise that are worth trying on a candidate's engine."""
+        if aim.safe:
+            return [1.0]
+        own = self._own_noise(aim.base, candidate.engine)
+        noises = (aim.target, own, self._own_noise(aim.base, aim.base.candidate.engine))
+        found = shares_for(*noises, _FALL_BACK) if aim.scale == 1 else shares_for(*noises)
+        return [1.0, *found]
+
+    def _in_words(self, candidate: Single, noise: Mapping[str, float]) -> Trial | None:
+        """Try a candidate with 16-bit activations everywhere, which shows what they take and what weights cost.
+
+        Returns:
+            The trial; None where it failed, or is slower than the original.
+        """
+        kept = candidate.passes[-1].keep_float
+        every = mixed(candidate, [node for node in noise if node not in kept], True)
+        self._attempted.add(every.key)
+        self._attempt([every])
+        trial = self._trials.done.get(every.key)
+        return trial if trial is not None and trial.scores else None
+
+    def _rest(self, candidate: Single, whole: Trial) -> float:
+        """Return the share of a candidate's noise that stays with 16-bit activations everywhere: the weights'."""
+        flips = self._trials.flips(self._trials.done[candidate.key])
+        return min(1.0, (self._trials.flips(whole) / max(flips, 1e-9)) ** 2)
 
     def _base(self, ranked: Sequence[Trial]) -> Trial | None:
         """Return the fastest trial whose layers can go back to float.
@@ -155,19 +234,33 @@ class Mixing:
         return min(near, key=self._trials.risk)
 
     def _try(
-        self, candidate: Single, costs: Sequence[LayerCost], shares: Sequence[float]
+        self,
+        candidate: Single,
+        costs: Sequence[LayerCost],
+        share: float,
+        rest: float,
+        words: bool,
     ) -> dict[float, Trial]:
-        """Try a mix for each share of the noise that may remain; return those that were tried."""
-        proposals = {}
-        for share in shares:
-            kept = kept_for(costs, share)
-            if kept and len(kept) < len(costs):
-                proposals[share] = mixed(candidate, kept, candidate.engine)
-        new = [c for c in dict.fromkeys(proposals.values()) if c.key not in self._attempted]
-        self._attempted.update(c.key for c in new)
-        self._attempt(new)
-        done = {share: self._trials.done.get(c.key) for share, c in proposals.items()}
-        return {share: trial for share, trial in done.items() if trial is not None}
+        """Try a mix with a share of the noise; return it by that share, or nothing where it wasn't tried.
+
+        Args:
+            candidate: Quantized candidate.
+            costs: Cost of each layer.
+            share: Largest share of its noise that may remain.
+            rest: Share that no choice of layers removes.
+            words: Whether layers return to 16-bit activations, and not to float.
+        """
+        if share <= rest:
+            return {}
+        kept = kept_for(costs, (share - rest) / (1 - rest))
+        if not kept or len(kept) == len(costs):
+            return {}
+        proposal = mixed(candidate, kept, words)
+        if proposal.key not in self._attempted:
+            self._attempted.add(proposal.key)
+            self._attempt([proposal])
+        trial = self._trials.done.get(proposal.key)
+        return {} if trial is None else {share: trial}
 
     def _own_noise(self, base: Trial, engine: Engine) -> float:
         """Return the error of an engine's own float, as a share of the quantized model's error.
@@ -179,8 +272,16 @@ class Mixing:
             return 0.0
         return (self._trials.flips(own) / max(self._trials.flips(base), 1e-9)) ** 2
 
-    def _layer_costs(self, candidate: Single, noise: Mapping[str, float]) -> tuple[LayerCost, ...]:
-        """Return what each layer in int8 costs in accuracy and saves in time, on a candidate's engine."""
+    def _layer_costs(
+        self, candidate: Single, noise: Mapping[str, float], whole: Trial | None
+    ) -> tuple[LayerCost, ...]:
+        """Return what each layer in int8 costs in accuracy and saves in time, on a candidate's engine.
+
+        Args:
+            candidate: Quantized candidate.
+            noise: Node -> noise that int8 adds there.
+            whole: The same with 16-bit activations everywhere, if layers return to these; None for float.
+        """
         engine, kept = candidate.engine, candidate.passes[-1].keep_float
         noise = {node: own for node, own in noise.items() if node not in kept}
         plain = self._trials.done.get(Single((), engine).key)
@@ -192,6 +293,9 @@ class Mixing:
             if engine.has_profiler():
                 moved = floats.moved_ns if floats else {}
                 steps = self._profile(int8)
+                if whole is not None:  # what has 16 bits takes half as long to move
+                    halves = {node: each / 2 for node, each in moved.items()}
+                    return layer_costs(noise, self._profile(whole), steps, halves)
                 unable = plain.failure or plain.skipped
                 if unable and plain.artifact is None:  # it takes a few layers in float alone
                     slower = 1 / self._trials.ratio(int8).estimate
@@ -254,19 +358,21 @@ def _slowed(steps: Sequence[LayerTime], factor: float) -> list[LayerTime]:
     ]
 
 
-def mixed(base: Single, kept: Sequence[str], engine: Engine) -> Single:
-    """Return a quantized candidate with further layers in float, on an engine.
+def mixed(base: Single, kept: Sequence[str], words: bool = False) -> Single:
+    """Return a quantized candidate with further layers in float, or with 16-bit activations there.
 
     Args:
         base: Candidate whose last pass quantizes.
         kept: Names of ONNX nodes.
-        engine: Engine that runs the result.
+        words: Whether these get 16-bit activations, and aren't in float.
     """
     step: Any = base.passes[-1]
+    if words:
+        return Single((*base.passes, WordLayers(tuple(kept))), base.engine)
     if step.gives == "openvino":
-        return Single((*base.passes, FloatLayers(tuple(kept))), engine)
+        return Single((*base.passes, FloatLayers(tuple(kept))), base.engine)
     wider = step.keeping((*step.keep_float, *kept))
-    return Single((*base.passes[:-1], wider), engine)
+    return Single((*base.passes[:-1], wider), base.engine)
 
 
 def _quantizes(step: Pass) -> bool:

@@ -49,7 +49,7 @@ class Ranges:
 
     Attributes:
         step: float32, real number that one step stands for, one or one for each channel.
-        zero: Byte of 0, as many.
+        zero: Byte of 0, as many; of uint16 where levels have 16 bits.
         high: float32, largest number that comes out, as many.
     """
 
@@ -191,7 +191,7 @@ def ranges(operation: Any) -> tuple[Ranges, Ranges]:
         NotCovered: its ends aren't constant, or there is no such grid.
     """
     levels = int(operation.get_attributes()["levels"])
-    if not 2 <= levels <= 256:
+    if not (2 <= levels <= 1 << 8 or levels == 1 << 16):
         raise refuse(operation, f"it has {levels} levels")
     ends = [known(operation.input_value(place)) for place in range(1, 5)]
     if any(one is None for one in ends):
@@ -211,6 +211,7 @@ def _grid(operation: Any, low: Array, high: Array, levels: int) -> Ranges:
         raise refuse(operation, "its range is empty or isn't a number")
     step = ((high - low) / (levels - 1)).astype(np.float32)
     zero = np.rint(-low / ((high - low) / (levels - 1)))
-    if not (step > 0).all() or zero.min() < 0 or zero.max() > 255:
+    dtype = np.uint8 if levels <= 1 << 8 else np.uint16
+    if not (step > 0).all() or zero.min() < 0 or zero.max() > np.iinfo(dtype).max:
         raise refuse(operation, f"its range has no 0, from {low.max():g} to {high.min():g}")
-    return Ranges(step, zero.astype(np.uint8), ((levels - 1 - zero) * step).astype(np.float32))
+    return Ranges(step, zero.astype(dtype), ((levels - 1 - zero) * step).astype(np.float32))

@@ -91,7 +91,8 @@ class Drawing:
 
     def rounded(self, operation: Any, given: str, taken: Ranges, made: Ranges) -> str:
         """Draw a QuantizeLinear and a DequantizeLinear."""
-        if (taken.zero.astype(int) + np.rint(taken.high / taken.step)).max() < 255:
+        most = np.iinfo(taken.zero.dtype).max
+        if (taken.zero.astype(int) + np.rint(taken.high / taken.step)).max() < most:
             high = self.constant(np.float32(taken.high.max()))
             given = self.node("Clip", operation, [given, "", high])[0]
         axis = {"axis": 1} if taken.step.size > 1 else {}

@@ -204,6 +204,8 @@ def _bytes(node: Node, value: Value, zero: int, scale: float) -> Bytes:
             return made
     elif value.bytes is not None and value.bytes.scales is None:
         return value.bytes.rounded(graph, value.shape, zero, scale)
+    elif (of_words := lower16.to_bytes(node, zero, scale)) is not None:
+        return of_words
     value = node.input(0)
     last = len(value.shape) in (3, 4) and value.shape[0] == 1
     rows = value.shape[1] if last else 1

@@ -19,9 +19,11 @@ from hasten.engines.compiled.nodes.int8 import sums
 from hasten.engines.compiled.nodes.int8.curves import ONE_BY_ONE, Sloped
 from hasten.engines.compiled.nodes.int8.transposed import Interleaved
 from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Pending, byte_type, ordered
+from hasten.engines.compiled.nodes.int8.values import codes_of as byte_codes
 from hasten.engines.compiled.nodes.int8.words import Words, codes_of
 from hasten.engines.compiled.operators.int8.conversions16 import Quantize16
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
+from hasten.engines.compiled.operators.int8.numbers import Rounding
 from hasten.engines.compiled.operators.int8.words import (
     LOWEST,
     MOST_PRODUCT,
@@ -32,6 +34,7 @@ from hasten.engines.compiled.operators.int8.words import (
     Rounding16,
 )
 from hasten.engines.compiled.plan import product
+from hasten.engines.layers import node_name
 from hasten.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -67,6 +70,9 @@ def quantize(node: Node) -> bool:
     elif value.pending is not None:
         with suppress(IntegrityError):  # it is beyond what a sum's rounding takes
             made = _rounded(value.pending, zero, scale)
+    elif (found := sums.stored(value)) is not None:
+        with suppress(IntegrityError):
+            made = _rounded(sums.converted(node, found, value.shape), zero, scale)
     if made is None:
         made = _of_floats(node, node.input(0), zero, scale)
     node.give(Value("", dtype, value.shape, value.batch, words=made))
@@ -75,6 +81,7 @@ def quantize(node: Node) -> bool:
 
 def _rounded(pending: Pending, zero: int, scale: float) -> Words | None:
     """Append operations that round sums to words of a scale; return None where there are none."""
+    pending.node.graph.source = node_name(pending.node.proto)
     low, high = (int(one) for one in codes_of(np.array([pending.low, pending.high]), zero, scale))
     rounding = Rounding16(zero, low, high)
     if isinstance(pending, sums.Products | Sloped | Interleaved):
@@ -153,7 +160,7 @@ def _one_by_one(node: Node) -> bool:
 
 @dataclass(frozen=True)
 class _OfWords(Pending):
-    """Sums, products or parts of words that nothing has rounded yet; bytes are made of their floats."""
+    """Sums, products or parts of words that nothing has rounded yet."""
 
     @abstractmethod
     def stored(self, scale: float, rounding: Rounding16) -> tuple[str, bool]:
@@ -164,12 +171,24 @@ class _OfWords(Pending):
         """
 
     def rounded(self, zero: int, scale: float) -> Bytes:
-        """Refuse to make bytes.
+        """Append operations that round them to bytes: to words that are bytes first, so that they are rounded once."""
+        low, high = (int(one) for one in byte_codes(np.array([self.low, self.high]), zero, scale))
+        tensor, last = self.stored(scale, Rounding16(zero, low, high))
+        bytes_ = Words.stored(tensor, last, 0, 1.0)
+        made = sums.converted(self.node, bytes_, self.shape).stored(1.0, Rounding(0))
+        return Bytes.stored(*made, zero, scale)
 
-        Raises:
-            IntegrityError: always.
-        """
-        raise IntegrityError("bytes of a sum of words are made of floats")
+
+def to_bytes(node: Node, zero: int, scale: float) -> Bytes | None:
+    """Append the operation that rounds words to bytes of a scale; return None where no tensor holds them."""
+    value = node.peek(0)
+    found = sums.operand(value)
+    if not isinstance(found, Words):
+        return None
+    with suppress(IntegrityError):  # it is beyond what a sum's rounding takes
+        made = sums.converted(node, found, value.shape).stored(scale, Rounding(zero))
+        return Bytes.stored(*made, zero, scale)
+    return None
 
 
 @dataclass(frozen=True)

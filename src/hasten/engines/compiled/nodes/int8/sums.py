@@ -347,6 +347,30 @@ def give_products(
     return True
 
 
+def converted(node: Node, value: Bytes | Words, shape: tuple[int, ...]) -> Products:
+    """Return bytes or words as sums of one product, with a weight of 1, which any rounding may follow.
+
+    Args:
+        node: Node that rounds them.
+        value: Bytes or words that a tensor holds.
+        shape: Their shape.
+    """
+    graph = node.graph
+    by_channel = value.last and len(shape) > 2
+    channels = shape[1] if by_channel else shape[-1]
+    size = two(shape[2:], 1) if by_channel else (1, product(shape[:-1]))
+    bare = Conv8(
+        value.tensor, "", graph.store(np.zeros(channels, np.int32)), "", "",
+        channels=(channels, channels), groups=channels, size=size,
+        kernel=(1, 1), strides=(1, 1), dilations=(1, 1), pads=(0, 0, 0, 0), zero=value.zero,
+        rounding=None,
+    )  # fmt: skip
+    conv = replace(value.reading(bare), weight=graph.store(np.ones(channels, np.int8)))
+    most = np.full(channels, 1 << 16)
+    scale = np.full(channels, value.scale)
+    return Products(node, shape, conv=conv, scale=scale, most=most, last=value.last)
+
+
 def conv(node: Node) -> bool:
     """Take a convolution of bytes or words by constant integers."""
     given, weight = node.peek(0), node.peek(1)
