@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -19,7 +20,9 @@ from tests.support.servers import ServerThread, place_of
 from hasten.bundle import part, write
 from hasten.core.shapes import extents
 from hasten.core.target import Target
+from hasten.core.tensors import TensorSpec
 from hasten.inputs.models import onnx
+from hasten.serving.models.input_specs import InputSpec, Lengths, Parts
 from hasten.serving.protocol.messages import message
 
 
@@ -116,8 +119,100 @@ def test_the_longest_request_follows_from_the_data_unless_the_operator_says_othe
         assert ask(server, most + 1) == refused(most, known, most + 1)
 
 
-def test_the_rows_of_a_model_that_is_served_without_batching_are_no_length(folder: Path) -> None:
-    bundle = comparing(folder, 20, 10, varying=("y",))
-    with ServerThread(place_of(bundle, most_length=30)) as server:
-        assert ask(server, 30, rows=100) == ""
-        assert ask(server, 31, rows=100) == refused(30, None, 31)
+def test_the_rows_of_a_model_that_is_served_without_batching_count_with_the_length(
+    folder: Path,
+) -> None:
+    with ServerThread(place_of(comparing(folder, 20, 10, varying=("y",)))) as server:
+        assert ask(server, 20, rows=51) == ""
+        assert ask(server, 20, rows=52) == (
+            "input 'x': the sizes of its open dimensions are at most 1,024 here when multiplied, since the bundle "
+            "was made with up to 1 x 20; got 52 x 20: the server's option --max-length 1040 allows it"
+        )
+
+
+def test_rows_far_longer_than_the_data_are_run_apart_and_others_together(folder: Path) -> None:
+    with ServerThread(place_of(comparing(folder, 20))) as server:
+        for length, runs in ((20, 1), (1024, 4)):
+            RAN.clear()
+            assert ask(server, length, rows=4) == ""
+            assert len(RAN) == runs
+
+
+def test_parts_take_no_more_than_the_largest_batch_of_the_longest_samples() -> None:
+    spec = InputSpec(TensorSpec("x", "float32", ("n", "length")), True, Lengths({1: 100}))
+    values = np.arange(32 * 300, dtype=np.float32).reshape(32, 300)
+    parts = Parts([spec], (1, 2, 4, 8, 32))
+    assert parts.of({"x": values[:, :100]}) == []
+    assert parts.of({"x": values[:2, :300]}) == []
+    for length, rows in ((101, 8), (200, 8), (201, 4), (300, 2)):
+        found = [one["x"] for one in parts.of({"x": values[:, :length]})]
+        assert {len(one) for one in found} == {rows}
+        np.testing.assert_array_equal(np.concatenate(found), values[:, :length])
+
+
+def by_http(server: ServerThread, x: np.ndarray) -> str:
+    head = {"name": "x", "datatype": "FP32", "shape": x.shape, "data": x.ravel().tolist()}
+    url = f"{server.http_url}/v2/models/pixels/infer"
+    try:
+        with urllib.request.urlopen(url, json.dumps({"inputs": [head]}).encode(), timeout=60):
+            return ""
+    except urllib.error.HTTPError as error:
+        return str(json.load(error)["error"])
+
+
+def by_gzip(server: ServerThread, x: np.ndarray) -> str:
+    head = {"name": "x", "datatype": "FP32", "shape": x.shape}
+    said = json.dumps({"inputs": [{**head, "parameters": {"binary_data_size": x.nbytes}}]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(said)), "Content-Encoding": "gzip"}
+    body, url = gzip.compress(said + x.tobytes()), f"{server.http_url}/v2/models/pixels/infer"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60):
+            return ""
+    except urllib.error.HTTPError as error:
+        return str(json.load(error)["error"])
+
+
+def asked_by_grpc(x: np.ndarray) -> bytes:
+    made = message("ModelInferRequest")(model_name="pixels")
+    made.inputs.add(name="x", datatype="FP32", shape=x.shape)
+    made.raw_input_contents.append(x.tobytes())
+    return bytes(made.SerializeToString())
+
+
+def by_grpc(server: ServerThread, x: np.ndarray) -> str:
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        try:
+            channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(asked_by_grpc(x))
+        except grpc.RpcError as error:
+            return str(error.details())
+    return ""
+
+
+def by_stream(server: ServerThread, x: np.ndarray) -> str:
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        (answer,) = call(iter([asked_by_grpc(x)]))
+    return str(message("ModelStreamInferResponse").FromString(answer).error_message)
+
+
+@pytest.mark.parametrize("way", [by_http, by_gzip, by_grpc, by_stream])
+def test_the_product_of_open_dimensions_is_bounded_however_it_is_asked(
+    folder: Path, way: Callable[[ServerThread, np.ndarray], str]
+) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        pixels (float[batch, height, width] x) => (float[batch, height, width] y) { y = Relu (x) }"""
+    save(parser.parse_model(text), folder / "pixels.onnx")
+    model = onnx.load(folder / "pixels.onnx").settled_by({"x": np.zeros((4, 8), np.float32)})
+    (folder / "built").mkdir()
+    engine = Pausing().inner
+    built = part("a label", (), engine, engine.build(model, Target.host(), folder / "built"))
+    write(folder / "pixels.hasten", stated(built, None, status="exact"), {})
+    with ServerThread(place_of(folder / "pixels.hasten"), grpc=True) as server:
+        for height, width in ((4, 1024), (64, 64)):
+            assert way(server, np.zeros((1, height, width), np.float32)) == ""
+        assert way(server, np.zeros((1, 64, 65), np.float32)) == (
+            "input 'x': the sizes of its open dimensions are at most 4,096 here when multiplied, since the bundle "
+            "was made with up to 4 x 8; got 64 x 65: the server's option --max-length 1040 allows it"
+        )
+    with ServerThread(place_of(folder / "pixels.hasten", most_length=1040), grpc=True) as server:
+        assert way(server, np.zeros((1, 64, 65), np.float32)) == ""

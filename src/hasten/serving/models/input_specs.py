@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from hasten.bundle.covered import cut
 from hasten.core.shapes import Extent
-from hasten.core.tensors import Array, TensorSpec
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
 from hasten.serving.protocol.datatypes import datatype_of
 from hasten.serving.protocol.errors import Kind, ProtocolError
@@ -21,7 +24,9 @@ _USUAL = 1024
 
 @dataclass(frozen=True)
 class Lengths:
-    """Sizes that an input's open dimensions may have in a request.
+    """Sizes that an input's open dimensions may have in a request, each and all together.
+
+    Their product may be as large as if only the longest of them were as large as a dimension may be.
 
     Attributes:
         known: Axis -> largest size in the data that the bundle was made with, which may be made up.
@@ -47,7 +52,7 @@ class Lengths:
             spec: Spec of the input; open dimensions have names.
             request: The input in the request that was certified, without open dimensions.
             extents: Dimensions in which the samples of the data differ.
-            batched: Whether the first axis is that of a batch, which isn't a length.
+            batched: Whether the first axis is that of a batch, which the server cuts where it is large.
             given: Largest size that the operator allows; None for the one that follows from the data.
         """
         known = {
@@ -68,19 +73,40 @@ class Lengths:
             shape: Shape in the request, of the spec's rank.
         """
         for axis, known in self.known.items():
-            most, why = self.given, ""
-            if most is None:
-                most, why = (
-                    max(_TIMES * known, _USUAL),
-                    f", since the bundle was made with up to {known:,}",
-                )
-            if shape[axis] > most:
-                return ProtocolError(
-                    Kind.INVALID,
-                    f"input {name!r:.100}: dimension {axis} has at most {most:,} here{why}; got "
+            if shape[axis] > (most := self._most(known)):
+                return self._error(
+                    f"input {name!r:.100}: dimension {axis} has at most {most:,} here",
+                    f"{known:,}",
                     f"{shape[axis]:,}: the server's option --max-length allows more",
                 )
+        sizes = [shape[axis] for axis in self.known]
+        longest = max(self.known.values())
+        together = self._most(longest) * self._together // max(1, longest)
+        if (wanted := math.prod(sizes)) > together:
+            enough = max(*sizes, -(-wanted * max(1, longest) // self._together))
+            return self._error(
+                f"input {name!r:.100}: the sizes of its open dimensions are at most {together:,} here when "
+                "multiplied",
+                _times(self.known.values()),
+                f"{_times(sizes)}: the server's option --max-length {enough} allows it",
+            )
         return None
+
+    def excess(self, shape: tuple[int, ...]) -> float:
+        """Return how many times as large as in the data a shape is: the ratio of the products of all open sizes."""
+        return math.prod([shape[axis] for axis in self.known]) / self._together
+
+    @cached_property
+    def _together(self) -> int:
+        return math.prod(max(1, known) for known in self.known.values())
+
+    def _most(self, known: int) -> int:
+        """Return the largest size of a dimension that has at most `known` in the data."""
+        return max(_TIMES * known, _USUAL) if self.given is None else self.given
+
+    def _error(self, what: str, known: str, got: str) -> ProtocolError:
+        why = "" if self.given is not None else f", since the bundle was made with up to {known}"
+        return ProtocolError(Kind.INVALID, f"{what}{why}; got {got}")
 
 
 class InputSpec:
@@ -131,11 +157,50 @@ class InputSpec:
         Raises:
             ProtocolError: it is; the message names the option that allows it.
         """
-        if self._lengths.known and (refusal := self._lengths.refusal(self.name, shape)):
+        lengths = self._lengths
+        if lengths.known and (refusal := lengths.refusal(self.name, shape)):
             try:
                 raise refusal
             finally:
                 del refusal  # it keeps this frame
+
+    def excess(self, shape: tuple[int, ...]) -> float:
+        """Return how many times as large as in the data a shape is, whatever its batch; 1 without open dimensions."""
+        return self._lengths.excess(shape) if self._lengths.known else 1.0
+
+
+class Parts:
+    """Cutting of batches whose samples are larger than in the data, so that none takes more memory than usual ones.
+
+    A part takes no more than the largest batch of the data's longest samples, even if a model's work grows with
+    the square of its input's size; or it is one sample.
+
+    Args:
+        specs: Inputs of the model, which share the axis of rows.
+        sizes: Sizes of batches that the model is warmed up for.
+    """
+
+    def __init__(self, specs: Sequence[InputSpec], sizes: Sequence[int]) -> None:
+        self._specs, self._sizes, self._most = specs, sizes, max(sizes)
+
+    def of(self, inputs: Tensors) -> list[dict[str, Array]]:
+        """Return the parts that a batch is run in, in their order; none if it is run as it is.
+
+        Args:
+            inputs: Arrays by input name, which fit the specs.
+        """
+        rows = len(inputs[self._specs[0].name])
+        if rows == 1:
+            return []
+        times = max(spec.excess(inputs[spec.name].shape) for spec in self._specs)
+        if times <= 1 or rows * times**2 <= self._most:
+            return []
+        able = [size for size in self._sizes if size * times**2 <= self._most]
+        return cut(inputs, rows, able or [1])
+
+
+def _times(sizes: Iterable[int]) -> str:
+    return " x ".join(f"{size:,}" for size in sizes)
 
 
 def datatype_of_array(array: Array) -> str:

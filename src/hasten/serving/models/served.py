@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from hasten.bundle import Loaded
-from hasten.bundle.batch_mates import share_batch_axis
 from hasten.bundle.chains.plan import Stage
+from hasten.bundle.covered import joined
 from hasten.bundle.rows import most_json_bytes
 from hasten.core.shapes import check_alike
 from hasten.core.tensors import Array, Tensors
@@ -38,7 +38,7 @@ from hasten.serving.models.caching import AnswerCache, Cache, content_key
 from hasten.serving.models.clients import Clients
 from hasten.serving.models.comparison import broken_of_its_own, is_broken
 from hasten.serving.models.deciding import Deciding, RawTicket
-from hasten.serving.models.input_specs import InputSpec, Lengths, datatype_of_array
+from hasten.serving.models.input_specs import InputSpec, Lengths, Parts, datatype_of_array
 from hasten.serving.models.opening import ModelSettings, OpenBundle
 from hasten.serving.models.quick_rows import QuickRows
 from hasten.serving.models.scheduling import USUAL_PRIORITY, Pending, Scheduler
@@ -171,6 +171,7 @@ class ServedModel:
         self._running = running
         self._clock_ns = clock_ns
         self._specs = _input_specs(opened, settings.most_length)
+        self._parts = Parts(self._specs, opened.sizes) if opened.batched else None
         self._ragged = bool(opened.manifest.shapes)
         self._padder = opened.first.padder if opened.batched else None
         self._names = [spec.name for spec in self.outputs]
@@ -644,7 +645,7 @@ class ServedModel:
         self, session: Loaded, mark: contextlib.AbstractContextManager[None]
     ) -> Callable[[Tensors], dict[str, Array]]:
         """Return the function that runs a batch on a session, with the exact model as a fallback."""
-        standby, run = self.opened.standby, session.run
+        standby, run = self.opened.standby, self._in_parts(session)
         instead = self.opened.which == "exact"
 
         def plain(inputs: Tensors) -> dict[str, Array]:
@@ -676,6 +677,20 @@ class ServedModel:
 
         return plain if standby is None else guarded
 
+    def _in_parts(self, session: Loaded) -> Callable[[Tensors], dict[str, Array]]:
+        """Return the function that runs a batch on a session; in parts if its samples are larger than in the data."""
+        parts_of, run = self._parts, session.run
+        if parts_of is None or all(
+            isinstance(n, int) for spec in self.inputs for n in spec.shape[1:]
+        ):
+            return run
+
+        def run_parts(inputs: Tensors) -> dict[str, Array]:
+            parts = parts_of.of(inputs)
+            return joined([run(part) for part in parts]) if parts else run(inputs)
+
+        return run_parts
+
     def _instead(
         self,
         inputs: Tensors,
@@ -705,7 +720,7 @@ class ServedModel:
     def _ask_exact(self, inputs: Tensors) -> dict[str, Array]:
         assert self.opened.standby is not None
         with self._exact_lock, self._exact_mark:
-            return self.opened.standby.run(inputs)
+            return self._in_parts(self.opened.standby)(inputs)
 
     def _ask_exact_raw(self, inputs: Tensors, sample: bytes | None) -> dict[str, Array]:
         """Answer with the exact model; a sample is prepared for it first, where one is given.
@@ -954,15 +969,11 @@ def _input_specs(opened: OpenBundle, most_length: int | None) -> list[InputSpec]
     """
     inputs, batched = opened.first.inputs, opened.batched
     request, extents = {spec.name: spec for spec in opened.first.request}, opened.manifest.shapes
-    # The rows of a model that is served without batching are no length, either.
-    lone = all(spec.shape[:1] == (1,) for spec in opened.first.request)
-    alike = not any(one.axis == 0 for one in extents)
-    rows = batched or (lone and alike and share_batch_axis(inputs, ()))
     return [
         InputSpec(
             spec,
             batched,
-            Lengths.of(spec, request[spec.name], extents, batched=rows, given=most_length),
+            Lengths.of(spec, request[spec.name], extents, batched=batched, given=most_length),
         )
         for spec in inputs
     ]
