@@ -48,6 +48,7 @@ class Codec(Value, ABC):
             "planes": "hasten.bundle.packing.codecs.planes:Planes",
             "codebook": "hasten.bundle.packing.codecs.codebook:Codebook",
             "sparse": "hasten.bundle.packing.codecs.sparse:Sparse",
+            "grid": "hasten.bundle.packing.codecs.grid:Grid",
         },
     )
     nested: ClassVar[bool] = False
