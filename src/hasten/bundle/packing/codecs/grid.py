@@ -22,11 +22,13 @@ _CLASS_BITS = 3.5
 """About what the class of a row takes, and what classes that are chosen by chance seem to save."""
 _TABLE_BITS = 300.0
 """About what another code takes: its table and its states."""
-_WORTH = 0.98
+_DENSE_BITS = 5.0
+"""Entropy of an element above which it isn't tried: scales make rows of dense int8 weights alike."""
+_WORTH = 0.99
 """Share of the bytes that others made, below which it is worth its slower decoding."""
-_STEPS = (1.4, 1.0, 0.7, 0.5)
+_STEPS = (1.0, 0.5)
 """Widths of a class, in doublings of the mean magnitude."""
-_ROUNDS = 3
+_ROUNDS = 2
 _MOST = 12
 """Largest number of classes of rows, and of columns."""
 
@@ -55,8 +57,11 @@ class Grid(Codec):
     def promising(self, data: Array, width: int, least: int) -> bool:
         if len(data) < _LEAST:
             return False
+        bound = entropy_bytes(counts_of(data))
+        if bound > _DENSE_BITS / 8 * len(data):
+            return False
         _, gain_bits = _row_length(data)
-        return entropy_bytes(counts_of(data)) - gain_bits / 8 < _WORTH * least
+        return bound - gain_bits / 8 < _WORTH * least
 
     def encode(self, data: Array, width: int, inner: Inner) -> bytes | None:
         length, _ = _row_length(data)
