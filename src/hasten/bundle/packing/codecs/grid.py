@@ -50,6 +50,7 @@ class Grid(Codec):
     """
 
     nested: ClassVar[bool] = True
+    outermost: ClassVar[bool] = True
     widths: ClassVar[frozenset[int]] = frozenset({1})
     slow: ClassVar[bool] = True
     cost: ClassVar[float] = 6.0
