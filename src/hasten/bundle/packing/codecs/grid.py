@@ -1,4 +1,4 @@
-"""Rows and columns of a matrix whose elements are larger in some than in others: a code for each class of them."""
+"""Matrices whose elements are larger in some rows and columns than in others: a code for each class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hasten.core.tensors import Array
 from hasten.errors import IntegrityError
 
 _LENGTH = struct.Struct("<I")
-_LEAST = 4096
+_LEAST = 2048
 """Size in bytes below which the tables of several codes take more than they save."""
 _SHORTEST = 8
 """Least number of rows, and of elements in a row."""
@@ -31,11 +31,17 @@ _STEPS = (1.0, 0.5)
 _ROUNDS = 2
 _MOST = 12
 """Largest number of classes of rows, and of columns."""
+_OUTER = 0.02
+"""Share of rows at each end that have no classes of their own."""
+_LEAST_MEAN = 0.05
+"""Mean magnitude that is added to each, since rows near to zero differ by chance."""
+_SMOOTH = 4.0
+"""Number of elements whose values are as frequent as everywhere, and that are added to each class."""
 
 
 @dataclass(frozen=True)
 class Grid(Codec):
-    """The chunk as rows of some length: an element's class is the sum of its row's and of its column's.
+    """Rows of some length: an element's class is the sum of its row's and its column's, modulo 256.
 
     The coded bytes:
 
@@ -44,16 +50,15 @@ class Grid(Codec):
         ...      block of the columns' classes, one byte each
         ...      a block for each class that occurs, in ascending order: its elements, in their order
 
-    The largest class is at most 255. Blocks stand behind their lengths: see
-    `hasten.bundle.packing.codecs.base.behind_lengths`. Rows and columns of a difference between two states of
-    a network have magnitudes of their own: how much training moved an output, and an input.
+    Blocks stand behind their lengths: see `hasten.bundle.packing.codecs.base.behind_lengths`. Between two
+    states of a network, weights of some outputs and of some inputs differ more than others.
     """
 
     nested: ClassVar[bool] = True
     outermost: ClassVar[bool] = True
     widths: ClassVar[frozenset[int]] = frozenset({1})
     slow: ClassVar[bool] = True
-    cost: ClassVar[float] = 6.0
+    cost: ClassVar[float] = 14.0
 
     def promising(self, data: Array, width: int, least: int) -> bool:
         if len(data) < _LEAST:
@@ -70,10 +75,9 @@ class Grid(Codec):
             return None
         rows, columns = _classes(data.reshape(-1, length))
         classes = (rows[:, None] + columns).ravel()
-        order = np.argsort(classes, kind="stable")
         ends = np.cumsum(np.bincount(classes))
-        parts = [part for part in np.split(data[order], ends[:-1]) if len(part)]
-        blocks = [inner(part, 1) for part in (rows, columns, *parts)]
+        parts = np.split(data[np.argsort(classes, kind="stable")], ends[:-1])
+        blocks = [inner(part, 1) for part in (rows, columns, *parts) if len(part)]
         return _LENGTH.pack(length) + behind_lengths(blocks)
 
     def decode(self, coded: memoryview, out: Array, width: int, inner: Outer) -> None:
@@ -88,8 +92,6 @@ class Grid(Codec):
             sides.append(np.empty(count, np.uint8))
             inner(block, sides[-1], 1)
         rows, columns = sides
-        if (most := int(rows.max()) + int(columns.max())) > 255:
-            raise IntegrityError(f"its classes reach {most}, but at most 255 are possible")
         classes = (rows[:, None] + columns).ravel()
         found, begin = np.empty(len(out), np.uint8), 0
         for count in np.bincount(classes).tolist():
@@ -138,11 +140,12 @@ def _divisors(count: int) -> list[int]:
 def _entropy(mean: Array) -> Array:
     """Return the entropy in bits of a geometric magnitude of a mean, and of its sign where it has one."""
     mean = np.maximum(mean, 1e-6)
-    return (1 + mean) * np.log2(1 + mean) - mean * np.log2(mean) + mean / (1 + mean)
+    found: Array = (1 + mean) * np.log2(1 + mean) - mean * np.log2(mean) + mean / (1 + mean)
+    return found
 
 
 def _classes(grid: Array) -> tuple[Array, Array]:
-    """Return the class of each row and of each column: uint8, so that their sums make few bytes.
+    """Return the class of each row and of each column: uint8 each, the least of them 0.
 
     Args:
         grid: Bytes of shape (rows, elements in each).
@@ -150,52 +153,63 @@ def _classes(grid: Array) -> tuple[Array, Array]:
     values, symbols = np.unique(grid, return_inverse=True)
     symbols = symbols.reshape(grid.shape).astype(np.int64)
     sizes = _magnitudes(grid.ravel()).reshape(grid.shape)
-    tried = [_sorted_out(symbols, sizes, len(values), step) for step in _STEPS]
-    _, rows, columns = min(tried, key=lambda one: one[0])
+    tried = []
+    for step in _STEPS:
+        sides = [_by_size(sizes.mean(axis=axis), step) for axis in (1, 0)]
+        for _ in range(_ROUNDS):
+            for side in (0, 1):
+                sides[side] = _assigned(sides, side, symbols, len(values))
+        tried.append((_expected_bits(sides, symbols, len(values)), sides))
+    _, (rows, columns) = min(tried, key=lambda one: one[0])
     return (rows - rows.min()).astype(np.uint8), (columns - columns.min()).astype(np.uint8)
 
 
-def _sorted_out(
-    symbols: Array, sizes: Array, count: int, step: float
-) -> tuple[float, Array, Array]:
-    """Return classes that begin with a width, about how many bits they take, and what is coded by them."""
-    sides = [_by_size(sizes.mean(axis=axis), step) for axis in (1, 0)]
-    for _ in range(_ROUNDS):
-        for side, other, grid in ((0, 1, symbols), (1, 0, symbols.T)):
-            bits = _lengths(sides[0][:, None] + sides[1], symbols, count)
-            least, most = int(sides[side].min()), int(sides[side].max())
-            costs = np.stack(
-                [
-                    bits[each + sides[other], grid].sum(axis=1)
-                    for each in range(least, most + 1)
-                ],
-                axis=1,
-            )
-            shares = np.bincount(sides[side], minlength=most + 1)[least:] + 0.1
-            sides[side] = least + np.argmin(costs - np.log2(shares / shares.sum()), axis=1)
-    return _expected_bits(sides, symbols, count), *sides
-
-
 def _by_size(means: Array, step: float) -> Array:
-    levels = np.rint(np.log2(means + 0.05) / step).astype(np.int64)
-    low, high = np.quantile(levels, (0.02, 0.98)).astype(int)
-    high = min(high, low + _MOST - 1)
-    return np.clip(levels, low, high) - low
+    """Return classes by the logarithm of a mean magnitude; the outermost ones take what lies beyond.
+
+    Args:
+        means: Mean magnitudes of rows or of columns: floats of shape (n,).
+        step: Width of a class in doublings.
+
+    Returns:
+        Classes from 0: int64 of shape (n,).
+    """
+    levels = np.rint(np.log2(means + _LEAST_MEAN) / step).astype(np.int64)
+    low, high = np.quantile(levels, (_OUTER, 1 - _OUTER)).astype(int)
+    classes: Array = np.clip(levels, low, min(high, low + _MOST - 1)) - low
+    return classes
 
 
-def _counts(classes: Array, symbols: Array, count: int) -> Array:
-    flat = np.bincount((classes * count + symbols).ravel(), minlength=count * (int(classes.max()) + 1))
-    return flat.reshape(-1, count)
+def _assigned(sides: list[Array], side: int, symbols: Array, count: int) -> Array:
+    """Return the classes of the rows or of the columns by which each takes the fewest bits.
+
+    Args:
+        sides: Classes of the rows and of the columns so far.
+        side: 0 for the rows, 1 for the columns.
+        symbols: Numbers of the values that occur: int64 of shape (rows, elements in each).
+        count: How many values occur.
+    """
+    counts = _counts(sides, symbols, count)
+    smooth = counts + _SMOOTH * counts.sum(axis=0) / counts.sum()
+    bits = -np.log2(smooth / smooth.sum(axis=1, keepdims=True))
+    mine, other, lines = sides[side], sides[1 - side], (symbols, symbols.T)[side]
+    tried = np.arange(mine.min(), mine.max() + 1)
+    costs = np.stack([bits[each + other, lines].sum(axis=1) for each in tried], axis=1)
+    shares = np.bincount(mine - mine.min()) + 0.1
+    found: Array = tried[np.argmin(costs - np.log2(shares / len(mine)), axis=1)]
+    return found
 
 
-def _lengths(classes: Array, symbols: Array, count: int) -> Array:
-    """Return about how many bits each symbol takes in each class: floats of shape (classes, symbols)."""
-    found = _counts(classes, symbols, count)
-    smooth = found + 4 * found.sum(axis=0) / found.sum()
-    return -np.log2(smooth / smooth.sum(axis=1, keepdims=True))
+def _counts(sides: list[Array], symbols: Array, count: int) -> Array:
+    """Return how often each value occurs in each class: int64 of shape (classes, count)."""
+    classes = sides[0][:, None] + sides[1]
+    flat = (classes * count + symbols).ravel()
+    found: Array = np.bincount(flat, minlength=(int(classes.max()) + 1) * count)
+    return found.reshape(-1, count)
 
 
 def _expected_bits(sides: list[Array], symbols: Array, count: int) -> float:
-    found = _counts(sides[0][:, None] + sides[1], symbols, count)
-    total = sum(8 * entropy_bytes(each) + _TABLE_BITS for each in found if each.any())
-    return total + sum(8 * entropy_bytes(np.bincount(side)) for side in sides)
+    """Return about how many bits the elements and their classes take."""
+    coded = [each for each in _counts(sides, symbols, count) if each.any()]
+    coded += [np.bincount(side) for side in sides]
+    return sum(8 * entropy_bytes(each) + _TABLE_BITS for each in coded)
