@@ -180,7 +180,7 @@ def after_an_hour(cache: Path, recipe: str, falling: bool) -> tuple[Path, dict[i
         start_s, part_s = time.process_time(), 3600 / HOUR_PARTS
         while (passed := (time.process_time() - start_s) / part_s) < 1:
             if falling:
-                share = (1 + np.cos(np.pi * (twelfth + passed) / HOUR_PARTS)) / 2
+                share = float(1 + np.cos(np.pi * (twelfth + passed) / HOUR_PARTS)) / 2
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * share
             x, labels = next(batches)

@@ -2,8 +2,7 @@
 
     python examples/read_packed.py model.hastenz FOLDER [OLDER_FOLDER]
 
-It shows what the format is, byte by byte, and is slow: its decoders are plain Python.
-"""
+It shows what the format is, byte by byte, and is slow: its decoders are plain Python."""
 
 import json
 import sys
@@ -109,12 +108,11 @@ def decode(block, n, width, codecs, deep=1):
     return found
 
 
-# Decoders get a stream, how many bytes to give, the width of an element, and what decodes a block inside.
+# Decoders get a stream, a number of bytes to give, the width of an element, and what decodes a block inside.
 
 
 def bit(stream, left):
-    """Return a stream's next bit as text; the bits of its last byte are left, the highest first."""
-    left += f"{take(stream, 1)[0]:08b}" if not left else ""
+    left += f"{take(stream, 1)[0]:08b}" if not left else ""  # of its last byte, the highest first
     return left.pop()
 
 
@@ -177,8 +175,7 @@ def codebook(stream, n, width, inner):
 
 def sparse(stream, n, width, inner):
     count, size, found = number(stream), number(stream), np.zeros(n // width, f"<u{width}")
-    most = count + len(found) // 255 if count else 0
-    need(count <= len(found) and count <= size <= most, "it has no such gaps")
+    need(count <= len(found) and count <= size <= (count and count + len(found) // 255), "no gaps")
     if count:
         gaps = elements(inner(size, 1), 1).astype(int)
         ends = np.cumsum(gaps + (gaps < 255))
@@ -187,13 +184,20 @@ def sparse(stream, n, width, inner):
     return found.tobytes()
 
 
-DECODERS = {each.__name__: each for each in (huffman, rans, planes, codebook, sparse)}
-DECODERS["raw"] = lambda stream, n, width, inner: stream.read()
-DECODERS["zstd"] = lambda stream, n, width, inner: frame(stream.read(), n)
+def grid(stream, n, width, inner):
+    length = number(stream)
+    need(width == 1 and length and n % length == 0, "it has no such rows")
+    rows, columns = (elements(inner(count, 1), 1) for count in (n // length, length))
+    classes = np.add.outer(rows, columns).ravel()  # modulo 256
+    parts = b"".join(inner(count, 1) for count in np.bincount(classes).tolist() if count)
+    return elements(parts, 1)[np.argsort(np.argsort(classes, kind="stable"))].tobytes()
+
+
+DECODERS = {each.__name__: each for each in (huffman, rans, planes, codebook, sparse, grid)}
+DECODERS |= {"raw": lambda part, *_: part.read(), "zstd": lambda part, n, *_: frame(part.read(), n)}
 
 
 def related(found, item, older):
-    """Return an item's bytes of what its chunks hold and the files of the older bundle."""
     old = b"".join(older[p.file][p.offset :][: p.length] for p in item.since)
     if item.relation in ("", "same"):
         return old if item.relation else found
@@ -213,8 +217,7 @@ def older_files(base, folder):
 
 def unpack(data, folder=None):
     """Return the files of a packed bundle by path; those of the older one are in a folder."""
-    stream = BytesIO(data)
-    head = read_head(stream, len(data))
+    head = read_head(stream := BytesIO(data), len(data))
     older = older_files(head.base, folder) if head.base else []
     files, done = [bytearray(size) for _, size in head.files], {-1: b""}
     for place, item in enumerate(head.items):
@@ -234,9 +237,8 @@ def unpack(data, folder=None):
 
 def check_manifest(files):
     record = json.loads(files["manifest.json"])
-    stated = record.pop("digest")
-    text = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
-    need(sha256(text).hexdigest() == stated, "the manifest was changed")
+    stated, text = record.pop("digest"), json.dumps(record, sort_keys=True, separators=(",", ":"))
+    need(sha256(text.encode()).hexdigest() == stated, "the manifest was changed")
     others = files.keys() - {"manifest.json", "manifest.json.minisig"}
     need(others == record["files"].keys(), "it has other files than it lists")
     for path in others:

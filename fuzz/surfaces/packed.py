@@ -35,7 +35,7 @@ from hasten.errors import InputError, IntegrityError
 _MOST_FILE_BYTES = 32 << 20
 """Size of unpacked files from which nobody here makes room for them, as on a machine without memory."""
 _CHUNK_BYTES = 256
-_WORDS = ("raw", "zstd", "huffman", "rans", "same", "xor", "minus", "float32", "m.bin")
+_WORDS = ("raw", "zstd", "huffman", "rans", "grid", "same", "xor", "minus", "float32", "m.bin")
 _OLD = np.random.default_rng(9).integers(0, 256, 1 << 12, np.uint8)
 """Bytes of the base, for differences."""
 
@@ -84,7 +84,7 @@ class Chunks(Surface):
             items = parts.record["items"]
             for at, chunks in enumerate(parts.chunks):
                 for chunk in chunks:
-                    head = [parts.record["codecs"], items["width"][at], _CHUNK_BYTES]
+                    head = [parts.record["codecs"], items["width"][at], items["chunk"][at]]
                     found.append(json.dumps(head).encode() + b"\n" + chunk)
         return found
 
@@ -134,6 +134,8 @@ def corpus(folder: Path) -> Iterator[bytes]:
     }
     for name, array in tensors.items():
         yield written(folder / name, [_cut(name, array, 0), _cut("again", array, array.nbytes)])
+    rows = rng.normal(0, np.where(np.arange(32) % 2, 9, 0.3)[:, None], (32, 64)).round()
+    yield written(folder / "rows", [_cut("rows", rows.astype(np.int8).ravel(), 0, chunk=2048)])
     old = _OLD[:400].view(np.float32)
     base = Base("0" * 64, (("old.bin", len(_OLD)),))
     cuts = [
@@ -144,14 +146,15 @@ def corpus(folder: Path) -> Iterator[bytes]:
     yield written(folder / "since", cuts, base)
 
 
-def _cut(name: str, array: Array, place: int, relation: Any = "") -> Cut:
+def _cut(
+    name: str, array: Array, place: int, relation: Any = "", *, chunk: int = _CHUNK_BYTES
+) -> Cut:
     data, since = array.view(np.uint8), (Piece(0, 0, array.nbytes),) if relation else ()
     if relation == "xor":
         data = data ^ _OLD[: len(data)]
     elif relation == "minus":
         data = (array.view(np.uint32) - _OLD[: len(data)].view(np.uint32)).view(np.uint8)
     pieces = (Piece(0, place, len(data)),)
-    chunk = _CHUNK_BYTES
     item = Item(
         name, str(array.dtype), array.shape, array.itemsize, pieces, chunk, (), (), relation, since
     )

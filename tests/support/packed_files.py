@@ -36,6 +36,9 @@ def tensors() -> dict[str, Array]:
     rng = np.random.default_rng(3)
     normal = rng.standard_normal(1500)
     few = rng.choice(rng.standard_normal(9), 1000).astype(np.float32)
+    rows = np.random.default_rng(8).normal(
+        0, np.where(np.arange(32) % 2, 9, 0.3)[:, None], (32, 64)
+    )
     pruned = np.where(rng.random(1500) < 0.97, 0, normal).astype(np.float32)
     return {
         "noise": rng.integers(0, 256, 2500, np.uint8),
@@ -48,6 +51,7 @@ def tensors() -> dict[str, Array]:
         "pruned": pruned,
         "again": few.copy(),
         "text": np.frombuffer(b"a stranger reads it. " * 250, np.uint8),
+        "rows": rows.round().astype(np.int8),
     }
 
 
@@ -55,7 +59,7 @@ def cuts(named: dict[str, Array]) -> Iterator[Cut]:
     """Cut a file that holds some tensors one after another, and a second one that a pair is in."""
     place = 0
     for name, array in named.items():
-        data, width = array.view(np.uint8), array.itemsize
+        data, width = array.view(np.uint8).ravel(), array.itemsize
         piece = Piece(0, place, len(data))
         place += len(data)
         chunk = CHUNK_BYTES

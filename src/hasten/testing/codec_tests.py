@@ -76,6 +76,8 @@ def chunks() -> Iterator[tuple[str, Array, int]]:
     yield "a mebibyte", weights(1 << 20), 1
     for n in (2, 3, 4, 5, 7, 8, 9, 13, 31, 100, 255, 256, 257, 300):
         yield f"{n} bytes", weights(n, 3.0), 1
+    for shape in ((16, 24), (9, 300), (300, 9), (64, 96)):
+        yield f"rows {shape}", grid(*shape), 1
     yield "far apart", np.bincount([0, 254, 510, 766, 5000, 9000]).astype(np.uint8), 1
     for width in _WIDTHS[1:]:
         words = f"<u{width}"
@@ -91,6 +93,14 @@ def chunks() -> Iterator[tuple[str, Array, int]]:
         numbers = rng.normal(0, 0.05, 3000).astype(kind)
         yield f"{numbers.dtype}", numbers.view(np.uint8), numbers.itemsize
         yield f"strange {numbers.dtype}", strange(numbers.dtype), numbers.itemsize
+
+
+def grid(rows: int, length: int) -> Array:
+    """Return bytes of signed numbers that are larger in some rows, and in some columns, than in others."""
+    rng = np.random.default_rng(7)
+    deviations = np.outer(2.0 ** rng.integers(-2, 4, rows), 2.0 ** rng.integers(-1, 2, length))
+    drawn = rng.normal(0, deviations).round().clip(-127, 127)
+    return drawn.astype(np.int8).view(np.uint8).ravel()
 
 
 def strange(dtype: np.dtype[np.generic]) -> Array:

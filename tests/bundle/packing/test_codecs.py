@@ -14,6 +14,7 @@ from hasten.bundle.packing.blocks import Codecs, Coder
 from hasten.bundle.packing.codecs import huffman, native, planes, rans, sparse
 from hasten.bundle.packing.codecs.base import Codec, Inner, Outer
 from hasten.bundle.packing.codecs.codebook import Codebook
+from hasten.bundle.packing.codecs.grid import Grid
 from hasten.bundle.packing.codecs.huffman import Huffman
 from hasten.bundle.packing.codecs.planes import Planes
 from hasten.bundle.packing.codecs.rans import Rans
@@ -23,7 +24,7 @@ from hasten.bundle.packing.codecs.tables import counts_of, entropy_bytes, stated
 from hasten.bundle.packing.codecs.zstandard import Zstandard
 from hasten.core.tensors import Array
 from hasten.errors import IntegrityError
-from hasten.testing.codec_tests import CodecTests, chunks, damaged
+from hasten.testing.codec_tests import CodecTests, chunks, damaged, grid, outer
 
 
 class TestRaw(CodecTests):
@@ -52,6 +53,10 @@ class TestCodebook(CodecTests):
 
 class TestSparse(CodecTests):
     codec = Sparse()
+
+
+class TestGrid(CodecTests):
+    codec = Grid()
 
 
 @dataclass(frozen=True)
@@ -242,6 +247,56 @@ def test_an_index_beyond_a_codebook_is_told() -> None:
     with pytest.raises(IntegrityError) as error:
         Codebook().decode(memoryview(coded), out, 2, outer)
     assert str(error.value) == "index 2 lies outside its 2 values"
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (40, 1000), (500, 25)])
+def test_rows_and_columns_of_their_own_magnitudes_are_found(shape: tuple[int, int]) -> None:
+    data = grid(*shape)
+    others = Coder((Raw(), Zstandard(), Huffman(), Rans(), Sparse())).code(data, 1)
+    block = Coder((Raw(), Zstandard(), Huffman(), Rans(), Sparse(), Grid())).code(data, 1)
+    assert block[:5] == bytes([5]) + shape[1].to_bytes(4, "little")
+    assert len(block) < 0.9 * len(others)
+
+
+def test_what_has_no_such_rows_is_coded_as_before() -> None:
+    rng = np.random.default_rng(4)
+    alike = rng.normal(0, 2, 300 * 200).round().astype(np.int8).view(np.uint8)
+    dense = (grid(300, 200).view(np.int8) * 8).view(np.uint8) + rng.integers(
+        0, 60, 60_000, np.uint8
+    )
+    floats = np.exp2(grid(64, 96).view(np.int8) / 4).astype(np.float32).view(np.uint8)
+    with_it, without = (Raw(), Rans(), Planes(), Grid()), (Raw(), Rans(), Planes())
+    for data, width in ((alike, 1), (dense, 1), (floats, 4)):
+        assert Coder(with_it).code(data, width) == Coder(without).code(data, width)
+
+
+@pytest.mark.parametrize(
+    ("coded", "said"),
+    [
+        ("", "it states no rows of elements of 1 bytes"),
+        ("00000000", "8 elements are no rows of 0"),
+        ("03000000", "8 elements are no rows of 3"),
+        ("10000000", "8 elements are no rows of 16"),
+        ("04000000 ffffffff 0001", "it ends within a part: 6 bytes are left"),
+        ("04000000 03000000 000100", "a part has 3 bytes, but 2 are needed"),
+        ("04000000 02000000 0001 04000000 00000000 05000000 0102030405", "a part has 5 bytes"),
+        (
+            "04000000 02000000 0000 04000000 00000000 08000000 0102030405060708 00",
+            "1 bytes follow its last class",
+        ),
+    ],
+)
+def test_a_damaged_grid_is_told(coded: str, said: str) -> None:
+    with pytest.raises(IntegrityError, match=said):
+        Grid().decode(memoryview(bytes.fromhex(coded)), np.zeros(8, np.uint8), 1, outer)
+
+
+def test_classes_of_rows_and_columns_are_added_modulo_256() -> None:
+    out = np.zeros(8, np.uint8)
+    # The first row has the classes 1, 0, 0 and 1, the second one 0, 255, 255 and 0.
+    coded = "04000000 02000000 00ff 04000000 01000001 04000000 10203040 02000000 4151 02000000 7787"
+    Grid().decode(memoryview(bytes.fromhex(coded)), out, 1, outer)
+    assert out.tobytes().hex() == "4110205130778740"
 
 
 def test_a_zero_of_either_sign_and_each_nan_keep_their_bits_through_nested_codecs() -> None:

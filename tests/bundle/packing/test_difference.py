@@ -145,6 +145,19 @@ def test_weights_that_changed_a_little_take_little(made: Path, packed: Path) -> 
     assert packed.stat().st_size < 0.5 * (made / "tuned.hastenz").stat().st_size
 
 
+def test_tensors_of_a_difference_are_cut_at_whole_rows(
+    old: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hasten.bundle.packing.writer._CHUNK_ELEMENTS", 1000)
+    apart = hasten.pack(made / "tuned.hasten", tmp_path / "apart.hastenz", since=old).path
+    with FileSource(apart) as source:
+        items = {item.name: item for item in Packed.open(source).head.items}
+    assert (items["w8"].relation in ("xor", "minus"), items["w8"].chunk) == (True, 7 * 128)
+    assert (items["w32"].relation, items["w32"].chunk) == ("zigzag", 7 * 128 * 4)
+    hasten.unpack(apart, tmp_path / "again.hasten", base=old)
+    assert content(tmp_path / "again.hasten") == content(made / "tuned.hasten")
+
+
 def test_tensors_are_found_again_where_a_runtime_numbers_their_names_anew(
     made: Path, tmp_path: Path
 ) -> None:

@@ -116,7 +116,8 @@ class Coder:
         least = len(data) + 1
         for number, codec in sorted(enumerate(self.choice), key=lambda pair: pair[1].slow):
             fits = not codec.widths or width in codec.widths
-            if not fits or (codec.nested and deep == DEEPEST):
+            inside = (codec.nested and deep == DEEPEST) or (codec.outermost and deep > 1)
+            if not fits or inside:
                 continue
             if not codec.promising(data, width, least):
                 continue

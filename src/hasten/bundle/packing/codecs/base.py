@@ -29,6 +29,7 @@ class Codec(Value, ABC):
     Attributes:
         nested: Whether it codes its parts by other codecs. Codecs may be nested
             `hasten.bundle.packing.blocks.DEEPEST` deep.
+        outermost: Whether it is tried on chunks alone, and not on the parts of other codecs.
         widths: Sizes of an element in bytes that it is tried on; empty for any.
         slow: Whether coding takes so long that it is tried after the others, if it is `promising` then.
         cost: Time in nanoseconds that decoding a byte takes, as `benchmarks/packing_codecs.py` measures it on
@@ -48,9 +49,11 @@ class Codec(Value, ABC):
             "planes": "hasten.bundle.packing.codecs.planes:Planes",
             "codebook": "hasten.bundle.packing.codecs.codebook:Codebook",
             "sparse": "hasten.bundle.packing.codecs.sparse:Sparse",
+            "grid": "hasten.bundle.packing.codecs.grid:Grid",
         },
     )
     nested: ClassVar[bool] = False
+    outermost: ClassVar[bool] = False
     widths: ClassVar[frozenset[int]] = frozenset()
     slow: ClassVar[bool] = False
     cost: ClassVar[float] = 0.0

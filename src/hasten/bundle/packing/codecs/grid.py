@@ -1,0 +1,215 @@
+"""Matrices whose elements are larger in some rows and columns than in others: a code for each class."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from hasten.bundle.packing.codecs.base import Codec, Inner, Outer, behind_lengths, first_block
+from hasten.bundle.packing.codecs.tables import counts_of, entropy_bytes
+from hasten.core.tensors import Array
+from hasten.errors import IntegrityError
+
+_LENGTH = struct.Struct("<I")
+_LEAST = 2048
+"""Size in bytes below which the tables of several codes take more than they save."""
+_SHORTEST = 8
+"""Least number of rows, and of elements in a row."""
+_CLASS_BITS = 3.5
+"""About what the class of a row takes, and what classes that are chosen by chance seem to save."""
+_TABLE_BITS = 300.0
+"""About what another code takes: its table and its states."""
+_DENSE_BITS = 5.0
+"""Entropy of an element above which it isn't tried: scales make rows of dense int8 weights alike."""
+_WORTH = 0.99
+"""Share of the bytes that others made, below which it is worth its slower decoding."""
+_STEPS = (1.0, 0.5)
+"""Widths of a class, in doublings of the mean magnitude."""
+_ROUNDS = 2
+_MOST = 12
+"""Largest number of classes of rows, and of columns."""
+_OUTER = 0.02
+"""Share of rows at each end that have no classes of their own."""
+_LEAST_MEAN = 0.05
+"""Mean magnitude that is added to each, since rows near to zero differ by chance."""
+_SMOOTH = 4.0
+"""Number of elements whose values are as frequent as everywhere, and that are added to each class."""
+
+
+@dataclass(frozen=True)
+class Grid(Codec):
+    """Rows of some length: an element's class is the sum of its row's and its column's, modulo 256.
+
+    The coded bytes:
+
+        4 bytes  length of a row, little-endian: it divides the number of elements
+        ...      block of the rows' classes, one byte each
+        ...      block of the columns' classes, one byte each
+        ...      a block for each class that occurs, in ascending order: its elements, in their order
+
+    Blocks stand behind their lengths: see `hasten.bundle.packing.codecs.base.behind_lengths`. Between two
+    states of a network, weights of some outputs and of some inputs differ more than others.
+    """
+
+    nested: ClassVar[bool] = True
+    outermost: ClassVar[bool] = True
+    widths: ClassVar[frozenset[int]] = frozenset({1})
+    slow: ClassVar[bool] = True
+    cost: ClassVar[float] = 14.0
+
+    def promising(self, data: Array, width: int, least: int) -> bool:
+        if len(data) < _LEAST:
+            return False
+        bound = entropy_bytes(counts_of(data))
+        if bound > _DENSE_BITS / 8 * len(data):
+            return False
+        _, gain_bits = _row_length(data)
+        return bound - gain_bits / 8 < _WORTH * least
+
+    def encode(self, data: Array, width: int, inner: Inner) -> bytes | None:
+        length, _ = _row_length(data)
+        if not length:
+            return None
+        rows, columns = _classes(data.reshape(-1, length))
+        classes = (rows[:, None] + columns).ravel()
+        ends = np.cumsum(np.bincount(classes))
+        parts = np.split(data[np.argsort(classes, kind="stable")], ends[:-1])
+        blocks = [inner(part, 1) for part in (rows, columns, *parts) if len(part)]
+        return _LENGTH.pack(length) + behind_lengths(blocks)
+
+    def decode(self, coded: memoryview, out: Array, width: int, inner: Outer) -> None:
+        if len(coded) < _LENGTH.size or width != 1:
+            raise IntegrityError(f"it states no rows of elements of {width} bytes")
+        (length,) = _LENGTH.unpack_from(coded)
+        if not length or len(out) % length:
+            raise IntegrityError(f"{len(out):,} elements are no rows of {length:,}")
+        rest, sides = coded[_LENGTH.size :], []
+        for count in (len(out) // length, length):
+            block, rest = first_block(rest)
+            sides.append(np.empty(count, np.uint8))
+            inner(block, sides[-1], 1)
+        rows, columns = sides
+        classes = (rows[:, None] + columns).ravel()
+        found, begin = np.empty(len(out), np.uint8), 0
+        for count in np.bincount(classes).tolist():
+            if count:
+                block, rest = first_block(rest)
+                inner(block, found[begin : begin + count], 1)
+                begin += count
+        if len(rest):
+            raise IntegrityError(f"{len(rest):,} bytes follow its last class")
+        out[np.argsort(classes, kind="stable")] = found
+
+
+def _magnitudes(data: Array) -> Array:
+    """Return how far each byte is from the most frequent one: int64, 0 to 128; byte 0 follows byte 255."""
+    apart = data - np.uint8(np.argmax(counts_of(data)))
+    return np.abs(apart.view(np.int8).astype(np.int64))
+
+
+def _row_length(data: Array) -> tuple[int, float]:
+    """Return the length of rows with which classes save most by far estimate, and that in bits; or 0 and 0.
+
+    Magnitudes are taken to be geometric within each row and each column.
+    """
+    sizes = _magnitudes(data)
+    count, best = len(data), (0, 0.0)
+    before, whole = np.cumsum(sizes), count * float(_entropy(sizes.mean()))
+    for length in _divisors(count):
+        sums = np.diff(before[length - 1 :: length], prepend=0)
+        rows = whole - length * float(_entropy(sums / length).sum())
+        across = sizes.reshape(-1, length).sum(axis=0) * (length / count)
+        columns = whole - count / length * float(_entropy(across).sum())
+        gains = (rows - _CLASS_BITS * count / length, columns - _CLASS_BITS * length)
+        gain = sum(max(0.0, each) for each in gains)
+        if gain > best[1]:
+            best = (length, gain)
+    return best
+
+
+def _divisors(count: int) -> list[int]:
+    """Return the lengths of rows that a number of elements may have."""
+    found = [each for each in range(1, int(count**0.5) + 1) if not count % each]
+    found += [count // each for each in found]
+    return sorted({each for each in found if min(each, count // each) >= _SHORTEST})
+
+
+def _entropy(mean: Array) -> Array:
+    """Return the entropy in bits of a geometric magnitude of a mean, and of its sign where it has one."""
+    mean = np.maximum(mean, 1e-6)
+    found: Array = (1 + mean) * np.log2(1 + mean) - mean * np.log2(mean) + mean / (1 + mean)
+    return found
+
+
+def _classes(grid: Array) -> tuple[Array, Array]:
+    """Return the class of each row and of each column: uint8 each, the least of them 0.
+
+    Args:
+        grid: Bytes of shape (rows, elements in each).
+    """
+    values, symbols = np.unique(grid, return_inverse=True)
+    symbols = symbols.reshape(grid.shape).astype(np.int64)
+    sizes = _magnitudes(grid.ravel()).reshape(grid.shape)
+    tried = []
+    for step in _STEPS:
+        sides = [_by_size(sizes.mean(axis=axis), step) for axis in (1, 0)]
+        for _ in range(_ROUNDS):
+            for side in (0, 1):
+                sides[side] = _assigned(sides, side, symbols, len(values))
+        tried.append((_expected_bits(sides, symbols, len(values)), sides))
+    _, (rows, columns) = min(tried, key=lambda one: one[0])
+    return (rows - rows.min()).astype(np.uint8), (columns - columns.min()).astype(np.uint8)
+
+
+def _by_size(means: Array, step: float) -> Array:
+    """Return classes by the logarithm of a mean magnitude; the outermost ones take what lies beyond.
+
+    Args:
+        means: Mean magnitudes of rows or of columns: floats of shape (n,).
+        step: Width of a class in doublings.
+
+    Returns:
+        Classes from 0: int64 of shape (n,).
+    """
+    levels = np.rint(np.log2(means + _LEAST_MEAN) / step).astype(np.int64)
+    low, high = np.quantile(levels, (_OUTER, 1 - _OUTER)).astype(int)
+    classes: Array = np.clip(levels, low, min(high, low + _MOST - 1)) - low
+    return classes
+
+
+def _assigned(sides: list[Array], side: int, symbols: Array, count: int) -> Array:
+    """Return the classes of the rows or of the columns by which each takes the fewest bits.
+
+    Args:
+        sides: Classes of the rows and of the columns so far.
+        side: 0 for the rows, 1 for the columns.
+        symbols: Numbers of the values that occur: int64 of shape (rows, elements in each).
+        count: How many values occur.
+    """
+    counts = _counts(sides, symbols, count)
+    smooth = counts + _SMOOTH * counts.sum(axis=0) / counts.sum()
+    bits = -np.log2(smooth / smooth.sum(axis=1, keepdims=True))
+    mine, other, lines = sides[side], sides[1 - side], (symbols, symbols.T)[side]
+    tried = np.arange(mine.min(), mine.max() + 1)
+    costs = np.stack([bits[each + other, lines].sum(axis=1) for each in tried], axis=1)
+    shares = np.bincount(mine - mine.min()) + 0.1
+    found: Array = tried[np.argmin(costs - np.log2(shares / len(mine)), axis=1)]
+    return found
+
+
+def _counts(sides: list[Array], symbols: Array, count: int) -> Array:
+    """Return how often each value occurs in each class: int64 of shape (classes, count)."""
+    classes = sides[0][:, None] + sides[1]
+    flat = (classes * count + symbols).ravel()
+    found: Array = np.bincount(flat, minlength=(int(classes.max()) + 1) * count)
+    return found.reshape(-1, count)
+
+
+def _expected_bits(sides: list[Array], symbols: Array, count: int) -> float:
+    """Return about how many bits the elements and their classes take."""
+    coded = [each for each in _counts(sides, symbols, count) if each.any()]
+    coded += [np.bincount(side) for side in sides]
+    return sum(8 * entropy_bytes(each) + _TABLE_BITS for each in coded)
