@@ -93,8 +93,7 @@ def started(folder: Path, limit_ms: float, *options: str) -> subprocess.Popen[st
     said = [f"{folder / 'net.py'}:net", f"--train={folder / 'known.npz'}"]
     said += [f"--data={folder / 'judged.npz'}", f"--budget={limit_ms}ms", "--max-drop=20%"]
     said += ["--architecture=lcnet", "--minutes=10", "--epochs=1", "--batch=16", "--rate=5e-3"]
-    said += ["--engine=onnxruntime", "--pass=static_quantization", "--effort=quick"]
-    said += [f"--out={folder / 'b.hasten'}", *options]
+    said += ["--engine=onnxruntime", "--effort=quick", f"--out={folder / 'b.hasten'}", *options]
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, "lighten", *said],
         stdout=subprocess.PIPE,

@@ -110,7 +110,7 @@ def test_a_real_detector_finds_the_dog_the_bicycle_and_the_car_before_and_after(
     ):
         result = hasten.optimize(
             detector,
-            yolo.LetterboxedCrops(90),
+            yolo.LetterboxedCrops(160),
             metric=DetectionF1(threshold=LEAST),
             max_drop=0.2,
             calibration=10,
