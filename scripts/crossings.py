@@ -16,6 +16,7 @@ import sys
 import threading
 import tomllib
 from collections.abc import Callable, Iterable
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -90,9 +91,10 @@ def follow(run: Callable[[], object], given: Iterable[Any]) -> Followed:
     def look(frame: FrameType, event: str, _: Any) -> None:
         if event != "call" or frame.f_back is None:
             return
-        here, there = _room(frame), _room(frame.f_back)
+        here = _room(frame.f_code.co_filename)
         if here not in places or not _holds(frame, handed):
             return
+        there = _room(frame.f_back.f_code.co_filename)
         name = _name(frame)
         walked.setdefault(name, here)
         if here != there and there in places:
@@ -109,8 +111,8 @@ def follow(run: Callable[[], object], given: Iterable[Any]) -> Followed:
     return Followed(list(found.values()), list(walked.values()))
 
 
-def _room(frame: FrameType) -> str:
-    file = frame.f_code.co_filename
+@cache
+def _room(file: str) -> str:
     if not file.startswith(f"{SOURCE}/"):
         return ""
     return file[len(str(SOURCE)) + 1 :].partition("/")[0].removesuffix(".py")

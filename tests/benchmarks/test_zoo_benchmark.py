@@ -110,7 +110,7 @@ def test_an_unknown_network_is_answered_served_and_certified_as_its_original(
     for module in (trials, importlib.import_module("zoo_checks")):
         monkeypatch.setattr(module, "HASTEN", QUICK_COMMAND)
     way = QUICK.get(case, "script")
-    options = ("--effort", "quick", "--time-limit", "10s")
+    options = ("--effort", "quick", "--time-limit", "6s")
     trial = trials.Trial(zoo.CASES[case], way, tmp_path, options)
     trial.run(way, timed=False)
     _is_right(trial.found)

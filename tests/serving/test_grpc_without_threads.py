@@ -22,7 +22,7 @@ from hasten.serving.grpc import trial
 pytestmark = pytest.mark.seconds
 
 PATIENCE_S = 120.0
-STUCK_S = 20.0
+STUCK_S = 8.0
 """Time after which a start is given up: the library may also wait for its thread, and a supervisor ends that."""
 STARTING = """
 import asyncio, os, resource, sys
@@ -32,7 +32,7 @@ from hasten.serving.grpc import trial
 from hasten.serving.server import Server
 from hasten.serving.settings import ServerSettings
 
-trial.ANSWER_S = 5.0
+trial.ANSWER_S = 2.0
 
 async def main():
     server = Server(ServerSettings((), grpc=0))
@@ -110,7 +110,7 @@ def test_no_port_of_grpc_is_told_that_answers_no_call() -> None:
                     live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
                     live(b"", timeout=PATIENCE_S)
             elif said:
-                assert said == SAID.format(5) + "\n"
+                assert said == SAID.format(2) + "\n"
                 refused += 1
             process.kill()
     assert refused

@@ -5,11 +5,12 @@ title is a program. Blocks of other kinds are what a reader sees. A block after 
 `<!-- not run: REASON -->` is left out.
 
 The blocks are typed as they are. Only `hasten optimize` times its candidates for less long than a reader's would, and
-ends within `SEARCH` where its page gives it minutes; such a page says that its steps work with any outcome. And
+ends within `SEARCH` where its page gives it minutes; such a page says that its steps work with any outcome. Elsewhere
+it tries of all passes `PASS` alone. And
 `hasten lighten` counts what networks compute where a reader's would time them, since a page's budget is for its
-author's machine; it trains for `TRAINING`, and its search is as short as the other's and tries no int8 but NNCF's.
-`hasten loadtest` sends requests for `LOAD`, except where a page says 15 s: that load must last while a model is
-replaced. HASTEN_TUTORIALS=whole does all as a reader's.
+author's machine; it trains for `TRAINING`, and its search is as short as the other's and tries no int8 but `PASS`.
+`hasten loadtest` sends requests for `LOAD`, and for `LASTING` where a page says 15 s: that load must last while a model
+is replaced. HASTEN_TUTORIALS=whole does all as a reader's.
 """
 
 from __future__ import annotations
@@ -26,17 +27,18 @@ ROOT = Path(__file__).parents[2]
 TUTORIALS = ROOT / "docs" / "tutorials"
 LIMIT_S = 1500
 """Below the limit of a slow test: a busy machine takes several times as long as an idle one."""
-SEARCH = "25s"
+SEARCH = "10s"
+PASS = "static_quantization"
 TRAINING = "0.1"
 """In minutes, as the option says it."""
-LOAD = "1s"
+LOAD, LASTING = "1s", "8s"
 _HASTEN = """#!/bin/sh
 export PATH="{programs}"
 case "$1 $*" in
 optimize*--time-limit*) set -- -m tests.support.quick "$@" --time-limit {search} ;;
-optimize*) set -- -m tests.support.quick "$@" ;;
-lighten*) set -- -c "{lighten}" "$@" --minutes {training} --pass nncf_quantization ;;
-loadtest*"--for 15s"*) exec hasten "$@" ;;
+optimize*) set -- -m tests.support.quick "$@" --pass {only} ;;
+lighten*) set -- -c "{lighten}" "$@" --minutes {training} --pass {only} ;;
+loadtest*"--for 15s"*) exec hasten "$@" --for {lasting} ;;
 loadtest*) exec hasten "$@" --for {load} ;;
 *) exec hasten "$@" ;;
 esac
@@ -93,7 +95,7 @@ def path_of_a_reader(home: Path) -> str:
         return programs
     script = home / "programs" / "hasten"
     script.parent.mkdir()
-    short = {"search": SEARCH, "training": TRAINING, "load": LOAD}
+    short = {"search": SEARCH, "only": PASS, "training": TRAINING, "load": LOAD, "lasting": LASTING}
     script.write_text(_HASTEN.format(programs=programs, root=ROOT, lighten=_LIGHTEN, **short))
     script.chmod(0o755)
     return f"{script.parent}:{programs}"

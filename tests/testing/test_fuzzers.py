@@ -129,7 +129,7 @@ class Harmful(Served):
         match data:
             case b"wait":
                 os.kill(pid, signal.SIGSTOP)
-                time.sleep(1)
+                time.sleep(0.6)
                 os.kill(pid, signal.SIGCONT)
             case b"memory":
                 body = http.request("v2/models/tiny/infer", bytes(24 << 20))
@@ -147,6 +147,8 @@ def test_who_makes_others_wait_takes_memory_or_ends_the_server_is_found_alone(
 ) -> None:
     monkeypatch.setattr(served, "MOST_KIB", 16 << 10)
     monkeypatch.setattr(served, "MOST_WAIT_S", 0.5)  # a busy machine may take longer than 0.05 s
+    bundles = served.bundles
+    monkeypatch.setattr(served, "bundles", lambda folder: bundles(folder)[:1])  # it starts often
     with Running(tmp_path) as server:
         surface = Harmful(tmp_path)
         surface.running = server
@@ -209,7 +211,8 @@ def test_a_few_inputs_do_no_harm(name: str, tmp_path: Path, request: pytest.Fixt
 
 @pytest.mark.slow
 def test_kernels_of_bytes_stay_within_their_memory_and_equal_integers() -> None:
-    assert sum(sanitized_kernels.run(6, 1)) == 6
+    sound, damaged = sanitized_kernels.run(3, 1)
+    assert (sound, damaged) == (1, 2)
 
 
 @pytest.mark.slow
