@@ -27,6 +27,12 @@ def record(folder: Path, head: str) -> None:
     (folder / "METADATA").write_text(head)
 
 
+def twice(site: Path) -> None:
+    """Write two records of one package."""
+    for number in (1, 2):
+        record(site / f"old-{number}.dist-info", "Version: 5\n")
+
+
 def version(name: str) -> str | None:
     """Return a version that isn't kept from an earlier call."""
     return installed_version.__wrapped__(name)
@@ -53,7 +59,7 @@ def test_a_name_is_found_in_each_spelling_and_by_its_own_metadata(site: Path) ->
     [
         lambda site: record(site / "old-1.0.egg-info", "Version: 5\n"),
         lambda site: (site / "old-1.0.egg-info").write_text("Version: 5\n"),
-        lambda site: [record(site / f"old-{n}.dist-info", "Version: 5\n") for n in (1, 2)],
+        twice,
     ],
 )
 def test_older_and_doubled_records_are_left_to_pythons_own_library(

@@ -71,7 +71,7 @@ def _answers(engine: Engine, artifact: Artifact, x: Array) -> Array:
 
 def _mix(network: Model, kept: tuple[str, ...], folder: Path) -> tuple[Single, Model]:
     base = Single((StaticQuantization(samples=4),), CompiledC())
-    candidate = mixed(base, kept, base.engine)
+    candidate = mixed(base, kept)
     return candidate, run(candidate.passes[0], network, folder)
 
 

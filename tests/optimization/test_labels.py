@@ -86,7 +86,7 @@ def passes_for(model: Model, target: Target) -> list[tuple[Pass, ...]]:
         for variant in load_object(path).variants(model, target)
     ]
     wider = [
-        mixed(Single((step,), OnnxRuntime()), [f"n_{i}=" for i in range(count)], OnnxRuntime())
+        mixed(Single((step,), OnnxRuntime()), [f"n_{i}=" for i in range(count)])
         for step in steps
         if isinstance(step, Selective)
         for count in (1, 9)

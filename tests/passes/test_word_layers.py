@@ -115,7 +115,8 @@ def test_the_range_stays_and_so_do_other_layers_bytes(in_int8: Model, tmp_path: 
     def ends(node: onnx.NodeProto) -> Array:
         scale, zero = (constants[name] for name in node.input[1:3])
         kind = np.iinfo(zero.dtype)
-        return (np.array([kind.min, kind.max]) - zero.astype(float)) * scale
+        found: Array = (np.array([kind.min, kind.max]) - zero.astype(float)) * scale
+        return found
 
     narrowed = [
         (node, made[made[node.input[0]].input[0]])

@@ -45,7 +45,7 @@ Least: TypeAlias = Callable[[str | None], Floor | None]
 
 @dataclass(frozen=True)
 class _Aim:
-    """What a search for a mix is to find.
+    """Goal of a search for a mix.
 
     Attributes:
         base: The quantized trial whose layers return.
@@ -135,7 +135,7 @@ class Mixing:
             candidate: Quantized candidate.
             words: Whether layers return to 16-bit activations, and not to float.
             noise: Node -> noise that int8 adds there.
-            aim: What is searched for.
+            aim: Goal of the search.
         """
         shares = self._shares(candidate, aim)
         if aim.scale not in (0, 1) and len(shares) == 1:

@@ -187,7 +187,7 @@ def _assigned(sides: list[Array], side: int, symbols: Array, count: int) -> Arra
         sides: Classes of the rows and of the columns so far.
         side: 0 for the rows, 1 for the columns.
         symbols: Numbers of the values that occur: int64 of shape (rows, elements in each).
-        count: How many values occur.
+        count: Number of values that occur.
     """
     counts = _counts(sides, symbols, count)
     smooth = counts + _SMOOTH * counts.sum(axis=0) / counts.sum()
