@@ -363,7 +363,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._parser.should_upgrade() or self._method == b"CONNECT":
             self._upgrading = True
             return
-        if not self._url.startswith(b"/"):
+        if self._url[:1] != b"/":
             self._take_authority(version)
         self._head_bytes = 0
         self._in_body = True
@@ -376,8 +376,8 @@ class Connection(asyncio.BufferedProtocol):
             self._check_rights(self.state.rights)
         if self._extra:
             self._check_crowd()
-        coding = headers.get(b"transfer-encoding", b"chunked")
-        if coding.strip().lower() != b"chunked":
+        coding = headers.get(b"transfer-encoding")
+        if coding is not None and coding.strip().lower() != b"chunked":
             raise ProtocolError(
                 Kind.INVALID,
                 f"the only Transfer-Encoding here is chunked; got {coding.decode('latin-1')!r:.60}: "
@@ -385,14 +385,14 @@ class Connection(asyncio.BufferedProtocol):
             )
         stated = headers.get(b"content-length")
         if stated is not None:
-            size = _stated(stated)
-            if size is None:
+            if not stated.isdigit() or len(stated) >= _LONGEST_NUMBER:
                 raise ProtocolError(Kind.INVALID, f"Content-Length is not a size: {stated[:40]!r}")
+            size = int(stated)
             if size > _DIRECT_BYTES:  # a shorter one is checked as it comes
                 self._check_room(size)
                 self._body = _memory(size, headers.get(b"inference-header-content-length", b""))
                 self._size = size
-        if headers.get(b"expect", b"").lower() == b"100-continue":
+        if b"expect" in headers and headers[b"expect"].lower() == b"100-continue":
             self._expected = True
             self._go_on()
 
@@ -806,7 +806,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._next_soon()
         elif self._refusal is not None:
             self._refuse(self._refusal)
-        else:
+        elif self._expected:
             self._go_on()
 
     def _answered(self) -> None:

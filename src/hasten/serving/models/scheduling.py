@@ -176,11 +176,12 @@ class Scheduler(Generic[P]):
         if item.deadline_ns <= now_ns:
             item.state = "done"
             raise ProtocolError(Kind.LATE, "the deadline had passed when the request arrived")
-        if self._running or self._rows or item.deadline_ns != math.inf:
-            self._admit(item, now_ns)
-        self._orders += 1
-        item.priority = min(item.priority, LOWEST_PRIORITY)
         level = _level(item)
+        if self._running or self._rows or item.deadline_ns != math.inf:
+            self._admit(item, level, now_ns)
+        self._orders += 1
+        if item.priority > LOWEST_PRIORITY:
+            item.priority = LOWEST_PRIORITY
         turn = self._turns_of(level).next(item.client, item.rows)
         item.order, item.state, item.queued_ns = (level, turn, self._orders), "queued", now_ns
         self._count(item, item.rows)
@@ -202,16 +203,17 @@ class Scheduler(Generic[P]):
         item.state, item.queued_ns = "running", now_ns
         return BatchRun([item], item.rows)
 
-    def _admit(self, item: P, now_ns: int) -> None:
+    def _admit(self, item: P, level: int, now_ns: int) -> None:
         """Refuse a request that would be late, or would wait too long.
 
         Raises:
             ProtocolError: the request is refused.
         """
-        ahead, margin = self._ahead(item), self._margin(item)
+        ahead = self._ahead(item, level)
+        margin = self._margin(item) if self._margins else 1.0
         left_ns = item.deadline_ns - now_ns
         if left_ns == math.inf:  # it can't be late
-            wait_ns, own_ns = self._endless_ns(item, now_ns), 0.0
+            wait_ns, own_ns = self._endless_ns(item.rows, ahead, now_ns), 0.0
         else:
             wait_ns, own_ns = self._plan(item.rows, ahead, left_ns, now_ns, margin)
         wait_ns, own_ns = wait_ns * margin, own_ns * margin
@@ -235,23 +237,24 @@ class Scheduler(Generic[P]):
 
     def wait_of(self, item: Pending, now_ns: int) -> float:
         """Return the expected wait of a request without a deadline that isn't queued, in nanoseconds."""
-        return self._endless_ns(item, now_ns) * self._margin(item)
+        ahead = self._ahead(item, _level(item))
+        return self._endless_ns(item.rows, ahead, now_ns) * self._margin(item)
 
-    def _endless_ns(self, item: Pending, now_ns: int) -> float:
-        """Predict how long a request without a deadline waits at the machine's present speed, in nanoseconds."""
-        busy_ns = self._busy_ns(now_ns)
-        return self._queue_ns(item.rows, self._ahead(item), self.latencies.best, busy_ns)
+    def _endless_ns(self, rows: int, ahead: int, now_ns: int) -> float:
+        """Predict how long rows without a deadline wait at the machine's present speed, in nanoseconds."""
+        return self._queue_ns(rows, ahead, self.latencies.best, self._busy_ns(now_ns))
 
-    def _ahead(self, item: Pending) -> int:
-        """Return the most rows that go before a new request."""
-        level, ahead = _level(item), 0
+    def _ahead(self, item: Pending, level: int) -> int:
+        """Return the most rows that go before a new request of a level."""
+        ahead = 0
         for each, rows in self._rows.items():
             if each <= level:
                 ahead += rows
         own = self._of.get(item.client, 0)
-        for priority, rows in self._own.get(item.client, {}).items():
-            if priority > item.priority:
-                ahead, own = ahead - rows, own - rows
+        if self._own:
+            for priority, rows in self._own.get(item.client, {}).items():
+                if priority > item.priority:
+                    ahead, own = ahead - rows, own - rows
         # Before it go at most as many rows of each client as the client's own, with these.
         clients = len(self._of) + (item.client not in self._of)
         return min(ahead, clients * (own + item.rows))
@@ -451,6 +454,8 @@ class Scheduler(Generic[P]):
     def _able(self, head: P) -> list[P]:
         """Return the head and those behind it that may join its batch, of no more than a batch needs."""
         most = self.latencies.most
+        if not self._own and len(self._heap) <= 4 * most:
+            return self._able_of_few(head.key, most)
         taken: list[P] = []
         able: list[P] = []
         rows = 0
@@ -462,6 +467,18 @@ class Scheduler(Generic[P]):
                 rows += first.rows
         for item in taken:
             self._push(item)
+        return able
+
+    def _able_of_few(self, key: Hashable, most: int) -> list[P]:
+        """Return those that may join a batch, out of a short queue without named clients, whose order stays as it is."""
+        able: list[P] = []
+        rows = 0
+        for order, item in sorted(self._heap):
+            if item.state == "queued" and item.order is order and item.key == key:
+                able.append(item)
+                rows += item.rows
+                if rows >= most:
+                    break
         return able
 
     def _choose(self, now_ns: int) -> tuple[int, list[P]]:
@@ -732,7 +749,9 @@ class Scheduler(Generic[P]):
 
 def level_of(priority: int, *, named: bool) -> int:
     """Return the level of a request; see `Scheduler`."""
-    return USUAL_PRIORITY if named else min(priority, LOWEST_PRIORITY)
+    if named:
+        return USUAL_PRIORITY
+    return priority if priority < LOWEST_PRIORITY else LOWEST_PRIORITY
 
 
 def _level(item: Pending) -> int:
