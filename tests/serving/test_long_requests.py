@@ -119,15 +119,30 @@ def test_the_longest_request_follows_from_the_data_unless_the_operator_says_othe
         assert ask(server, most + 1) == refused(most, known, most + 1)
 
 
-def test_the_rows_of_a_model_that_is_served_without_batching_count_with_the_length(
+def test_rows_that_run_together_take_no_more_than_the_longest_one_that_is_allowed(
     folder: Path,
 ) -> None:
-    with ServerThread(place_of(comparing(folder, 20, 10, varying=("y",)))) as server:
-        assert ask(server, 20, rows=51) == ""
-        assert ask(server, 20, rows=52) == (
-            "input 'x': the sizes of its open dimensions are at most 1,024 here when multiplied, since the bundle "
-            "was made with up to 1 x 20; got 52 x 20: the server's option --max-length 1040 allows it"
+    path = comparing(folder, 20, 10, varying=("y",))
+    with ServerThread(place_of(path)) as server:
+        assert ask(server, 20, rows=100) == ""
+        assert ask(server, 512, rows=4) == ""
+        assert ask(server, 512, rows=5) == (
+            "input 'x': at most 4 rows of 512 can be run together here, since the bundle was made with up to 20; got 5: the "
+            "server's option --max-length 1145 allows it"
         )
+        assert "at most 1 row of 1,024 can be run together" in ask(server, 1024, rows=2)
+    for most, answer in ((1144, "at most 4 rows"), (1145, "")):
+        with ServerThread(place_of(path, most_length=most)) as server:
+            assert answer in ask(server, 512, rows=5)
+            assert ask(server, 512, rows=4) == ""
+
+
+def test_rows_of_one_size_are_no_length_whether_they_run_together_or_not() -> None:
+    spec, request = (TensorSpec("x", "float32", shape) for shape in (("rows", 3), (1, 3)))
+    for batched in (False, True):
+        lengths = Lengths.of(spec, request, (), batched=batched, rows=True)
+        assert lengths.known == {}
+        InputSpec(spec, batched, lengths).check_lengths((100_000, 3))
 
 
 def test_rows_far_longer_than_the_data_are_run_apart_and_others_together(folder: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from hasten.bundle.covered import cut
 from hasten.core.shapes import Extent
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.words import counted
 from hasten.errors import InputError
 from hasten.serving.protocol.datatypes import datatype_of
 from hasten.serving.protocol.errors import Kind, ProtocolError
@@ -31,10 +32,12 @@ class Lengths:
     Attributes:
         known: Axis -> largest size in the data that the bundle was made with, which may be made up.
         given: Largest size that the operator allows; None for the one that follows from the data.
+        rows: Whether the first axis is that of rows which run together, however many.
     """
 
     known: dict[int, int]
     given: int | None = None
+    rows: bool = False
 
     @classmethod
     def of(
@@ -44,6 +47,7 @@ class Lengths:
         extents: Sequence[Extent],
         *,
         batched: bool,
+        rows: bool,
         given: int | None = None,
     ) -> Lengths:
         """Return the sizes for an input.
@@ -53,17 +57,18 @@ class Lengths:
             request: The input in the request that was certified, without open dimensions.
             extents: Dimensions in which the samples of the data differ.
             batched: Whether the first axis is that of a batch, which the server cuts where it is large.
+            rows: Whether the first axis is that of rows, which are no length either.
             given: Largest size that the operator allows; None for the one that follows from the data.
         """
         known = {
             axis: known
             for axis, (size, known) in enumerate(zip(spec.shape, request.sizes, strict=True))
-            if isinstance(size, str) and not (batched and axis == 0)
+            if isinstance(size, str) and not ((batched or rows) and axis == 0)
         }
         for one in extents:
             if one.input == spec.name and one.axis in known:
                 known[one.axis] = one.most
-        return cls(known, given)
+        return cls(known, given, rows and not batched)
 
     def refusal(self, name: str, shape: tuple[int, ...]) -> ProtocolError | None:
         """Return the error for a shape that is too far beyond the data; None if it isn't.
@@ -89,6 +94,16 @@ class Lengths:
                 "multiplied",
                 _times(self.known.values()),
                 f"{_times(sizes)}: the server's option --max-length {enough} allows it",
+            )
+        if self.rows and shape[0] * wanted**2 > together**2:  # work may grow with a row's square
+            enough = (
+                math.isqrt(shape[0] * (wanted * max(1, longest)) ** 2 - 1) // self._together + 1
+            )
+            rows = counted(together**2 // wanted**2, "row")
+            return self._error(
+                f"input {name!r:.100}: at most {rows} of {_times(sizes)} can be run together here",
+                _times(self.known.values()),
+                f"{shape[0]:,}: the server's option --max-length {enough} allows it",
             )
         return None
 

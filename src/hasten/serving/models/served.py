@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from hasten.bundle import Loaded
+from hasten.bundle.batch_mates import share_batch_axis
 from hasten.bundle.chains.plan import Stage
 from hasten.bundle.covered import joined
 from hasten.bundle.rows import most_json_bytes
@@ -969,11 +970,16 @@ def _input_specs(opened: OpenBundle, most_length: int | None) -> list[InputSpec]
     """
     inputs, batched = opened.first.inputs, opened.batched
     request, extents = {spec.name: spec for spec in opened.first.request}, opened.manifest.shapes
+    lone = all(spec.shape[:1] == (1,) for spec in opened.first.request)
+    alike = not any(one.axis == 0 for one in extents)
+    rows = lone and alike and share_batch_axis(inputs, ())
     return [
         InputSpec(
             spec,
             batched,
-            Lengths.of(spec, request[spec.name], extents, batched=batched, given=most_length),
+            Lengths.of(
+                spec, request[spec.name], extents, batched=batched, rows=rows, given=most_length
+            ),
         )
         for spec in inputs
     ]
