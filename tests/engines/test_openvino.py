@@ -202,6 +202,27 @@ def test_a_model_of_float64_is_offered_only_as_one_that_is_rounded(
     OpenVino("bf16").build(model, host, tmp_path)  # it rounds everything, as its words say
 
 
+@pytest.mark.parametrize("inside", ["If", "Loop"])
+def test_float64_inside_a_branch_or_a_loop_is_refused_too(
+    host: Target, tmp_path: Path, inside: str
+) -> None:
+    double = "d = Cast <to = 11> (h)  e = Exp (d)  r = Cast <to = 1> (e)"
+    text = {
+        "If": f"""<ir_version: 10, opset_import: ["": 18]>
+        branch (float[2, 4] h, bool c) => (float[2, 4] y) {{
+            y = If (c) <then_branch = t () => (float[2, 4] r) {{ {double} }},
+                else_branch = s () => (float[2, 4] b) {{ b = Identity (h) }}> }}""",
+        "Loop": f"""<ir_version: 10, opset_import: ["": 18]>
+        loop (float[2, 4] x, int64 n) => (float[2, 4] y) {{
+            on = Constant <value = bool {{1}}> ()
+            y = Loop (n, on, x) <body = t (int64 i, bool k, float[2, 4] h) => (bool l, float[2, 4] r) {{
+                l = Identity (k)  {double} }}> }}""",
+    }[inside]
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "inside.onnx")
+    with pytest.raises(NotCovered, match="float64 in float32, as in Exp"):
+        OpenVino().build(load(tmp_path / "inside.onnx"), host, tmp_path)
+
+
 def test_float64_that_follows_from_sizes_alone_is_no_reason_to_refuse(
     host: Target, tmp_path: Path
 ) -> None:
