@@ -9,6 +9,8 @@ from hasten.errors import NotCovered
 REFUSES = "OpenVINO computes float64 in float32"
 _CARRIERS = frozenset({"Parameter", "Constant", "Convert", "Result"})
 """Operations that calculate nothing."""
+_LONG = frozenset({"i32", "i64", "u32", "u64"})
+"""Whole numbers that float64 holds, and that a plugin rounds to float32 where it should convert them."""
 _SIZES = frozenset({"ShapeOf"})
 """Operations whose answers don't depend on the values of their input."""
 
@@ -29,8 +31,12 @@ def check_doubles(graph: Any) -> None:
         if kind != "Parameter" and (kind in _SIZES or not sources & values):
             continue
         values.add(operation.get_name())
-        types = {port.get_element_type().get_type_name() for port in (*ports, *operation.outputs())}
-        if "f64" in types and kind not in _CARRIERS:
+        taken, made = (
+            {port.get_element_type().get_type_name() for port in of}
+            for of in (ports, operation.outputs())
+        )
+        rounds = kind not in _CARRIERS or (taken & _LONG and "f64" in made)
+        if "f64" in taken | made and rounds:
             name = operation.get_friendly_name()
             raise NotCovered(f"{REFUSES}, as in {kind} (node {name!r})")
         for body in _bodies(operation):

@@ -302,10 +302,13 @@ class OpenVino(Engine):
             settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         return settings
 
+    def _narrowing(self) -> str:
+        return "float64 rounded to float32" if self.narrows else ""
+
     def words(self) -> str:
         return listed(
             "" if self.precision == "f32" else self.precision,
-            "float64 rounded to float32" if self.narrows else "",
+            self._narrowing(),
             "OpenVINO",
             counted(self.threads or 0, "thread"),
             "bound threads" if self.pinning else "",
