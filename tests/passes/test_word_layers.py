@@ -172,6 +172,31 @@ def test_a_rounding_whose_type_is_stated_elsewhere_stays(
         run(WordLayers(("one",)), in_pairs(tmp_path, build, attributes, more), tmp_path)
 
 
+def test_an_input_that_is_left_out_is_not_taken_for_an_output_that_is(
+    build: Any, tmp_path: Path
+) -> None:
+    """Both have an empty name, as a Clip's lower bound and a GRU's answers to each step here."""
+    model = build(
+        """<ir_version: 10, opset_import: ["": 21]>
+        two (float[1, 2, 4] x) => (float[1, 2, 3] y, float[1, 2, 2] h)
+        <float[1, 6, 4] gw, float[1, 6, 2] gr, float s = {0.03125}, uint8 z = {128}, float most = {2},
+         float ws = {0.01}, int8 wz = {0}, int8[4, 3] q = {1, 20, -30, 4, 50, -6, 70, 8, -9, 100, 11, -12}> {
+            [far] r = QuantizeLinear (x, s, z)  [afar] e = DequantizeLinear (r, s, z)
+            [near] n = QuantizeLinear (x, s, z)  [anear] f = DequantizeLinear (n, s, z)
+            [recur] steps, h = GRU <hidden_size = 2> (e, gw, gr)
+            [bound] c = Clip (f, least, most)
+            [weights] w = DequantizeLinear (q, ws, wz)  [one] y = MatMul (c, w) }"""
+    )
+    proto = onnx.load(model.path)
+    nodes = {node.name: node for node in proto.graph.node}
+    nodes["recur"].output[0] = nodes["bound"].input[1] = ""
+    onnx.save(proto, model.path)
+    mixed = onnx.load(run(WordLayers(("one",)), replace(model, origin=model), tmp_path).path)
+    zeros = {node.name: node.input[2] for node in mixed.graph.node if node.op_type[0] in "QD"}
+    assert zeros["near"] != "z"
+    assert zeros["far"] == "z"
+
+
 def test_what_cannot_be_done_is_said(in_int8: Model, tmp_path: Path) -> None:
     with pytest.raises(Skipped, match="no layer is named"):
         run(WordLayers(()), in_int8, tmp_path, "a")
