@@ -21,7 +21,7 @@ import numpy as np
 from hasten.core.records import type_name
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.varying import of_sample
-from hasten.errors import BeyondRange, CandidateError, InputError
+from hasten.errors import CandidateError, InputError
 from hasten.inputs.chains.graph import Chain
 from hasten.inputs.chains.nodes import SOURCE, Crop, Model, Node, When, asks_for_score, entries
 from hasten.inputs.pipeline.base import Origin, Pipeline, Step, as_request
@@ -457,8 +457,7 @@ def named(node: str) -> Iterator[None]:
     except InputError as error:
         raise InputError(f"{node}: {error}") from error
     except CandidateError as error:
-        kind = BeyondRange if isinstance(error, BeyondRange) else CandidateError
-        raise kind(f"{node}: {error}") from error
+        raise CandidateError(f"{node}: {error}") from error
 
 
 def _corners(box: Mapping[str, Any]) -> tuple[float, float, float, float]:
