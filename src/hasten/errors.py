@@ -68,6 +68,10 @@ class Uneven(CandidateError):  # noqa: N818
         self.output = output
 
 
+class BeyondRange(CandidateError):  # noqa: N818
+    """A request has a number that the engine can't compute with; the message names it. Others are answered."""
+
+
 class OutOfTime(CandidateError):  # noqa: N818
     """The run's time limit came before a step was done, so nothing is known of the candidate."""
 

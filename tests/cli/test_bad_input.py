@@ -60,10 +60,12 @@ def spoiled(value: float) -> Array:
     return x
 
 
-def optimized(folder: Path, model: object, data: object, *more: object) -> str:
+def optimized(
+    folder: Path, model: object, data: object, *more: object, engine: str = "onnxruntime"
+) -> str:
     """Return what `optimize` says, and check that it leaves nothing."""
     before = sorted(folder.iterdir())
-    out = ("--engine", "onnxruntime", "--out", folder / "b.hasten")
+    out = ("--engine", engine, "--out", folder / "b.hasten")
     line = said("optimize", model, "--data", data, *out, *more)
     assert sorted(folder.iterdir()) == before
     return line
@@ -92,6 +94,20 @@ def test_an_operator_that_no_engine_has(tmp_path: Path) -> None:
         r"no engine runs this model: original, ONNX Runtime: ONNX Runtime can't load the model: "
         r".*the_culprit.*Frobnicate.*",
         line,
+    )
+
+
+def test_a_model_of_float64_on_openvino_alone(tmp_path: Path) -> None:
+    model = parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 17]> wide (double[N, 4] x) => (double[N, 4] y) { y = Tanh(x) }'
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    data = saved(tmp_path, x=np.arange(240.0).reshape(60, 4))
+    line = optimized(tmp_path, tmp_path / "m.onnx", data, engine="openvino")
+    assert "OpenVINO computes float64 in float32, as in Tanh" in line
+    assert line.endswith(
+        '; "float64 rounded to float32, OpenVINO" is tried only beside an engine that runs the model as it is: '
+        "allow one more, such as onnxruntime"
     )
 
 

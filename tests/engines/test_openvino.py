@@ -20,6 +20,7 @@ from hasten.core.telemetry import OFF
 from hasten.engines.base import Artifact
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.openvino.engine import OpenVino
+from hasten.engines.openvino.igpu import OpenVinoIgpu
 from hasten.errors import CandidateError, InputError, NotCovered
 from hasten.inputs.models.onnx import load
 from hasten.testing import models
@@ -177,7 +178,8 @@ def of_text(folder: Path, text: str) -> Model:
     path = folder / "of_text.onnx"
     onnx.save(onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 17]> {text}'), path)
     model = load(path)
-    return model.settled_by({"x": np.zeros(int(model.inputs[0].shape[1]), np.float32)})
+    (given,) = model.inputs
+    return model.settled_by({"x": np.zeros(int(given.shape[1]), given.dtype)})
 
 
 DOUBLES = """doubles (float[N, 3] x) => (float[N, 3] y) {
@@ -194,12 +196,48 @@ def test_a_model_of_float64_is_offered_only_as_one_that_is_rounded(
     other = OpenVino(threads=1).substitute(str(refused.value))
     assert other == OpenVino(threads=1, narrows=True)
     assert not other.exact
+    on_gpu = OpenVinoIgpu(device="GPU.0").substitute(str(refused.value))
+    assert on_gpu is not None
+    assert on_gpu.words() == "float64 rounded to float32, OpenVINO on GPU.0"
     assert other.words() == "float64 rounded to float32, OpenVINO, 1 thread"
     with other.open(other.build(model, host, tmp_path), host) as session:
         (answer,) = session.run({"x": np.ones((1, 3), np.float32)}).values()
     np.testing.assert_allclose(answer, np.e, rtol=1e-6)
     assert OpenVino().substitute("OpenVINO can't convert the model") is None
     OpenVino("bf16").build(model, host, tmp_path)  # it rounds everything, as its words say
+
+
+def test_long_whole_numbers_as_float64_are_refused_since_float32_rounds_them(
+    host: Target, tmp_path: Path
+) -> None:
+    text = "long (int32[N, 2] x) => (double[N, 2] y) { y = Cast <to = 11> (x) }"
+    with pytest.raises(NotCovered, match="float64 in float32, as in Convert"):
+        OpenVino().build(of_text(tmp_path, text), host, tmp_path)
+    other = OpenVino(narrows=True)
+    with other.open(other.build(of_text(tmp_path, text), host, tmp_path), host) as session:
+        (answer,) = session.run({"x": np.array([[3, 2**24 + 1]], np.int32)}).values()
+    assert answer.tolist() == [[3, 2**24]]
+
+
+@pytest.mark.parametrize("inside", ["If", "Loop"])
+def test_float64_inside_a_branch_or_a_loop_is_refused_too(
+    host: Target, tmp_path: Path, inside: str
+) -> None:
+    double = "d = Cast <to = 11> (h)  e = Exp (d)  r = Cast <to = 1> (e)"
+    text = {
+        "If": f"""<ir_version: 10, opset_import: ["": 18]>
+        branch (float[2, 4] h, bool c) => (float[2, 4] y) {{
+            y = If (c) <then_branch = t () => (float[2, 4] r) {{ {double} }},
+                else_branch = s () => (float[2, 4] b) {{ b = Identity (h) }}> }}""",
+        "Loop": f"""<ir_version: 10, opset_import: ["": 18]>
+        loop (float[2, 4] x, int64 n) => (float[2, 4] y) {{
+            on = Constant <value = bool {{1}}> ()
+            y = Loop (n, on, x) <body = t (int64 i, bool k, float[2, 4] h) => (bool l, float[2, 4] r) {{
+                l = Identity (k)  {double} }}> }}""",
+    }[inside]
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "inside.onnx")
+    with pytest.raises(NotCovered, match="float64 in float32, as in Exp"):
+        OpenVino().build(load(tmp_path / "inside.onnx"), host, tmp_path)
 
 
 def test_float64_that_follows_from_sizes_alone_is_no_reason_to_refuse(

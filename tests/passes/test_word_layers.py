@@ -129,6 +129,75 @@ def test_the_range_stays_and_so_do_other_layers_bytes(in_int8: Model, tmp_path: 
     assert wide
 
 
+def in_pairs(folder: Path, build: Any, attributes: str = "", more: str = "") -> Model:
+    """Return four products of one rounded input, which two nodes change back, each for two of them."""
+    model = build(
+        """<ir_version: 10, opset_import: ["": 20]>
+        four (float[batch, 4] x) => (float[batch, 4] y) <float[4, 4] w> {
+            [one] a = MatMul (x, w)  [two] b = MatMul (x, w)  [three] c = MatMul (x, w)  [four] d = MatMul (x, w)
+            [all] y = Sum (a, b, c, d) }"""
+    )
+    text = f"""<ir_version: 10, opset_import: ["": 20]>
+        four (float[batch, 4] x) => (float[batch, 4] y{more})
+        <float s = {{0.03125}}, uint8 z = {{128}}, float ws = {{0.01}}, int8 wz = {{0}}, int8[4, 4] q =
+        {{1, 20, -30, 4, 50, -6, 70, 8, -9, 100, 11, -12, 13, 14, -15, 16}}> {{
+            [round] r = QuantizeLinear {attributes} (x, s, z)
+            [back] e = DequantizeLinear (r, s, z)  [again] f = DequantizeLinear (r, s, z)
+            [weights] w = DequantizeLinear (q, ws, wz)
+            [one] a = MatMul (e, w)  [two] b = MatMul (e, w)  [three] c = MatMul (f, w)  [four] d = MatMul (f, w)
+            [all] y = Sum (a, b, c, d) }}"""
+    file = folder / "pairs.onnx"
+    onnx.save(onnx.parser.parse_model(text), file)
+    return replace(model, path=file, files=(), origin=model)
+
+
+def test_nodes_that_round_again_have_names_of_their_own(build: Any, tmp_path: Path) -> None:
+    pairs = in_pairs(tmp_path, build, "<axis = 0, saturate = 1>")
+    mixed = run(WordLayers(("one", "three")), pairs, tmp_path)
+    proto = onnx.load(mixed.path)
+    names = [node.name for node in proto.graph.node]
+    assert len(names) == len(set(names)) == 13
+    data = samples_of(pairs)
+    found = answers(mixed, data, tmp_path / "mixed")
+    assert 0 < error_between(answers(pairs, data, tmp_path / "pairs"), found) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("attributes", "more"), [("", ", uint8[batch, 4] r"), ("<output_dtype = 2>", "")]
+)
+def test_a_rounding_whose_type_is_stated_elsewhere_stays(
+    build: Any, tmp_path: Path, attributes: str, more: str
+) -> None:
+    """As an output of the model, or by the attribute that operator set 21 brought."""
+    with pytest.raises(CandidateError, match="none of the 1 layers reads 8 bits"):
+        run(WordLayers(("one",)), in_pairs(tmp_path, build, attributes, more), tmp_path)
+
+
+def test_an_input_that_is_left_out_is_not_taken_for_an_output_that_is(
+    build: Any, tmp_path: Path
+) -> None:
+    """Both have an empty name, as a Clip's lower bound and a GRU's answers to each step here."""
+    model = build(
+        """<ir_version: 10, opset_import: ["": 21]>
+        two (float[1, 2, 4] x) => (float[1, 2, 3] y, float[1, 2, 2] h)
+        <float[1, 6, 4] gw, float[1, 6, 2] gr, float s = {0.03125}, uint8 z = {128}, float most = {2},
+         float ws = {0.01}, int8 wz = {0}, int8[4, 3] q = {1, 20, -30, 4, 50, -6, 70, 8, -9, 100, 11, -12}> {
+            [far] r = QuantizeLinear (x, s, z)  [afar] e = DequantizeLinear (r, s, z)
+            [near] n = QuantizeLinear (x, s, z)  [anear] f = DequantizeLinear (n, s, z)
+            [recur] steps, h = GRU <hidden_size = 2> (e, gw, gr)
+            [bound] c = Clip (f, least, most)
+            [weights] w = DequantizeLinear (q, ws, wz)  [one] y = MatMul (c, w) }"""
+    )
+    proto = onnx.load(model.path)
+    nodes = {node.name: node for node in proto.graph.node}
+    nodes["recur"].output[0] = nodes["bound"].input[1] = ""
+    onnx.save(proto, model.path)
+    mixed = onnx.load(run(WordLayers(("one",)), replace(model, origin=model), tmp_path).path)
+    zeros = {node.name: node.input[2] for node in mixed.graph.node if node.op_type[0] in "QD"}
+    assert zeros["near"] != "z"
+    assert zeros["far"] == "z"
+
+
 def test_what_cannot_be_done_is_said(in_int8: Model, tmp_path: Path) -> None:
     with pytest.raises(Skipped, match="no layer is named"):
         run(WordLayers(()), in_int8, tmp_path, "a")

@@ -34,6 +34,7 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.litert.reference import LiteRtReference
 from hasten.engines.null import Null, NullSession
 from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import InputError
 from hasten.serving.facts import repository_index
 from hasten.serving.models.repository import Repository
@@ -130,6 +131,36 @@ def test_a_nan_is_answered_by_the_exact_model_and_so_is_all_after_it(bundles: Pa
         assert served(server, "guarded").answers == "exact"
         assert answer(server, "guarded", [5, 6, 7, 8]) == [[5, 6, 7, 8]]
         assert served(server, "guarded").statistics.replaced == 2
+
+
+@pytest.mark.parametrize("standby", [True, False])
+def test_a_number_that_an_engine_cannot_take_is_the_requests_fault(
+    tmp_path: Path, standby: bool
+) -> None:
+    """OpenVINO computes whole numbers with 32 bits; the exact model on ONNX Runtime takes 64."""
+    text = (
+        "hashed (int64[n, 1] ids) => (int64[n, 1] y) <int64 seven = {7}> { y = Mod (ids, seven) }"
+    )
+    file = models.write(tmp_path / "hashed.onnx", text, {})
+    bundle = bundle_of(tmp_path, file, engine=OpenVino(threads=1), exact=file)
+    place = place_of(bundle, standby=standby)
+    with ServerThread(place) as server, triton.InferenceServerClient(server.host) as client:
+
+        def rest(number: int) -> Any:
+            tensor = triton.InferInput("ids", [1, 1], "INT64")
+            tensor.set_data_from_numpy(np.array([[number]]))
+            return client.infer("hashed", [tensor]).as_numpy("y").item()
+
+        assert rest(9) == 2
+        if standby:
+            assert rest(2**33) == 2**33 % 7
+        else:
+            with pytest.raises(InferenceServerException, match=r"32 bits.*8589934592") as refused:
+                rest(2**33)
+            assert refused.value.status() == "400"
+        assert rest(10) == 3
+        assert served(server, "hashed").answers == "winner"
+        assert served(server, "hashed").statistics.replaced == int(standby)
 
 
 def test_a_nan_that_was_asked_in_is_nobodys_fault(bundles: Path) -> None:

@@ -24,6 +24,8 @@ from hasten.passes.onnx_files import COMPUTE_OPS, check_nodes, read_onnx, write_
 
 _OPSET = 21
 """Operators of this version round to 16 bits; before it, Microsoft's do."""
+_PLAIN = frozenset({"axis", "saturate"})
+"""Attributes that mean nothing for one range of integers; another one may state a type or blocks."""
 _STEPS = 257
 """Steps of 16 bits in a step of 8: the same range has 65,535 in place of 255."""
 
@@ -106,7 +108,7 @@ class _Roundings:
         graph = self.model.graph
         self._constants = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
         for node in graph.node:
-            self._makers.update(dict.fromkeys(node.output, node))
+            self._makers.update(dict.fromkeys(filter(None, node.output), node))
             for name in dict.fromkeys(node.input):
                 self._readers.setdefault(name, []).append(node)
 
@@ -152,9 +154,12 @@ class _Roundings:
 
     def _rounds(self, node: onnx.NodeProto) -> bool:
         """Whether a node rounds to 8 bits what only changes back read."""
-        if node.op_type != "QuantizeLinear" or len(node.input) < 3:
+        given = {value.name for value in self.model.graph.output}
+        if node.op_type != "QuantizeLinear" or len(node.input) < 3 or node.output[0] in given:
             return False
         backs = self._readers.get(node.output[0], [])
+        if not all(one.name in _PLAIN for each in (node, *backs) for one in each.attribute):
+            return False
         pairs = [one.input[1:3] for one in (node, *backs)]
         known = all(name in self._constants for pair in pairs for name in pair)
         return (
@@ -174,7 +179,7 @@ class _Roundings:
         for node, suffix in ((rounding, "byte"), (back, "narrow")):
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
-            copy.name, copy.output[0] = f"{node.name}:{suffix}", f"{real}:{suffix}"
+            copy.name, copy.output[0] = f"{back.name}:{suffix}", f"{real}:{suffix}"
             made.append(copy)
         made[0].input[0], made[1].input[0] = real, made[0].output[0]
         for one in others:
@@ -199,9 +204,7 @@ class _Roundings:
             name = f"{node.output[0]}:words:{place}"
             self.model.graph.initializer.append(numpy_helper.from_array(number, name))
             node.input[place] = name
-        kept = [one for one in node.attribute if one.name != "axis"]
         del node.attribute[:]
-        node.attribute.extend(kept)
         if self._opset() < _OPSET:
             node.domain = "com.microsoft"
 

@@ -9,6 +9,8 @@ from hasten.errors import NotCovered
 REFUSES = "OpenVINO computes float64 in float32"
 _CARRIERS = frozenset({"Parameter", "Constant", "Convert", "Result"})
 """Operations that calculate nothing."""
+_LONG = frozenset({"i32", "i64", "u32", "u64"})
+"""Whole numbers that float64 holds, and that a plugin rounds to float32 where it should convert them."""
 _SIZES = frozenset({"ShapeOf"})
 """Operations whose answers don't depend on the values of their input."""
 
@@ -23,12 +25,27 @@ def check_doubles(graph: Any) -> None:
     """
     values = set[str]()
     for operation in graph.get_ordered_ops():
-        name, kind = operation.get_friendly_name(), operation.get_type_name()
-        ports = operation.inputs()
-        sources = {port.get_source_output().get_node().get_friendly_name() for port in ports}
+        kind, ports = operation.get_type_name(), operation.inputs()
+        # By their own names, since those for people may be the same for several operations.
+        sources = {port.get_source_output().get_node().get_name() for port in ports}
         if kind != "Parameter" and (kind in _SIZES or not sources & values):
             continue
-        values.add(name)
-        types = {port.get_element_type().get_type_name() for port in (*ports, *operation.outputs())}
-        if "f64" in types and kind not in _CARRIERS:
+        values.add(operation.get_name())
+        taken, made = (
+            {port.get_element_type().get_type_name() for port in of}
+            for of in (ports, operation.outputs())
+        )
+        rounds = kind not in _CARRIERS or (taken & _LONG and "f64" in made)
+        if "f64" in taken | made and rounds:
+            name = operation.get_friendly_name()
             raise NotCovered(f"{REFUSES}, as in {kind} (node {name!r})")
+        for body in _bodies(operation):
+            check_doubles(body)
+
+
+def _bodies(operation: Any) -> list[Any]:
+    """Return the graphs inside an operation, such as the two branches of an If."""
+    kind = operation.get_type_name()
+    if kind == "If":
+        return [operation.get_then_body(), operation.get_else_body()]
+    return [operation.get_function()] if kind in ("Loop", "TensorIterator") else []

@@ -29,7 +29,7 @@ from hasten.engines.newer import every_node, newer_attribute
 from hasten.engines.openvino.doubles import REFUSES, check_doubles
 from hasten.engines.openvino.layers import operations, profiled
 from hasten.engines.openvino.runtime import new_core
-from hasten.errors import CandidateError
+from hasten.errors import BeyondRange, CandidateError
 
 _PROPERTIES = {
     "precision_hint": "INFERENCE_PRECISION_HINT",
@@ -302,10 +302,13 @@ class OpenVino(Engine):
             settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         return settings
 
+    def _narrowing(self) -> str:
+        return "float64 rounded to float32" if self.narrows else ""
+
     def words(self) -> str:
         return listed(
             "" if self.precision == "f32" else self.precision,
-            "float64 rounded to float32" if self.narrows else "",
+            self._narrowing(),
             "OpenVINO",
             counted(self.threads or 0, "thread"),
             "bound threads" if self.pinning else "",
@@ -432,6 +435,7 @@ class OpenVinoSession(Session):
         """Answer one request.
 
         Raises:
+            BeyondRange: an input has a whole number that 32 bits can't hold.
             CandidateError: the runtime failed.
         """
         request = self._first
@@ -518,12 +522,12 @@ def _check_32_bits(name: str, array: Array) -> None:
     """Check that whole numbers fit into 32 bits, since OpenVINO would compute with the nearest ones that do.
 
     Raises:
-        CandidateError: one doesn't.
+        BeyondRange: one doesn't.
     """
     least = -_LARGEST - 1
     for number in (int(array.min()), int(array.max())):
         if not least <= number <= _LARGEST:
-            raise CandidateError(
+            raise BeyondRange(
                 f"OpenVINO computes whole numbers with 32 bits, and the input {name!r} has {number}: "
                 f"give numbers from {least} to {_LARGEST}, or use another engine"
             )

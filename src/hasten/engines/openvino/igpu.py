@@ -72,6 +72,7 @@ class OpenVinoIgpu(OpenVino):
     def words(self) -> str:
         return listed(
             "" if self.precision == "f32" else self.precision,
+            self._narrowing(),
             f"OpenVINO on {self.device or 'the integrated GPU'}",
         )
 

@@ -153,7 +153,7 @@ class Screening(Trials):
             except CandidateError as error:
                 unable.append(Trial(candidate, failure=str(error)))
         why = "; ".join(f"{t.candidate.label}: {t.failure or t.skipped}" for t in unable)
-        hint = _LIBRARY if _NO_OPERATOR.search(why) else ""
+        hint = _LIBRARY if _NO_OPERATOR.search(why) else _hint_of_substitutes(unable)
         raise InputError(f"no engine runs this model: {why or 'none is installed'}{hint}")
 
     def close(self) -> None:
@@ -340,6 +340,18 @@ class Screening(Trials):
         """Return the mean absolute difference of a trial's scores, such as the share changed."""
         scores = np.array(trial.scores)
         return float(np.abs(self.exact_scores[: len(scores)] - scores).mean())
+
+
+def _hint_of_substitutes(unable: Sequence[Trial]) -> str:
+    """Return what to do where engines would run the model in another way than the one refused; "" elsewhere."""
+    for trial in unable:
+        other = trial.candidate.engine.substitute(trial.skipped or "")
+        if other is not None:
+            return (
+                f'; "{other.words()}" is tried only beside an engine that runs the model as it is: '
+                "allow one more, such as onnxruntime"
+            )
+    return ""
 
 
 def _check_exact(outputs: Tensors, own: Tensors) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.padding import Padder
-from hasten.errors import HastenError, InputError, IntegrityError
+from hasten.errors import BeyondRange, HastenError, InputError, IntegrityError
 from hasten.serving.models.clients import Clients
 from hasten.serving.models.latencies import Latencies
 from hasten.serving.models.scheduling import BatchRun, Pending, Scheduler, Wait
@@ -566,6 +566,7 @@ def _failure(error: Exception) -> ProtocolError:
     if isinstance(error, MemoryError):
         return own_fault(error)
     if isinstance(error, HastenError):
-        theirs = isinstance(error, InputError) and not isinstance(error, IntegrityError)
+        theirs = isinstance(error, InputError | BeyondRange)
+        theirs = theirs and not isinstance(error, IntegrityError)
         return ProtocolError(Kind.INVALID if theirs else Kind.INTERNAL, str(error))
     return ProtocolError(Kind.INTERNAL, f"the engine failed: {type(error).__name__}: {error}")

@@ -25,7 +25,7 @@ from hasten.bundle.rows import most_json_bytes
 from hasten.core.shapes import check_alike
 from hasten.core.tensors import Array, Tensors
 from hasten.core.words import amount
-from hasten.errors import CandidateError, DeviceLost, InputError
+from hasten.errors import BeyondRange, CandidateError, DeviceLost, InputError
 from hasten.inputs.pipeline.row_arrays import RowArrays
 from hasten.serving.models.batching import (
     Batching,
@@ -670,6 +670,8 @@ class ServedModel:
                 if not is_broken(outputs):
                     return outputs
                 why = "an answer contains NaN"
+            except BeyondRange:  # the request's numbers are to blame, not the model
+                return InsteadAnswer(self._ask_exact(inputs))
             except CandidateError as error:
                 outputs, why = None, str(error)
             if outputs is not None and not broken_of_its_own(inputs, outputs):
