@@ -148,7 +148,8 @@ def in_pairs(folder: Path, build: Any, attributes: str = "", more: str = "") -> 
             [all] y = Sum (a, b, c, d) }}"""
     file = folder / "pairs.onnx"
     onnx.save(onnx.parser.parse_model(text), file)
-    return replace(model, path=file, files=(), origin=model)
+    made: Model = replace(model, path=file, files=(), origin=model)
+    return made
 
 
 def test_nodes_that_round_again_have_names_of_their_own(build: Any, tmp_path: Path) -> None:
