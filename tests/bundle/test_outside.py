@@ -63,6 +63,40 @@ def _secret(bundle: Path, location: str, engine: str = "") -> None:
     forge(bundle, change, {"model/model.onnx": proto.SerializeToString()})
 
 
+@pytest.mark.parametrize("attack", ["elsewhere", "unlisted"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_what_a_cache_keeps_of_a_model_opens_none_with_weights_outside(
+    external: Path, tmp_path: Path, engine: str, attack: str
+) -> None:
+    """An opening that finds a model in the cache needn't read its file; "unlisted" leaves that file as it is."""
+    cache, file = tmp_path / "cache", external / "model" / "model.onnx"
+
+    def on_engine(record: dict[str, Any]) -> None:
+        for part in ("winner", "exact"):
+            record[part]["engine"] = {"type": engine}
+
+    def unlisted(record: dict[str, Any]) -> None:
+        for part in ("winner", "exact"):
+            record[part]["artifact"]["files"] = []
+        del record["files"]["model/model.data"]
+
+    forge(external, on_engine)
+    for found in (False, True):
+        with load(external, cache=cache) as loaded:
+            assert loaded.from_cache is found
+    before = file.read_bytes()
+    if attack == "elsewhere":
+        (tmp_path / "secret").write_bytes((external / "model" / "model.data").read_bytes())
+        _secret(external, "../../secret", engine)
+    else:
+        forge(external, unlisted)
+    assert (file.read_bytes() == before) == (attack == "unlisted")
+    for path in (external, pack(external).path):
+        for which in ("winner", "exact"):
+            with pytest.raises(IntegrityError, match="isn't one of the bundle's files"):
+                load(path, cache=cache, which=which)
+
+
 _TAG = "*/_ORT_MEM_ADDR_/*"
 
 
