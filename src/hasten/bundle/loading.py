@@ -93,7 +93,7 @@ def load(
         MeasuredElsewhere: an exact model, whose answers hold everywhere, was measured on another
             machine or engine version.
     """
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):  # which tells no error of a long address
         from hasten.inputs.chains import (
             is_chain,
         )  # brings graphs and YAML, which a folder doesn't need
