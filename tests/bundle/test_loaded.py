@@ -238,3 +238,9 @@ def test_an_input_is_checked_after_another_was_good_too(bundle: Path) -> None:
             np.testing.assert_array_equal(loaded(good)["logits"], expected)
         strided = np.ones((1, 32), np.float32)[:, ::2]
         np.testing.assert_array_equal(loaded(strided)["logits"], expected)
+
+
+def test_a_long_address_is_no_file_name() -> None:
+    """An address that a storage service signed can be longer than any path."""
+    with pytest.raises(InputError, match=r"127\.0\.0\.1"):
+        load(f"http://127.0.0.1:1/model.hastenz?signed={'0' * 5000}")

@@ -63,6 +63,34 @@ def _secret(bundle: Path, location: str, engine: str = "") -> None:
     forge(bundle, change, {"model/model.onnx": proto.SerializeToString()})
 
 
+@pytest.mark.parametrize("attack", ["elsewhere", "unlisted"])
+def test_what_a_cache_keeps_of_a_model_opens_none_with_weights_outside(
+    external: Path, tmp_path: Path, attack: str
+) -> None:
+    """An opening that finds a model in the cache needn't read its file; "unlisted" leaves that file as it is."""
+    cache, file = tmp_path / "cache", external / "model" / "model.onnx"
+
+    def unlisted(record: dict[str, Any]) -> None:
+        for part in ("winner", "exact"):
+            record[part]["artifact"]["files"] = []
+        del record["files"]["model/model.data"]
+
+    for found in (False, True):
+        with load(external, cache=cache) as loaded:
+            assert loaded.from_cache is found
+    before = file.read_bytes()
+    if attack == "elsewhere":
+        (tmp_path / "secret").write_bytes((external / "model" / "model.data").read_bytes())
+        _secret(external, "../../secret")
+    else:
+        forge(external, unlisted)
+    assert (file.read_bytes() == before) == (attack == "unlisted")
+    for path in (external, pack(external).path):
+        for which in ("winner", "exact"):
+            with pytest.raises(IntegrityError, match="isn't one of the bundle's files"):
+                load(path, cache=cache, which=which)
+
+
 _TAG = "*/_ORT_MEM_ADDR_/*"
 
 
@@ -121,8 +149,15 @@ def test_a_tag_for_memory_is_refused_beside_a_listed_file_of_its_name(
     )
 
 
-def test_weights_beside_an_ir_that_are_not_listed_are_not_read(tmp_path: Path) -> None:
-    bundle = _bundle(tmp_path, OpenVino(threads=1))
+@pytest.mark.parametrize("cached", [False, True])
+def test_weights_beside_an_ir_that_are_not_listed_are_not_read(
+    tmp_path: Path, cached: bool
+) -> None:
+    bundle, cache = _bundle(tmp_path, OpenVino(threads=1)), tmp_path / "cache" if cached else False
+    if cached:
+        for found in (False, True):
+            with load(bundle, cache=cache) as loaded:
+                assert loaded.from_cache is found
 
     def change(record: dict[str, Any]) -> None:
         for part in ("winner", "exact"):
@@ -131,7 +166,7 @@ def test_weights_beside_an_ir_that_are_not_listed_are_not_read(tmp_path: Path) -
 
     forge(bundle, change)
     with pytest.raises(CandidateError):
-        load(bundle, cache=False)
+        load(bundle, cache=cache)
 
 
 def test_a_location_is_found_however_it_is_hidden() -> None:

@@ -153,6 +153,56 @@ def test_rows_far_longer_than_the_data_are_run_apart_and_others_together(folder:
             assert len(RAN) == runs
 
 
+def numbers(server: ServerThread, model: str, x: np.ndarray) -> np.ndarray | str:
+    """Ask over gRPC; return the numbers of the answer, or the error."""
+    made = message("ModelInferRequest")(model_name=model)
+    made.inputs.add(name="x", datatype="FP32", shape=x.shape)
+    made.raw_input_contents.append(x.tobytes())
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        try:
+            answer = message("ModelInferResponse").FromString(call(made.SerializeToString()))
+        except grpc.RpcError as error:
+            return str(error.details())
+    return np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(answer.outputs[0].shape)
+
+
+def test_the_answer_to_rows_that_are_run_apart_is_that_of_each_row_in_its_order(
+    folder: Path,
+) -> None:
+    x = np.random.default_rng(0).integers(-9, 9, (7, 60)).astype(np.float32)
+    with ServerThread(place_of(comparing(folder, 20)), grpc=True) as server:
+        RAN.clear()
+        whole = numbers(server, "comparing", x)
+        assert 1 < len(RAN) < 7
+        np.testing.assert_array_equal(
+            whole, np.abs(x[:, :, None] - x[:, None, :]).sum(axis=1, dtype=np.float32)
+        )
+
+
+def test_rows_that_are_run_apart_must_have_an_answer_each(folder: Path) -> None:
+    """Places in a batch, such as those of NonZero, would be those in a part, and rows would be others'."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        chosen (float[batch, length] x) => (float[batch, length] y)
+        <float least = {-500}> {
+            most = ReduceMax <axes = [1], keepdims = 0> (x)  fits = Greater (most, least)
+            y = Compress <axis = 0> (x, fits)
+        }"""
+    save(parser.parse_model(text), folder / "chosen.onnx")
+    model = onnx.load(folder / "chosen.onnx").settled_by({"x": np.zeros(20, np.float32)})
+    (folder / "built").mkdir()
+    engine = Pausing().inner
+    built = part("a label", (), engine, engine.build(model, Target.host(), folder / "built"))
+    write(folder / "chosen.hasten", stated(built, None, status="exact"), {})
+    x = np.zeros((4, 1024), np.float32)
+    with ServerThread(place_of(folder / "chosen.hasten"), grpc=True) as server:
+        np.testing.assert_array_equal(numbers(server, "chosen", x), x)
+        x[2] = -1000
+        assert numbers(server, "chosen", x) == (
+            "the output 'y' of 1 rows has the shape [0, 1024]; serve this model with --max-batch 1"
+        )
+
+
 def test_parts_take_no_more_than_the_largest_batch_of_the_longest_samples() -> None:
     spec = InputSpec(TensorSpec("x", "float32", ("n", "length")), True, Lengths({1: 100}))
     values = np.arange(32 * 300, dtype=np.float32).reshape(32, 300)

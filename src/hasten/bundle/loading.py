@@ -16,6 +16,7 @@ from hasten.bundle.engines import engine_of, reference_of
 from hasten.bundle.loaded import Loaded, MeasuredElsewhere, NotCertifiedHere, UnfinishedRun
 from hasten.bundle.machines import differences
 from hasten.bundle.manifest import Manifest, Part
+from hasten.bundle.packing.names import is_address
 from hasten.bundle.requirements import distributions, programs
 from hasten.bundle.signatures import Trusted, keys_of
 from hasten.bundle.stored import Stored, stored_at
@@ -93,7 +94,7 @@ def load(
         MeasuredElsewhere: an exact model, whose answers hold everywhere, was measured on another
             machine or engine version.
     """
-    if not Path(path).is_dir():
+    if is_address(path) or not Path(path).is_dir():
         from hasten.inputs.chains import (
             is_chain,
         )  # brings graphs and YAML, which a folder doesn't need

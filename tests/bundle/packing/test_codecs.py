@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from hasten.bundle.packing.blocks import Codecs, Coder
 from hasten.bundle.packing.codecs import huffman, native, planes, rans, sparse
-from hasten.bundle.packing.codecs.base import Codec, Inner, Outer
+from hasten.bundle.packing.codecs.base import Codec, Inner, Outer, behind_lengths
 from hasten.bundle.packing.codecs.codebook import Codebook
 from hasten.bundle.packing.codecs.grid import Grid
 from hasten.bundle.packing.codecs.huffman import Huffman
@@ -24,7 +25,7 @@ from hasten.bundle.packing.codecs.tables import counts_of, entropy_bytes, stated
 from hasten.bundle.packing.codecs.zstandard import Zstandard
 from hasten.core.tensors import Array
 from hasten.errors import IntegrityError
-from hasten.testing.codec_tests import CodecTests, chunks, damaged, grid, outer
+from hasten.testing.codec_tests import CodecTests, chunks, damaged, grid, inner, outer
 
 
 class TestRaw(CodecTests):
@@ -297,6 +298,27 @@ def test_classes_of_rows_and_columns_are_added_modulo_256() -> None:
     coded = "04000000 02000000 00ff 04000000 01000001 04000000 10203040 02000000 4151 02000000 7787"
     Grid().decode(memoryview(bytes.fromhex(coded)), out, 1, outer)
     assert out.tobytes().hex() == "4110205130778740"
+
+
+@pytest.mark.parametrize("length", [1, 1 << 11, 1 << 21])
+def test_decoding_a_grid_takes_a_few_times_the_memory_of_its_chunk(length: int) -> None:
+    """A chunk may be as large as a file, which a few bytes of Zstandard state."""
+    data = np.arange(1 << 21, dtype=np.uint8)
+    rows, columns = np.arange(len(data) // length, dtype=np.uint8), np.zeros(length, np.uint8)
+    columns[length // 2 :] = 3
+    classes = np.add.outer(rows, columns).ravel()
+    parts = [rows, columns, *(data[classes == each] for each in np.unique(classes))]
+    coded = [b"\1" + (Zstandard().encode(part, 1, inner) or b"") for part in parts]
+    block = b"\0" + length.to_bytes(4, "little") + behind_lengths(coded)
+    out = np.zeros(len(data), np.uint8)
+    tracemalloc.start()
+    try:
+        Codecs(("grid", "zstd")).decode(memoryview(block), out, 1)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(out, data)
+    assert peak < 6 * len(data)
 
 
 def test_a_zero_of_either_sign_and_each_nan_keep_their_bits_through_nested_codecs() -> None:

@@ -489,7 +489,7 @@ class _Thread:
             answers = self._model(inputs)
             instead = type(answers) is InsteadAnswer
             if len(run.items) > 1:
-                _check_rows(answers, run.rows)
+                check_rows(answers, run.rows)
             if padder is not None:
                 padder.check(answers, number)
             outputs: Tensors | Exception = answers
@@ -541,7 +541,7 @@ class _UnlikeRowsError(ProtocolError):
     """An output of a batch hasn't one row per input row, so nothing says whose its rows are."""
 
 
-def _check_rows(outputs: Tensors, rows: int) -> None:
+def check_rows(outputs: Tensors, rows: int) -> None:
     """Check that every output has one row per input row, so that it can be split by request.
 
     Raises:

@@ -32,6 +32,7 @@ from hasten.serving.models.batching import (
     InsteadAnswer,
     ServerTask,
     Timing,
+    check_rows,
     handed_over,
     tell_unmade,
 )
@@ -690,7 +691,12 @@ class ServedModel:
 
         def run_parts(inputs: Tensors) -> dict[str, Array]:
             parts = parts_of.of(inputs)
-            return joined([run(part) for part in parts]) if parts else run(inputs)
+            if not parts:
+                return run(inputs)
+            answers = [run(part) for part in parts]
+            for part, answer in zip(parts, answers, strict=True):
+                check_rows(answer, len(next(iter(part.values()))))
+            return joined(answers)
 
         return run_parts
 
