@@ -147,7 +147,7 @@ def test_rows_of_one_size_are_no_length_whether_they_run_together_or_not() -> No
 
 def test_rows_far_longer_than_the_data_are_run_apart_and_others_together(folder: Path) -> None:
     with ServerThread(place_of(comparing(folder, 20))) as server:
-        for length, runs in ((20, 1), (1024, 4)):
+        for length, runs in ((20, 1), (128, 1), (1024, 4)):
             RAN.clear()
             assert ask(server, length, rows=4) == ""
             assert len(RAN) == runs
@@ -170,7 +170,7 @@ def numbers(server: ServerThread, model: str, x: np.ndarray) -> np.ndarray | str
 def test_the_answer_to_rows_that_are_run_apart_is_that_of_each_row_in_its_order(
     folder: Path,
 ) -> None:
-    x = np.random.default_rng(0).integers(-9, 9, (7, 60)).astype(np.float32)
+    x = np.random.default_rng(0).integers(-9, 9, (7, 600)).astype(np.float32)
     with ServerThread(place_of(comparing(folder, 20)), grpc=True) as server:
         RAN.clear()
         whole = numbers(server, "comparing", x)
@@ -204,7 +204,7 @@ def test_rows_that_are_run_apart_must_have_an_answer_each(folder: Path) -> None:
 
 
 def test_parts_take_no_more_than_the_largest_batch_of_the_longest_samples() -> None:
-    spec = InputSpec(TensorSpec("x", "float32", ("n", "length")), True, Lengths({1: 100}))
+    spec = InputSpec(TensorSpec("x", "float32", ("n", "length")), True, Lengths({1: 100}, 300))
     values = np.arange(32 * 300, dtype=np.float32).reshape(32, 300)
     parts = Parts([spec], (1, 2, 4, 8, 32))
     assert parts.of({"x": values[:, :100]}) == []

@@ -85,8 +85,7 @@ class Lengths:
                     f"{shape[axis]:,}: the server's option --max-length allows more",
                 )
         sizes = [shape[axis] for axis in self.known]
-        longest = max(self.known.values())
-        together = self._most(longest) * self._together // max(1, longest)
+        longest, together = max(self.known.values()), self._allowed
         if (wanted := math.prod(sizes)) > together:
             enough = max(*sizes, -(-wanted * max(1, longest) // self._together))
             return self._error(
@@ -110,6 +109,16 @@ class Lengths:
     def excess(self, shape: tuple[int, ...]) -> float:
         """Return how many times as large as in the data a shape is: the ratio of the products of all open sizes."""
         return math.prod([shape[axis] for axis in self.known]) / self._together
+
+    @property
+    def allowed_excess(self) -> float:
+        """How many times as large as in the data a shape may be."""
+        return self._allowed / self._together
+
+    @cached_property
+    def _allowed(self) -> int:
+        longest = max(self.known.values())
+        return self._most(longest) * self._together // max(1, longest)
 
     @cached_property
     def _together(self) -> int:
@@ -183,12 +192,17 @@ class InputSpec:
         """Return how many times as large as in the data a shape is, whatever its batch; 1 without open dimensions."""
         return self._lengths.excess(shape) if self._lengths.known else 1.0
 
+    @property
+    def allowed_excess(self) -> float:
+        """How many times as large as in the data a shape may be, whatever its batch; 1 without open dimensions."""
+        return self._lengths.allowed_excess if self._lengths.known else 1.0
+
 
 class Parts:
     """Cutting of batches whose samples are larger than in the data, so that none takes more memory than usual ones.
 
-    A part takes no more than the largest batch of the data's longest samples, even if a model's work grows with
-    the square of its input's size; or it is one sample.
+    A part takes no more than the largest batch of the data's longest samples, or than the largest sample that is
+    allowed, even if a model's work grows with the square of its input's size.
 
     Args:
         specs: Inputs of the model, which share the axis of rows.
@@ -196,7 +210,8 @@ class Parts:
     """
 
     def __init__(self, specs: Sequence[InputSpec], sizes: Sequence[int]) -> None:
-        self._specs, self._sizes, self._most = specs, sizes, max(sizes)
+        self._specs, self._sizes = specs, sizes
+        self._most = [max(*sizes, spec.allowed_excess**2) for spec in specs]
 
     def of(self, inputs: Tensors) -> list[dict[str, Array]]:
         """Return the parts that a batch is run in, in their order; none if it is run as it is.
@@ -207,11 +222,14 @@ class Parts:
         rows = len(inputs[self._specs[0].name])
         if rows == 1:
             return []
-        times = max(spec.excess(inputs[spec.name].shape) for spec in self._specs)
-        if times <= 1 or rows * times**2 <= self._most:
+        most = math.inf
+        for spec, work in zip(self._specs, self._most, strict=True):
+            times = spec.excess(inputs[spec.name].shape)
+            if times > 1:
+                most = min(most, work / times**2)
+        if rows <= most:
             return []
-        able = [size for size in self._sizes if size * times**2 <= self._most]
-        return cut(inputs, rows, able or [1])
+        return cut(inputs, rows, [size for size in self._sizes if size <= most] or [1])
 
 
 def _times(sizes: Iterable[int]) -> str:
