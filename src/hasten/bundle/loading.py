@@ -95,9 +95,8 @@ def load(
             machine or engine version.
     """
     if is_address(path) or not Path(path).is_dir():
-        from hasten.inputs.chains import (
-            is_chain,
-        )  # brings graphs and YAML, which a folder doesn't need
+        # This brings graphs and YAML, which a folder doesn't need.
+        from hasten.inputs.chains import is_chain
 
         if is_chain(path):
             raise InputError(f"{path} is a chain, not a bundle's folder: open it by hasten.chain")
