@@ -83,6 +83,7 @@ def test_a_registered_value_is_written_by_its_name() -> None:
         "precision": "f32",
         "threads": 2,
         "pinning": False,
+        "narrows": False,
     }
 
 
