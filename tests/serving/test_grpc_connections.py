@@ -150,6 +150,7 @@ def test_a_connection_whose_client_reads_nothing_is_ended(places: list[ModelPlac
         front: Any = server.server._grpc
         calls = unread_calls(channel, 40)
         reading = another.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        until(lambda: server.call(lambda: front._unread._readers) != {})  # they have come
         until(lambda: server.call(lambda: front._unread._readers) == {})
         assert "" not in {said_by(call) for call in calls}
         assert len(reading(ROW, timeout=60)) > 1 << 20
