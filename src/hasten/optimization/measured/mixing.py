@@ -51,7 +51,7 @@ class _Aim:
         base: The quantized trial whose layers return.
         safe: Whether it surely passes, or changed no score.
         scale: Factor to which its flips must shrink for it to pass probably.
-        target: The same for what is enough.
+        target: Factor to which its flips must shrink for it to be safe enough.
         enough: Predicate of trials that are safe enough.
     """
 
