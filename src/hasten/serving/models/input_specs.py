@@ -112,7 +112,7 @@ class Lengths:
 
     @property
     def allowed_excess(self) -> float:
-        """How many times as large as in the data a shape may be."""
+        """Largest ratio to the size in the data that a shape may have."""
         return self._allowed / self._together
 
     @cached_property
@@ -194,7 +194,7 @@ class InputSpec:
 
     @property
     def allowed_excess(self) -> float:
-        """How many times as large as in the data a shape may be, whatever its batch; 1 without open dimensions."""
+        """Largest ratio to the size in the data that a shape may have, whatever its batch; 1 without open dimensions."""
         return self._lengths.allowed_excess if self._lengths.known else 1.0
 
 
