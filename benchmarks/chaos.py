@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).with_suffix("")))
 
 from clock import Clock
 from door import Door, installed
-from faults import Event, Scene, Storm, faults
+from faults import Event, Scene, Storm, faults, until
 from known import Known, handwriting, photos
 from load import Way, capacity_per_s, offer
-from unit import Unit
+from unit import BACK_S, Unit
 from verdict import Verdict, judge
 
 from hasten.errors import InputError
@@ -128,7 +128,7 @@ def run(
             left_out,
             capacity,
         )
-        result.wrongs = _end(unit, known, ways, seed)
+        result.wrongs = _end(unit, door, known, ways, seed)
         result.log = _log(unit, storm.events)
     return result
 
@@ -154,10 +154,14 @@ def _log(unit: Unit, events: list[Event]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _end(unit: Unit, known: Known, ways: list[Way], seed: int) -> list[str]:
+def _end(
+    unit: Unit, door: Door | None, known: Known, ways: list[Way], seed: int
+) -> list[str]:
     """Ask once more after all faults, and end the server; say what is wrong."""
     if not unit.comes_back():
         return ["after all faults the server wasn't ready"]
+    if door is not None and not until(door.ready, BACK_S):
+        return ["after all faults HAProxy didn't hand on requests"]
     after = judge(
         {
             way.name: traffic

@@ -90,7 +90,7 @@ class Scene:
         with self._killing:
             supervisor, worker = self.unit.supervisor, self.unit.worker()
             _signal(supervisor, signal.SIGKILL)
-            if worker is not None and not _until(lambda: gone(worker), _ORPHAN_S):
+            if worker is not None and not until(lambda: gone(worker), _ORPHAN_S):
                 event.failed = f"its serving process was still there after {_ORPHAN_S:g} s"
                 _signal(worker, signal.SIGKILL)
             event.failed = self._back(worker) or event.failed
@@ -103,7 +103,7 @@ class Scene:
         assert self.door is not None
         if not self.door.kill():
             event.said = "left out: too often of late"
-        elif not _until(self.door.ready, BACK_S):
+        elif not until(self.door.ready, BACK_S):
             event.failed = f"HAProxy didn't hand on requests again in {BACK_S:g} s"
 
     def fill_disk(self, rng: random.Random, event: Event) -> None:
@@ -204,7 +204,8 @@ def _signal(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _until(condition: Callable[[], bool], patience_s: float) -> bool:
+def until(condition: Callable[[], bool], patience_s: float) -> bool:
+    """Wait for a condition; return whether it came to hold within so many seconds."""
     end_s = time.monotonic() + patience_s
     while not condition():
         if time.monotonic() > end_s:
