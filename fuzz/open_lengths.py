@@ -100,7 +100,9 @@ def bundles_of_lengths(folder: Path) -> list[Path]:
 
 def _bundle(folder: Path, model: OpenModel) -> Path:
     loaded = load(models.write(folder / f"{model.name}.onnx", model.text, {}))
-    settled = loaded.settled_by({one.name: np.zeros(one.longest, one.dtype) for one in model.inputs})
+    settled = loaded.settled_by(
+        {one.name: np.zeros(one.longest, one.dtype) for one in model.inputs}
+    )
     place = folder / f"built-{model.name}"
     place.mkdir()
     built = part("a label", (), ONE_THREAD, ONE_THREAD.build(settled, Target.host(), place))

@@ -93,9 +93,7 @@ def _any(rng: random.Random) -> int:
     return round(2 ** rng.uniform(0, math.log2(_LONGEST)))
 
 
-def written(
-    way: str, model: OpenModel, sizes: list[list[int]], rows: int, times: int = 1
-) -> bytes:
+def written(way: str, model: OpenModel, sizes: list[list[int]], rows: int, times: int = 1) -> bytes:
     """Return an input; it is sent compressed if it would be too long otherwise."""
     shapes = [[rows, *each] if model.batched else each for each in sizes]
     size = sum(
@@ -132,7 +130,7 @@ def over_http(way: str, name: str, tensors: list[tuple[Open, list[int]]]) -> byt
     if body or way in ("http-raw", "http-gzip"):
         headers.append(("Inference-Header-Content-Length", str(len(head))))
     else:
-        for number, (given, shape) in enumerate(tensors):
+        for number, (_, shape) in enumerate(tensors):
             zeros = b",".join([b"0"] * min(_elements(shape), MOST_BYTES // 2))
             head = head.replace(f'"*{number}"'.encode(), b"[" + zeros + b"]")
     return _packed(path, head + body, headers, way)

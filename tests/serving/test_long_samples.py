@@ -43,8 +43,7 @@ def by_http(server: ServerThread, model: str, sample: bytes, kind: str) -> str:
             assert "decision" in json.load(answer)
             return ""
     except urllib.error.HTTPError as error:
-        assert error.code == 400
-        return str(json.load(error)["error"])
+        return str(json.load(error)["error"]) if error.code == 400 else str(error)
 
 
 def by_grpc(server: ServerThread, model: str, sample: bytes, kind: str) -> str:
@@ -58,8 +57,8 @@ def by_grpc(server: ServerThread, model: str, sample: bytes, kind: str) -> str:
                 asked.SerializeToString()
             )
         except grpc.RpcError as error:
-            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-            return str(error.details())
+            invalid = error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            return str(error.details()) if invalid else str(error)
     return ""
 
 

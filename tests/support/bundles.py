@@ -19,9 +19,7 @@ from hasten.inputs.models.onnx import load
 from hasten.measure.environment import environment
 
 
-def built(
-    folder: Path, model: Path, engine: Engine, lengths: Mapping[int | str, int] = {}
-) -> Part:
+def built(folder: Path, model: Path, engine: Engine, lengths: Mapping[int | str, int] = {}) -> Part:
     """Build an .onnx file for an engine.
 
     Args:

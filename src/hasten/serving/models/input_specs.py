@@ -113,7 +113,9 @@ class Lengths:
         That is the product of the ratios by which open sizes exceed those in the data. Smaller ones make up for nothing,
         since work may grow with one dimension's square alone.
         """
-        return math.prod([max(1, shape[axis] / max(1, known)) for axis, known in self.known.items()])
+        return math.prod(
+            [max(1, shape[axis] / max(1, known)) for axis, known in self.known.items()]
+        )
 
     @property
     def allowed_excess(self) -> float:
