@@ -31,7 +31,8 @@ _MOST_UNPACKED = 4 << 20
 """Bytes of a tensor that is sent compressed; those of a larger one are left out."""
 _HEAD_BYTES = 600
 """Bytes that a request takes beside its numbers at most."""
-_BY_NAME = {one.name: one for one in MODELS}
+BY_NAME = {one.name: one for one in MODELS}
+"""Name of a model -> the model."""
 
 
 class Lengths(Sending):
@@ -54,13 +55,13 @@ class Lengths(Sending):
         ]
 
     def mutate(self, rng: random.Random, seed: bytes) -> bytes:
-        model = _BY_NAME[json.loads(seed)["model"]]
+        model = BY_NAME[json.loads(seed)["model"]]
         sizes = [sizes_of(one, rng) for one in model.inputs]
         return written(rng.choice(_WAYS), model, sizes, rng.choice(_ROWS), rng.choice(_TIMES))
 
     def sent(self, data: bytes) -> str:
         asked = json.loads(data)
-        way, model, times = asked["way"], _BY_NAME[asked["model"]], asked["times"]
+        way, model, times = asked["way"], BY_NAME[asked["model"]], asked["times"]
         tensors = list(zip(model.inputs, asked["shapes"], strict=True))
         if way.startswith("http"):
             sent = over_http(way, model.name, tensors)
