@@ -144,7 +144,7 @@ def _texts(surface: Surface) -> list[bytes]:
 
 def _lengths(surface: Surface) -> list[bytes]:
     """Return requests whose open dimensions multiply to far more than in the data, or of which one is far larger."""
-    sizes = (("plane", 31, [75, 216]), ("across", 31, [8, 474]), ("alone", 1, [1024, 16]))
+    sizes = (("plane", 31, [75, 216]), ("across", 32, [1, 1024]), ("alone", 1, [1024, 16]))
     return [
         lengths.written("http-raw", lengths.BY_NAME[n], [size], rows) for n, rows, size in sizes
     ]
