@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from fuzz.served import HEADS, LONGEST
 from fuzz.surface import MOST_BYTES, Surface
-from fuzz.surfaces import archives, grpc_calls, http, labels, media
+from fuzz.surfaces import archives, grpc_calls, http, labels, lengths, media
 from fuzz.surfaces.images import encoded
 from PIL import Image
 from tests.support.tflite import with_custom_operator
@@ -139,6 +139,14 @@ def _texts(surface: Surface) -> list[bytes]:
         *packed,
         media.written("http", "text", 1, long[0]),
         media.written("grpc", "text", 1, long[0]),
+    ]
+
+
+def _lengths(surface: Surface) -> list[bytes]:
+    """Return requests whose open dimensions multiply to far more than in the data, or of which one is far larger."""
+    sizes = (("plane", 31, [75, 216]), ("across", 32, [1, 1024]), ("alone", 1, [1024, 16]))
+    return [
+        lengths.written("http-raw", lengths.BY_NAME[n], [size], rows) for n, rows, size in sizes
     ]
 
 
@@ -286,6 +294,7 @@ _MADE: dict[str, Callable[[Surface], list[bytes]]] = {
     "images": _images,
     "pictures": _pictures,
     "texts": _texts,
+    "lengths": _lengths,
     "pt2": _programs,
     "weights": _weights,
     "skops": _skops,

@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 import onnx
 from fuzz.isolated import Outcome, peak_kib, reset_peak
+from fuzz.open_lengths import bundles_of_lengths
 from fuzz.other import MODEL, NUMBERS, Board
 from fuzz.surface import Finding, Surface, checked
 from tests.support import chains, watched
@@ -70,7 +71,8 @@ _TINY = """tiny (float[batch, 4] x) => (float[batch, 4] y) { y = Relu(x) }"""
 def bundles(folder: Path) -> list[Path | str]:
     """Write what is served: `tiny`, `two_inputs`, models of pictures and sounds, and the chain `squares`.
 
-    `wide` answers four numbers with half a million, and `long` takes as many. `heads` has many outputs. The answers of `WATCHED` are labelled.
+    `wide` answers four numbers with half a million, and `long` takes as many. `heads` has many outputs. The answers of
+    `WATCHED` are labelled. The inputs of `MODELS` in `fuzz.open_lengths` have open lengths.
     """
     two = models.two_inputs(folder)
     request: dict[str, Array] = {
@@ -90,6 +92,7 @@ def bundles(folder: Path) -> list[Path | str]:
         texts(folder),
         rows(folder),
         *audited(folder),
+        *bundles_of_lengths(folder),
         f"squares={chains.detector(folder)}+crop+{chains.classifier(folder, 'reader')}",
     ]
 
@@ -165,6 +168,8 @@ class Running:
         self._board: Board
         self.server: ServerProcess
         self._pid = 0
+        self._own_kib: dict[str, int] = {}
+        """Surface -> largest size of the process while requests of its models' own data were answered."""
         self._shared = Path("/dev/shm") / f"{REGIONS}a".lstrip("/")
 
     def start(self) -> None:
@@ -176,7 +181,7 @@ class Running:
         words = ("--grpc", "0", "--shared-memory", f"{REGIONS}.*", "--compiled", "off")
         audits = ("--shadow", "1", "--monitor-state", self._folder / "monitor")
         self.server = ServerProcess(*self._bundles, *words, *audits).__enter__()
-        self._pid = self.server.serving_pid()
+        self._pid, self._own_kib = self.server.serving_pid(), {}
         if not self._watched:
             return
         file = self._folder / "waits"
@@ -205,13 +210,23 @@ class Running:
                 raise TimeoutError("the other client had no answer")
             time.sleep(0.0005)
 
+    def own_kib(self, surface: Served) -> int:
+        """Return how large the process was while it answered requests of a surface's models' own data; 0 without any."""
+        if surface.name not in self._own_kib:
+            own = surface.own()
+            reset_peak(self._pid)
+            for data in own:
+                surface.check(data)
+            self._own_kib[surface.name] = peak_kib(self._pid) if own else 0
+        return self._own_kib[surface.name]
+
     @contextlib.contextmanager
-    def watched(self) -> Iterator[Effect]:
-        """Measure what inputs do to the other client and to the memory."""
-        effect = Effect()
+    def watched(self, surface: Served) -> Iterator[Effect]:
+        """Measure what inputs do to the other client, and to the memory beyond what the models' own data takes."""
+        effect, own_kib = Effect(), self.own_kib(surface)
         wrong = self._board.wrong
         self._board.longest_s(forget=True)
-        before_kib = reset_peak(self._pid)
+        before_kib = max(reset_peak(self._pid), own_kib)
         yield effect
         self.settle()
         effect.wait_s = self._board.longest_s()
@@ -261,13 +276,17 @@ class Served(Surface):
     served = True
     running: Running
 
+    def own(self) -> list[bytes]:
+        """Return requests of its models' own data, whose memory an input may take as well; none if that is little."""
+        return []
+
 
 def attack(surface: Served, inputs: Sequence[bytes]) -> Outcome:
     """Check inputs; those beside which another client waited, or memory grew, are sent again alone."""
     outcome, running = Outcome(), surface.running
     for place in range(0, len(inputs), _TOGETHER):
         batch = inputs[place : place + _TOGETHER]
-        with running.watched() as effect:
+        with running.watched(surface) as effect:
             for data in batch:
                 _count(outcome, surface, data)
         if effect.died or effect.wait_s > MOST_WAIT_S or effect.kib > MOST_KIB:
@@ -320,7 +339,7 @@ def _attribute(outcome: Outcome, surface: Served, batch: Sequence[bytes]) -> Non
 
 def _alone(surface: Served, data: bytes, outcome: Outcome) -> tuple[float, int]:
     running = surface.running
-    with running.watched() as effect:
+    with running.watched(surface) as effect:
         checked(surface, data)
     if effect.died:
         outcome.findings.append(Finding(surface.name, data, "crash", effect.died))

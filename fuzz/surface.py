@@ -43,6 +43,7 @@ SURFACES = {
     "sounds": "fuzz.surfaces.media:Sounds",
     "texts": "fuzz.surfaces.samples:Texts",
     "rows": "fuzz.surfaces.samples:Rows",
+    "lengths": "fuzz.surfaces.lengths:Lengths",
 }
 """Name of each surface -> its class; those of the server last, since processes are forked for the others."""
 

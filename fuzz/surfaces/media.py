@@ -46,7 +46,41 @@ _WAYS = (
 over gRPC."""
 
 
-class Media(Served):
+class Sending(Served):
+    """A surface whose inputs are sent over HTTP and gRPC.
+
+    Attributes:
+        http: Requests over HTTP.
+        calls: Single calls over gRPC.
+        streams: Streams over gRPC.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.http, self.calls = Http(folder), grpc_calls.Calls(folder)
+        self.streams = grpc_calls.Streams(folder)
+
+    def check(self, data: bytes) -> str:
+        for surface in (self.http, self.calls, self.streams):
+            surface.running = self.running
+        return self.sent(data)
+
+    @abc.abstractmethod
+    def sent(self, data: bytes) -> str:
+        """Send an input; return in a word what came of it.
+
+        Raises:
+            Fault: what came isn't what may come.
+        """
+
+    def together(self, asked: bytes, times: int) -> str:
+        """Send a request on several connections at the same time."""
+        with ThreadPoolExecutor(_MOST_CONNECTIONS) as threads:
+            words = threads.map(self.http.check, [asked] * max(1, min(times, _MOST_CONNECTIONS)))
+            return " ".join(sorted(set(words)))
+
+
+class Media(Sending):
     """Files for served models, sent over HTTP and gRPC.
 
     Attributes:
@@ -56,11 +90,6 @@ class Media(Served):
 
     models: tuple[str, ...]
     kind: str
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._http, self._calls = Http(folder), grpc_calls.Calls(folder)
-        self._streams = grpc_calls.Streams(folder)
 
     def seeds(self) -> list[bytes]:
         files = self.files()
@@ -76,27 +105,19 @@ class Media(Served):
         way, model, times = rng.choice(_WAYS), rng.choice(self.models), rng.choice(_TIMES)
         return written(way, model, times, self.changed(rng, file))
 
-    def check(self, data: bytes) -> str:
+    def sent(self, data: bytes) -> str:
         way, model, times, file = taken_apart(data)
-        for surface in (self._http, self._calls, self._streams):
-            surface.running = self.running
         if way == "http-together":
-            return self._together(over_http(way, model, 1, file, self.kind), times)
+            return self.together(over_http(way, model, 1, file, self.kind), times)
         if way.startswith("http"):
-            return self._http.check(over_http(way, model, times, file, self.kind))
+            return self.http.check(over_http(way, model, times, file, self.kind))
         if way == "stream":
             asked = over_grpc("grpc", model, 1, file)
-            return self._streams.check(grpc_calls.framed([asked] * times))
+            return self.streams.check(grpc_calls.framed([asked] * times))
         if way.startswith("grpc"):
             name = b"ModelInfer gzip\n" if way == "grpc-gzip" else b"ModelInfer\n"
-            return self._calls.check(name + over_grpc(way, model, times, file))
+            return self.calls.check(name + over_grpc(way, model, times, file))
         raise Fault(f"no way {way!r}")
-
-    def _together(self, asked: bytes, times: int) -> str:
-        """Send a request on several connections at the same time."""
-        with ThreadPoolExecutor(_MOST_CONNECTIONS) as threads:
-            words = threads.map(self._http.check, [asked] * min(times, _MOST_CONNECTIONS))
-            return " ".join(sorted(set(words)))
 
     @abc.abstractmethod
     def files(self) -> list[bytes]:

@@ -19,10 +19,20 @@ from hasten.inputs.models.onnx import load
 from hasten.measure.environment import environment
 
 
-def built(folder: Path, model: Path, engine: Engine) -> Part:
-    """Build an .onnx file, whose only open dimension is the batch, for an engine."""
+def built(folder: Path, model: Path, engine: Engine, lengths: Mapping[int | str, int] = {}) -> Part:
+    """Build an .onnx file for an engine.
+
+    Args:
+        folder: Folder to build in.
+        model: The file, whose first open dimension is the batch.
+        engine: The engine.
+        lengths: Sizes that further open dimensions have in the data, by their names.
+    """
     loaded = load(model)
-    sample = {s.name: np.zeros([int(n) for n in s.shape[1:]], s.dtype) for s in loaded.inputs}
+    sample = {
+        s.name: np.zeros([int(lengths.get(n, n)) for n in s.shape[1:]], s.dtype)
+        for s in loaded.inputs
+    }
     place = folder / f"built-{model.stem}"
     place.mkdir()
     artifact = engine.build(loaded.settled_by(sample), Target.host(), place)

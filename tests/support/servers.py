@@ -49,8 +49,9 @@ def bundle_of(
     requests: Sequence[Tensors] = (),
     pipeline: Pipeline | None = None,
     sequences: Sequences | None = None,
+    lengths: Mapping[int | str, int] = {},
 ) -> Path:
-    """Write a bundle of an .onnx file whose only open dimension is the batch, with its tables as a run states them.
+    """Write a bundle of an .onnx file whose first open dimension is the batch, with its tables as a run states them.
 
     Args:
         folder: Folder to write the bundle into; a bundle of its name there is replaced.
@@ -63,13 +64,14 @@ def bundle_of(
         requests: Requests that the bundle keeps for warm-up.
         pipeline: Steps before and after the model.
         sequences: States that the model carries.
+        lengths: Sizes that further open dimensions have in the data, by their names.
     """
     path = folder / f"{name or model.stem}.hasten"
     place = folder / f"building-{os.urandom(4).hex()}"
     for part in ("winner", "exact"):
         (place / part).mkdir(parents=True)
-    winner = built(place / "winner", model, engine)
-    other = winner if exact is None else built(place / "exact", exact, ONE_THREAD)
+    winner = built(place / "winner", model, engine, lengths)
+    other = winner if exact is None else built(place / "exact", exact, ONE_THREAD, lengths)
     status = "exact" if exact is None else "certified"
     stating = stated(
         winner,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -19,9 +20,11 @@ import pytest
 from fuzz import crowd, isolated, sanitized_kernels, served
 from fuzz.corpus import harmful
 from fuzz.messages import fields, written
+from fuzz.open_lengths import MODELS
 from fuzz.served import Running, Served
 from fuzz.surface import SURFACES, Fault, Surface, checked, input_of, surface_of
 from fuzz.surfaces import http
+from fuzz.surfaces.lengths import Lengths
 from fuzz.surfaces.media import Media
 
 from hasten.engines.compiled.source import Source, write
@@ -131,8 +134,9 @@ class Harmful(Served):
                 os.kill(pid, signal.SIGSTOP)
                 time.sleep(0.6)
                 os.kill(pid, signal.SIGCONT)
-            case b"memory":
-                body = http.request("v2/models/tiny/infer", bytes(24 << 20))
+            case b"memory" | b"more":
+                size = 24 << 20 if data == b"memory" else 60 << 20
+                body = http.request("v2/models/tiny/infer", bytes(size))
                 with socket.create_connection(("127.0.0.1", self.running.server.http_port)) as one:
                     one.sendall(body)
                     assert one.recv(100).startswith(b"HTTP/1.1 400 ")
@@ -160,6 +164,30 @@ def test_who_makes_others_wait_takes_memory_or_ends_the_server_is_found_alone(
         ("crash", b"crash"),
     }
     assert {each.data for each in found} <= {b"wait", b"memory", b"crash"}
+
+
+class Owning(Harmful):
+    """Inputs of which one takes what the models' own data does."""
+
+    name = "owning"
+
+    def own(self) -> list[bytes]:
+        return [b"memory"]
+
+
+@pytest.mark.slow
+def test_only_memory_beyond_what_the_models_own_data_takes_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "MOST_KIB", 16 << 10)
+    monkeypatch.setattr(served, "MOST_WAIT_S", 5.0)
+    bundles = served.bundles
+    monkeypatch.setattr(served, "bundles", lambda folder: bundles(folder)[:1])
+    with Running(tmp_path) as server:
+        surface = Owning(tmp_path)
+        surface.running = server
+        found = served.attack(surface, [b"1", b"memory", b"more"]).findings
+    assert [(each.kind, each.data) for each in found] == [("memory", b"more")]
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +218,16 @@ def test_a_good_file_is_answered_in_each_way_in_which_a_client_may_send_it(
     assert len(words) == 8
     for way, said in words.items():
         assert said == ({"200"} if way.startswith("http") else {"answered"}), way
+
+
+def test_requests_of_the_data_of_open_lengths_are_answered_in_each_way(
+    tmp_path: Path, running: Running
+) -> None:
+    surface = Lengths(tmp_path)
+    surface.running = running
+    assert {surface.check(data) for data in surface.seeds()} == {"200", "answered"}
+    answered = {json.loads(data)["model"] for data in surface.own() if surface.check(data) == "200"}
+    assert answered == {model.name for model in MODELS}
 
 
 @pytest.mark.parametrize("name", SURFACES)

@@ -20,14 +20,15 @@ from hasten.serving.protocol.errors import Kind, ProtocolError
 _TIMES = 2
 """Size of an open dimension in a request, as a multiple of the largest one in the data, up to which it is answered."""
 _USUAL = 1024
-"""Size up to which an open dimension is answered, however small it was in the data: texts and pictures as they are."""
+"""Size up to which an open dimension is answered, however small it was in the data, and all multiplied."""
 
 
 @dataclass(frozen=True)
 class Lengths:
     """Sizes that an input's open dimensions may have in a request, each and all together.
 
-    Their product may be as large as if only the longest of them were as large as a dimension may be.
+    Their product may be twice that of the largest sizes in the data, or `_USUAL` if that is more. If the operator gives
+    a size, it may be as large as if only the longest of them had that size.
 
     Attributes:
         known: Axis -> largest size in the data that the bundle was made with, which may be made up.
@@ -107,8 +108,14 @@ class Lengths:
         return None
 
     def excess(self, shape: tuple[int, ...]) -> float:
-        """Return how many times as large as in the data a shape is: the ratio of the products of all open sizes."""
-        return math.prod([shape[axis] for axis in self.known]) / self._together
+        """Return how many times as large as in the data a shape is.
+
+        That is the product of the ratios by which open sizes exceed those in the data. Smaller ones make up for nothing,
+        since work may grow with one dimension's square alone.
+        """
+        return math.prod(
+            [max(1, shape[axis] / max(1, known)) for axis, known in self.known.items()]
+        )
 
     @property
     def allowed_excess(self) -> float:
@@ -117,15 +124,16 @@ class Lengths:
 
     @cached_property
     def _allowed(self) -> int:
-        longest = max(self.known.values())
-        return self._most(longest) * self._together // max(1, longest)
+        if self.given is None:
+            return self._most(self._together)
+        return self.given * self._together // max(1, *self.known.values())
 
     @cached_property
     def _together(self) -> int:
         return math.prod(max(1, known) for known in self.known.values())
 
     def _most(self, known: int) -> int:
-        """Return the largest size of a dimension that has at most `known` in the data."""
+        """Return the largest size of a dimension, or of their product, that is at most `known` in the data."""
         return max(_TIMES * known, _USUAL) if self.given is None else self.given
 
     def _error(self, what: str, known: str, got: str) -> ProtocolError:
