@@ -18,10 +18,10 @@ from hasten.engines.compiled.source import write
 
 USUAL: dict[str, Any] = {"kernel": (3, 3), "pads": (1, 1, 1, 1)}
 SHAPES: list[dict[str, Any]] = [
-    {"channels": (32, 64), "size": (8, 8), **USUAL},
-    {"channels": (64, 40), "size": (15, 12), **USUAL},
+    {"channels": (32, 64), "size": (16, 16), **USUAL},
+    {"channels": (64, 40), "size": (15, 20), **USUAL},
     {"channels": (32, 72), "size": (12, 31), **USUAL},
-    {"channels": (64, 130), "size": (22, 10), "kernel": (3, 3)},
+    {"channels": (64, 130), "size": (34, 10), "kernel": (3, 3)},
     {"channels": (32, 33), "size": (26, 26), "kernel": (3, 3), "pads": (0, 2, 2, 0)},
     {"channels": (96, 48), "size": (3, 116), "kernel": (3, 3), "pads": (1, 1, 2, 1)},
 ]
@@ -85,7 +85,7 @@ def test_sums_of_26_bits_are_exact_and_larger_ones_are_calculated_otherwise(
     taps: int, weight: int, *, held: bool
 ) -> None:
     made = Made(0)
-    made.operations = [made.conv("float", channels=(128, 32), size=(8, 8), **USUAL)]
+    made.operations = [made.conv("float", channels=(128, 32), size=(16, 16), **USUAL)]
     given, constant = made.operations[0].reads[:2]
     made.given[given][:] = 255
     weights = np.zeros((32, 128 * 9), np.int8)
@@ -99,13 +99,15 @@ def test_sums_of_26_bits_are_exact_and_larger_ones_are_calculated_otherwise(
 @pytest.mark.parametrize(
     "shape",
     [
-        {"channels": (32, 32), "size": (14, 14), **USUAL},  # a quarter of the tiles would be nothing
-        {"channels": (32, 32), "size": (8, 8), **USUAL, "kernel": (3, 1)},
+        {"channels": (32, 32), "size": (13, 13), **USUAL},  # a third of the tiles would be nothing
+        {"channels": (32, 32), "size": (8, 24), **USUAL},  # few tiles
+        {"channels": (512, 256), "size": (16, 16), **USUAL},  # many weights
+        {"channels": (32, 32), "size": (16, 16), **USUAL, "kernel": (3, 1)},
         {"channels": (32, 32), "size": (16, 16), **USUAL, "strides": (2, 2)},
-        {"channels": (32, 32), "size": (8, 8), **USUAL, "dilations": (2, 2), "pads": (2, 2, 2, 2)},
-        {"channels": (64, 64), "groups": 2, "size": (8, 8), **USUAL},
-        {"channels": (24, 64), "size": (8, 8), **USUAL},
-        {"channels": (64, 31), "size": (8, 8), **USUAL},
+        {"channels": (32, 32), "size": (16, 16), **USUAL, "dilations": (2, 2), "pads": (2, 2, 2, 2)},
+        {"channels": (64, 64), "groups": 2, "size": (16, 16), **USUAL},
+        {"channels": (24, 64), "size": (16, 16), **USUAL},
+        {"channels": (64, 31), "size": (16, 16), **USUAL},
     ],
 )  # fmt: skip
 def test_other_shapes_are_calculated_otherwise(shape: dict[str, Any]) -> None:
