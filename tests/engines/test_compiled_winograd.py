@@ -80,7 +80,9 @@ def test_rows_of_a_batch_are_those_of_one_row() -> None:
     made.check(rows=3)
 
 
-@pytest.mark.parametrize(("taps", "weight", "held"), [(1036, 127, True), (1037, 127, False), (1028, -128, True)])
+@pytest.mark.parametrize(
+    ("taps", "weight", "held"), [(1036, 127, True), (1037, 127, False), (1028, -128, True)]
+)
 def test_sums_of_26_bits_are_exact_and_larger_ones_are_calculated_otherwise(
     taps: int, weight: int, *, held: bool
 ) -> None:
@@ -117,7 +119,9 @@ def test_other_shapes_are_calculated_otherwise(shape: dict[str, Any]) -> None:
     assert not tiled(made, ("avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "amx_int8"))
 
 
-@pytest.mark.parametrize("isa", [(), ("asimddp",), (*AVX512, "avx512_vnni", "amx_tile", "amx_int8")])
+@pytest.mark.parametrize(
+    "isa", [(), ("asimddp",), (*AVX512, "avx512_vnni", "amx_tile", "amx_int8")]
+)
 def test_other_processors_calculate_otherwise(isa: tuple[str, ...]) -> None:
     made = Made(0)
     made.operations = [made.conv("plain", **SHAPES[0])]
