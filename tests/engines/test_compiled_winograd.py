@@ -104,6 +104,7 @@ def test_sums_of_26_bits_are_exact_and_larger_ones_are_calculated_otherwise(
         {"channels": (32, 32), "size": (13, 13), **USUAL},  # a third of the tiles would be nothing
         {"channels": (32, 32), "size": (8, 24), **USUAL},  # few tiles
         {"channels": (512, 256), "size": (16, 16), **USUAL},  # many weights
+        {"channels": (32, 32), "size": (4, 260), **USUAL},  # many tiles in a row
         {"channels": (32, 32), "size": (16, 16), **USUAL, "kernel": (3, 1)},
         {"channels": (32, 32), "size": (16, 16), **USUAL, "strides": (2, 2)},
         {"channels": (32, 32), "size": (16, 16), **USUAL, "dilations": (2, 2), "pads": (2, 2, 2, 2)},

@@ -33,6 +33,8 @@ _LEAST_FULL, _LEAST_FULL_OF_WORDS = 0.85, 0.75
 that products at points take, or as long."""
 _LEAST_TILES = 16
 """Tiles below which loading weights at points takes too long."""
+_MOST_ACROSS = 64
+"""Largest number of tiles in a row, whose sums at all points a core's second cache about holds."""
 _MOST_WEIGHTS = 4 << 20
 """Largest number of weights at points, of 2 bytes each, which stay in the last cache."""
 _LEAST_OUTS = 32
@@ -62,7 +64,7 @@ def suits(conv: Conv8, wide: int, writer: Writer) -> bool:
     least = _LEAST_FULL if spelled_dots(writer.isa) else _LEAST_FULL_OF_WORDS
     if whole < _LEAST_TILES or product(conv.output_size) < least * whole * SIDE * SIDE:
         return False
-    if POINTS * ins * outs > _MOST_WEIGHTS:
+    if POINTS * ins * outs > _MOST_WEIGHTS or tiles(conv.output_size[1]) > _MOST_ACROSS:
         return False
     weight = writer.constant(conv.weight).reshape(outs, -1)
     above = np.maximum(weight, 0).sum(1, np.int64)
