@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.operators.int8 import amx, arm
+from hasten.engines.compiled.operators.int8 import amx, arm, winograd
 from hasten.engines.compiled.operators.int8.layouts import Block, Layout, whole
 from hasten.engines.compiled.operators.int8.tiles import End, Tile
 from hasten.engines.compiled.operators.int8.words import include
@@ -83,7 +83,9 @@ def _emit(layout: Layout, writer: Writer, pixels: str | None) -> None:
     conv = layout.conv
     if layout.weights > MOST_BYTES:
         raise IntegrityError(f"the plan asks for more than {MOST_BYTES / 1e6:,.0f} MB of tables")
-    include(writer, "int16" in (conv.given_type, conv.made_type))
+    include(writer, layout.points or "int16" in (conv.given_type, conv.made_type))
+    if layout.points:
+        writer.part("winograd.c")
     if layout.rows:
         writer.part("amx.c")
     if layout.arm:
@@ -97,14 +99,14 @@ def _emit(layout: Layout, writer: Writer, pixels: str | None) -> None:
     count = pixels or str(layout.lines)
     line_in, line_out = layout.line
     item = layout.made_bytes
-    copied = any(conv.pads) or (layout.direct and layout.ragged)
+    copied = layout.points or any(conv.pads) or (layout.direct and layout.ragged)
     if copied:
         size = layout.row_numbers(layout.chunk_rows) + ALIGNMENT
         padded = writer.scratch(conv.given_type, size, apart=True)
     if layout.by_channels:
         share, first, last = writer.share(layout.units), "0", count
     else:
-        share = writer.share(count, layout.unit if layout.pointwise else 1)
+        share = writer.share(count, layout.together)
     with share as (begin, end):
         units = f"{begin}, {end}" if layout.by_channels else f"0, {layout.units}"
         if not layout.by_channels:
@@ -187,7 +189,11 @@ def _rows(layout: Layout, writer: Writer, table: Table) -> str:
             count = block.vectors * steps.dots * layout.wide // 2
             body.append(f"widen_weights(s + {layout.scratch[0]}, w, {count});")
             weights = f"s + {layout.scratch[0]}"
-        if layout.rows:
+        if layout.points:
+            end, most = End.of(conv, layout.permutes), _tile_pixels(layout, block)
+            line = winograd.line(layout, block, end, most, writer)
+            body.append(f"{line}(from, w, b, e, f, to, some, s + {layout.scratch[0]});")
+        elif layout.rows:
             line = amx.line(layout, block, writer)
             body.append(f"{line}(from, at, w, b, e, f, to, m, &set, s + {layout.scratch[0]});")
         else:
@@ -212,6 +218,8 @@ def _chunk(layout: Layout) -> list[str]:
     conv = layout.conv
     line = conv.channels[0] * (1 if layout.pointwise else conv.padded_size[1])
     first = f"row * {line * (1 if layout.pointwise else conv.strides[0])}"
+    if layout.points:
+        return winograd.chunk(layout, first)
     if layout.direct:
         return [f"const u8 *z = x + {first} * {layout.item};"]
     if layout.pointwise:
@@ -299,7 +307,7 @@ def _tile_pixels(layout: Layout, block: Block) -> int:
     most = _ARM_PIXELS.get(layout.arm, _PIXELS[layout.wide == 64])[block.vectors]
     if layout.wide < 64:
         return most
-    pixels = layout.chunk_pixels
+    pixels = winograd.count(layout) if layout.points else layout.chunk_pixels
     return min(range(most, most - 3, -1), key=lambda one: -(-pixels // one) * one)
 
 
@@ -370,14 +378,17 @@ def _pack(layout: Layout, writer: Writer, room: Array) -> None:
     """Write the weights in the order in which tiles read them."""
     steps, each, groups = layout.steps, layout.each, layout.groups
     runs, dots = steps.down * steps.across, steps.run // layout.item // each
-    given = _merged(layout, writer).reshape(groups, layout.outs, runs, -1)
+    given = _merged(layout, writer)
+    if layout.points:
+        given = winograd.weights(given[0])[None]
+    given = given.reshape(groups, layout.outs, runs, -1)
     packed = room.view(np.int16 if layout.mode == "words" else np.int8).reshape(groups, -1)
     at_once, place = 2 if layout.rows else 4, 0
     for order in _orders(layout):
         for first in range(0, len(order), at_once):
             own = order[first : first + at_once]
             known = own < layout.outs
-            part = np.zeros((groups, *own.shape, runs, dots * each), np.int8)
+            part = np.zeros((groups, *own.shape, runs, dots * each), given.dtype)
             part[:, known, :, : given.shape[-1]] = given[:, own[known]]
             part = part.reshape(groups, *own.shape, runs, dots, each).transpose(0, 3, 4, 1, 2, 5)
             count = part.size // groups

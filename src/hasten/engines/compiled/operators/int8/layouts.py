@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.engines.compiled.operators.int8 import winograd
 from hasten.engines.compiled.operators.int8.tiles import Steps
 from hasten.engines.compiled.plan import ALIGNMENT, product
 from hasten.engines.compiled.writer import multiplies, spelled_dots
@@ -30,6 +31,8 @@ _CHUNK_BYTES = 96 << 10
 _WIDE_WEIGHTS = 24 << 10
 """Largest number of weights of a layer that are kept in 16 bits; others are widened while they run."""
 
+_CHUNK_TILES = 28
+"""Tiles of Winograd's algorithm in a chunk, at most, unless a row has more."""
 _REGISTER_ROWS = 16
 """Rows of a register of AMX; of the weights', each has four numbers of 16 channels."""
 _LEAST_ROWS = 4
@@ -66,6 +69,7 @@ class Layout:
         amx: Whether the processor multiplies matrices of bytes, by AMX.
         pixels: Largest number of pixels of the input that come at once, of all rows of a batch.
         arm: Form in which an ARM processor multiplies bytes: "dots", by dot products; "matrices", by i8mm; "" for neither.
+        points: Whether 4 x 4 results are calculated together from sums at 36 points; see `winograd`.
     """
 
     conv: Conv8
@@ -75,6 +79,7 @@ class Layout:
     amx: bool
     pixels: int
     arm: Literal["", "dots", "matrices"] = ""
+    points: bool = False
 
     @classmethod
     def of(cls, conv: Conv8, writer: Writer) -> Layout:
@@ -83,11 +88,12 @@ class Layout:
         wide = vector_bytes(isa)
         of_bytes = conv.given_type == "uint8"
         arm = multiplies(isa) if of_bytes else ""
-        quads = of_bytes and spelled_dots(isa) != 0
+        amx = of_bytes and wide == 64 and "amx_int8" in isa
+        points = not amx and winograd.suits(conv, wide, writer)
+        quads = of_bytes and spelled_dots(isa) != 0 and not points
         permutes = wide == 64 and "avx512vbmi" in isa
-        amx = quads and wide == 64 and "amx_int8" in isa
         pixels = product(conv.size) * (_MOST_ROWS if writer.plan.by_row else 1)
-        return cls(conv, wide, quads, permutes, amx, pixels, arm)
+        return cls(conv, wide, quads, permutes, amx, pixels, arm, points)
 
     @property
     def direct(self) -> bool:
@@ -113,6 +119,11 @@ class Layout:
     def unit(self) -> int:
         """Pixels that most tiles divide: of 7 with many registers, of 3, 4 or 6 with few."""
         return self.rows or (14 if self.wide == 64 else 12)
+
+    @property
+    def together(self) -> int:
+        """Rows of results, or pixels of a pointwise layer, that stay with one thread."""
+        return winograd.SIDE if self.points else self.unit if self.pointwise else 1
 
     @cached_property
     def rows(self) -> int:
@@ -180,6 +191,8 @@ class Layout:
     def _runs(self) -> tuple[int, int, int, int, int]:
         """Runs that a pixel's sums read: rows, runs of each, numbers of each, bytes to the next row and run."""
         conv = self.conv
+        if self.points:
+            return winograd.POINTS, 1, conv.channels[0], 0, 0
         pitch = conv.padded_size[1] * conv.channels[0]
         down = conv.dilations[0] * pitch * self.item
         if self.groups > 1 or conv.dilations[1] > 1:
@@ -230,6 +243,9 @@ class Layout:
         if self.pointwise:
             unit, most = self.unit, self._chunk_bytes // (self.conv.channels[0] * self.item)
             return min(self.pixels, max(unit, min(most, _CHUNK_PIXELS) // unit * unit))
+        if self.points:
+            across = winograd.tiles(wide)
+            return winograd.SIDE * min(winograd.tiles(high), max(1, _CHUNK_TILES // across))
         rows = 1
         while (
             rows < high
@@ -276,6 +292,11 @@ class Layout:
         conv = self.conv
         if self.pointwise:
             return rows * conv.channels[0]
+        if self.points:  # of whole tiles, the last of which may reach beyond the last row
+            side = winograd.SIDE
+            high, wide = (winograd.tiles(one) * side + 2 for one in (rows, conv.output_size[1]))
+            beyond = max(0, wide - conv.padded_size[1])
+            return (high * conv.padded_size[1] + beyond) * conv.channels[0]
         high = (rows - 1) * conv.strides[0] + (conv.kernel[0] - 1) * conv.dilations[0] + 1
         return high * conv.padded_size[1] * conv.channels[0]
 
@@ -295,7 +316,7 @@ class Layout:
         """Form in which weights are kept: "words", "bytes", or "widened" for a chunk, block by block."""
         if self.quads:
             return "bytes"
-        if self.weights <= _WIDE_WEIGHTS:
+        if self.points or self.weights <= _WIDE_WEIGHTS:
             return "words"
         return "widened" if product(self.conv.output_size) > 6 else "bytes"
 
@@ -303,6 +324,8 @@ class Layout:
     def places(self) -> Array:
         """Byte of each pixel of a chunk relative to the chunk's first one, as int32."""
         conv = self.conv
+        if self.points:  # tiles of a point follow each other
+            return np.zeros(0, np.int32)
         right = conv.strides[1] * conv.channels[0] * self.item
         if self.pointwise:
             return np.arange(self.chunk_pixels, dtype=np.int32) * right
@@ -314,6 +337,9 @@ class Layout:
     def scratch(self) -> tuple[int, int]:
         """Bytes of memory for the widened chunk, and for a block's widened weights or AMX's sums."""
         chunk = 0 if self.direct else self.row_numbers(self.chunk_rows) * 2
+        if self.points:
+            chunk, sums = winograd.scratch(self)
+            return whole(chunk + ALIGNMENT), sums
         vectors = max(block.vectors for block in self.blocks)
         if self.rows:
             return whole(chunk + ALIGNMENT), 4 * _REGISTER_ROWS * vectors * self.wide
