@@ -21,7 +21,7 @@ from hasten.engines.base import Artifact
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.openvino.engine import OpenVino
 from hasten.engines.openvino.igpu import OpenVinoIgpu
-from hasten.errors import CandidateError, InputError, NotCovered
+from hasten.errors import BeyondRange, CandidateError, InputError, NotCovered
 from hasten.inputs.models.onnx import load
 from hasten.testing import models
 from hasten.testing.engine_tests import EngineTests, request_for
@@ -588,3 +588,97 @@ def test_a_whole_number_beyond_32_bits_is_refused_instead_of_answered_wrongly(
         f"OpenVINO computes whole numbers with 32 bits, and the input 'ids' has {number}: give numbers "
         "from -2147483648 to 2147483647, or use another engine"
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "operator"),
+    [("uint8", "Add"), ("uint8", "Div"), ("int8", "Mul"), ("uint8", "Sub"), ("uint32", "Sub")],
+)
+def test_whole_numbers_that_should_wrap_or_be_cut_are_refused(
+    host: Target, tmp_path: Path, dtype: str, operator: str
+) -> None:
+    text = f"wrap ({dtype}[N, 3] x) => ({dtype}[N, 3] y) <{dtype} c = {{100}}> {{ y = {operator} (x, c) }}"
+    with pytest.raises(NotCovered, match=f"whole numbers of {dtype} in another type, as in"):
+        OpenVino().build(of_text(tmp_path, text), host, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x8 (uint8[N, 3] x) => (float[N, 3] y) { y = Cast <to = 1> (x) }",
+        "sum (int32[N, 3] x) => (int32[N, 3] y) { y = Add (x, x) }",
+        """end (float[N, 3] x) => (float[N, 2] y)
+            <int64[1] s = {1}, int64[1] e = {9223372036854775807}, int64[1] a = {1}> { y = Slice (x, s, e, a) }""",
+    ],
+    ids=["cast", "int32", "slice"],
+)
+def test_whole_numbers_that_openvino_has_right_are_taken(
+    host: Target, tmp_path: Path, text: str
+) -> None:
+    OpenVino().build(of_text(tmp_path, text), host, tmp_path)
+
+
+def test_a_constant_beyond_32_bits_is_refused_if_a_request_reads_it(
+    host: Target, tmp_path: Path
+) -> None:
+    text = """ids (float[N, 3] x) => (int64[N] y) <int64[3] ids = {5, 1099511627776, 7}> {
+        best = ArgMax <axis = 1, keepdims = 0> (x)  y = Gather (ids, best) }"""
+    with pytest.raises(NotCovered, match=r"Gather \(node 'y'\) reads the constant 1099511627776"):
+        OpenVino().build(of_text(tmp_path, text), host, tmp_path)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("where", ["plain", "inside"])
+def test_the_first_of_equal_numbers_comes_first_in_every_batch(
+    host: Target, tmp_path: Path, batch: int, where: str
+) -> None:
+    count, kinds = "count = Constant <value_ints = [16]> ()", "(float[N, 16] v, int64[N, 16] i)"
+    text = f"ties (float[N, 16] x) => {kinds} {{ {count}  v, i = TopK (x, count) }}"
+    if where == "inside":
+        text = f"""ties (float[N, 16] x) => {kinds} {{ s = Size (x)  one = Constant <value_int = 1> ()
+            c = Greater (s, one)  v, i = If (c) <then_branch = t () => (float[N, 16] a, int64[N, 16] b) {{
+                {count}  a, b = TopK (x, count) }}, else_branch = e () => (float[N, 16] d, int64[N, 16] f) {{
+                {count}  n = Neg (x)  d, f = TopK (n, count) }}> }}"""
+    artifact = OpenVino().build(of_text(tmp_path, text), host, tmp_path)
+    x = np.random.default_rng(0).integers(0, 3, (batch, 16)).astype(np.float32)
+    with OpenVino().open(artifact, host) as session:
+        places = session.run({"x": x})["i"]
+    assert places.tolist() == np.argsort(-x, axis=1, kind="stable").tolist()
+
+
+def test_a_large_topk_stays_fast(host: Target, tmp_path: Path) -> None:
+    text = """boxes (float[N, 8400] x) => (float[N, 300] v, int64[N, 300] i) {
+        count = Constant <value_ints = [300]> ()  v, i = TopK (x, count) }"""
+    artifact = OpenVino().build(of_text(tmp_path, text), host, tmp_path)
+    assert 'stable="true"' not in artifact.path.read_text()
+
+
+def test_nan_is_refused_instead_of_answered_with_an_ordinary_number(
+    host: Target, tmp_path: Path
+) -> None:
+    text = "rectified (float[N, 3] x) => (float[N, 3] y) { y = Relu (x) }"
+    artifact = OpenVino().build(of_text(tmp_path, text), host, tmp_path)
+    fine = np.array([[1, -np.inf, np.inf]], np.float32)
+    with OpenVino().open(artifact, host) as session:
+        for x in (fine, np.concatenate([fine, fine])):
+            spoiled = np.array(x)
+            spoiled[-1, 0] = np.nan
+            with pytest.raises(BeyondRange) as error:
+                session.run({"x": spoiled})
+            assert session.run({"x": x})["y"].tolist() == np.maximum(x, 0).tolist()
+    assert str(error.value) == (
+        "OpenVINO makes ordinary numbers of NaN, and the input 'x' has one: replace it before the call, or use another "
+        "engine"
+    )
+
+
+def test_a_model_that_replaces_nan_itself_gets_it(host: Target, tmp_path: Path) -> None:
+    text = """filled (float[N, 3] x) => (float[N, 3] y) <float zero = {0}> {
+        lost = IsNaN (x)  y = Where (lost, zero, x) }"""
+    artifact = OpenVino().build(of_text(tmp_path, text), host, tmp_path)
+    cache = CompileCache(CacheFolder(tmp_path / "cache", 1 << 20))
+    opened = OpenVino().open(artifact, host), OpenVino().open_cached(artifact, host, cache)
+    for one in opened:
+        with one as session:
+            (answer,) = session.run({"x": np.array([[1, np.nan, 3]], np.float32)}).values()
+        assert answer.tolist() == [[1, 0, 3]]

@@ -163,6 +163,17 @@ def test_a_number_that_an_engine_cannot_take_is_the_requests_fault(
         assert served(server, "hashed").statistics.replaced == int(standby)
 
 
+def test_nan_that_openvino_would_lose_is_answered_by_the_exact_model(tmp_path: Path) -> None:
+    text = "rectified (float[n, 2] x) => (float[n, 2] y) { y = Relu (x) }"
+    file = models.write(tmp_path / "rectified.onnx", text, {})
+    bundle = bundle_of(tmp_path, file, engine=OpenVino(threads=1), exact=file)
+    with ServerThread(place_of(bundle)) as server:
+        (row,) = answer(server, "rectified", [np.nan, 3])
+        assert np.isnan(row[0])
+        assert answer(server, "rectified", [-1, 2]) == [[0, 2]]
+        assert served(server, "rectified").answers == "winner"
+
+
 def test_a_nan_that_was_asked_in_is_nobodys_fault(bundles: Path) -> None:
     with ServerThread(place_of(bundles / "guarded.hasten")) as server:
         (row,) = answer(server, "guarded", [1, 2, 3, np.nan])

@@ -26,9 +26,11 @@ from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
 from hasten.engines.newer import every_node, newer_attribute
-from hasten.engines.openvino.doubles import REFUSES, check_doubles
 from hasten.engines.openvino.layers import operations, profiled
+from hasten.engines.openvino.numbers import REFUSES, check_doubles, check_whole_numbers
 from hasten.engines.openvino.runtime import new_core
+from hasten.engines.openvino.ties import keep_order
+from hasten.engines.openvino.unknown import check_nan, takes_nan
 from hasten.errors import BeyondRange, CandidateError
 
 _PROPERTIES = {
@@ -144,7 +146,8 @@ class OpenVino(Engine):
         Raises:
             CandidateError: the model can't be converted or compiled; the message names the operator
                 and node.
-            NotCovered: these settings are exact, and the model computes in float64.
+            NotCovered: these settings are exact, and the model computes in float64; or whole numbers of the model may
+                come out otherwise.
         """
         if model.format == "openvino":
             artifact = place(model, workdir)
@@ -163,7 +166,7 @@ class OpenVino(Engine):
             CandidateError: the IR can't be compiled.
         """
         compile_ = partial(self._compile, artifact, target)
-        with private(artifact), self._session(artifact, compile_) as session:
+        with private(artifact) as copy, self._session(artifact, compile_, copy.path) as session:
             yield session
 
     @contextmanager
@@ -181,16 +184,19 @@ class OpenVino(Engine):
             compile_ = partial(self._recall, artifact, target, compiled)
         else:
             compile_ = partial(self._compile, artifact, target)
-        with private(artifact), self._session(artifact, compile_) as session:
+        with private(artifact) as copy, self._session(artifact, compile_, copy.path) as session:
             yield session
 
     @contextmanager
     def _session(
-        self, artifact: Artifact, compile_: Callable[[Sequence[TensorSpec]], Any]
+        self, artifact: Artifact, compile_: Callable[[Sequence[TensorSpec]], Any], graph: Path
     ) -> Iterator[Session]:
         static = all(spec.static for spec in artifact.inputs)
         session = OpenVinoSession(
-            artifact, compile_(artifact.request), None if static else lambda: compile_(())
+            artifact,
+            compile_(artifact.request),
+            None if static else lambda: compile_(()),
+            takes_nan=takes_nan(graph),
         )
         try:
             yield session
@@ -325,7 +331,7 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
 
     Raises:
         CandidateError: it can't be converted.
-        NotCovered: it computes in float64.
+        NotCovered: it computes in float64, or with whole numbers that plugins hold in another type.
     """
     ov = import_quietly("openvino")
     extensions = [str(library) for library in libraries(model.custom_ops, "create_extensions")]
@@ -336,8 +342,10 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
             # In a list twice, since it splits other paths at commas.
             converted = ov.convert_model([[model.path]], extension=extensions or None)
         _name_ports(converted, model)
+        check_whole_numbers(converted)
         if keeps_doubles:
             check_doubles(converted)
+        keep_order(converted)
         ov.save_model(converted, path, compress_to_fp16=False)
     except CandidateError:
         raise
@@ -416,10 +424,16 @@ class OpenVinoSession(Session):
         compiled: Model, compiled for settled shapes or for open ones.
         compile_open: Function that compiles the model for all shapes that it takes; None if
             `compiled` takes them.
+        takes_nan: Whether the model looks for NaN itself, so that requests may have it.
     """
 
     def __init__(
-        self, artifact: Artifact, compiled: Any, compile_open: Callable[[], Any] | None = None
+        self,
+        artifact: Artifact,
+        compiled: Any,
+        compile_open: Callable[[], Any] | None = None,
+        *,
+        takes_nan: bool = False,
     ) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = batch_sizes(artifact)
@@ -428,14 +442,15 @@ class OpenVinoSession(Session):
         self._sizes = [(s.name, s.sizes) for s in artifact.request] if settled else []
         self._compile_open = compile_open
         self._compiled = compiled
-        self._first: _Request | None = _Request(compiled, self.inputs)
+        self._takes_nan = takes_nan
+        self._first: _Request | None = self._requested(compiled)
         self._other: _Request | None = None
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """Answer one request.
 
         Raises:
-            BeyondRange: an input has a whole number that 32 bits can't hold.
+            BeyondRange: an input has a whole number that 32 bits can't hold, or NaN.
             CandidateError: the runtime failed.
         """
         request = self._first
@@ -456,8 +471,11 @@ class OpenVinoSession(Session):
 
     def _opened(self) -> _Request:
         assert self._compile_open is not None
-        self._other = _Request(self._compile_open(), self.inputs)
+        self._other = self._requested(self._compile_open())
         return self._other
+
+    def _requested(self, compiled: Any) -> _Request:
+        return _Request(compiled, self.inputs, takes_nan=self._takes_nan)
 
     def properties(self) -> Mapping[str, str]:
         """Settings of the plugin, and how many operators run in which precision."""
@@ -487,12 +505,15 @@ class _Request:
     Filling a tensor that was set once costs 9 us a call; `infer([x])` costs 95 us.
     """
 
-    def __init__(self, compiled: Any, inputs: Sequence[TensorSpec]) -> None:
+    def __init__(self, compiled: Any, inputs: Sequence[TensorSpec], *, takes_nan: bool) -> None:
         self._order = [(spec.name, _port(compiled.inputs, spec.name)) for spec in inputs]
         self._request = compiled.create_infer_request()
         self._buffers: dict[str, Array] = {}
         self._wide: dict[str, Array] = {}
         """Whole numbers of more than 31 bits, without a sign: those below 0 are large ones."""
+        self._floats: dict[str, Array] = {}
+        """Floats that are looked through for NaN, `(n,)`."""
+        self._takes_nan = takes_nan
 
     def infer(self, inputs: Tensors) -> tuple[Array, ...]:
         """Return copies of the outputs, in the model's order."""
@@ -503,6 +524,8 @@ class _Request:
             buffer[...] = given
             if (wide := self._wide.get(name)) is not None and wide.max(initial=0) > _LARGEST:
                 _check_32_bits(name, buffer)
+            if (floats := self._floats.get(name)) is not None:
+                check_nan(name, floats)
         answers: tuple[Array, ...] = self._request.infer().to_tuple()
         return answers
 
@@ -515,6 +538,8 @@ class _Request:
         self._buffers[name] = buffer
         if like.dtype.name in _WIDE:
             self._wide[name] = buffer.view(_WIDE[like.dtype.name])
+        if like.dtype.kind == "f" and not self._takes_nan:
+            self._floats[name] = buffer.reshape(-1)
         return buffer
 
 

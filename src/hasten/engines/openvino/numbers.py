@@ -1,0 +1,131 @@
+"""Graphs of OpenVINO whose numbers its plugins hold in another type than the model does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from hasten.errors import NotCovered
+
+REFUSES = "OpenVINO computes float64 in float32"
+_CARRIERS = frozenset({"Parameter", "Constant", "Convert", "Result"})
+"""Operations that calculate nothing."""
+_LONG = frozenset({"i32", "i64", "u32", "u64"})
+"""Whole numbers that float64 holds, and that a plugin rounds to float32 where it should convert them."""
+_WRAPPING = frozenset({"i8", "u8", "i16", "u16", "u32", "u64"})
+"""Whole numbers that a plugin computes in a wider or a signed type, so that nothing wraps."""
+_LEAVING = frozenset(
+    {
+        *("Add", "Subtract", "Multiply", "Divide", "Negative", "Power", "SquaredDifference"),
+        *("MatMul", "ReduceSum", "ReduceProd", "CumSum"),
+    }
+)
+"""Operations whose result may leave the type of whole numbers, or is rounded where a quotient is cut."""
+_CUT_32 = frozenset({"i64", "u64", "u32"})
+"""Whole numbers that a plugin holds in 32 bits with a sign."""
+_READING = frozenset(
+    {
+        *("Add", "Subtract", "Multiply", "Divide", "Mod", "FloorMod", "Minimum", "Maximum"),
+        *("Equal", "NotEqual", "Less", "LessEqual", "Greater", "GreaterEqual"),
+        *("Select", "Gather", "GatherND", "GatherElements", "Concat"),
+    }
+)
+"""Operations that compute with a constant's numbers; others, such as Slice, take a huge one for an end."""
+_SIZES = frozenset({"ShapeOf"})
+"""Operations whose answers don't depend on the values of their input."""
+
+
+def check_doubles(graph: Any) -> None:
+    """Refuse a graph that calculates with values of a request in float64.
+
+    What follows from sizes alone, such as the root of a head's width, may be float64.
+
+    Raises:
+        NotCovered: it does so; the message names the operation.
+    """
+    for operation in _on_values(graph):
+        kind, taken, made = operation.get_type_name(), _taken(operation), _made(operation)
+        rounds = kind not in _CARRIERS or (taken & _LONG and "f64" in made)
+        if "f64" in taken | made and rounds:
+            raise NotCovered(f"{REFUSES}, as in {_named(operation)}")
+
+
+def check_whole_numbers(graph: Any) -> None:
+    """Refuse a graph whose whole numbers, calculated from a request's values, may be others than the model's.
+
+    Numbers of 8 and 16 bits and those without a sign should wrap where they leave their type, and constants may need
+    more than the 32 bits that a plugin has.
+
+    Raises:
+        NotCovered: it has such numbers; the message names the operation.
+    """
+    for operation in _on_values(graph):
+        kind, made = operation.get_type_name(), _made(operation)
+        if kind in _LEAVING and (types := made & _WRAPPING):
+            raise NotCovered(
+                f"OpenVINO computes whole numbers of {_in_words(min(types))} in another type, as in {_named(operation)}: "
+                "results that leave the type differ"
+            )
+        if kind in _READING and (number := _beyond_32_bits(operation)) is not None:
+            raise NotCovered(
+                f"OpenVINO computes whole numbers with 32 bits, and {_named(operation)} reads the constant {number}"
+            )
+
+
+def _on_values(graph: Any) -> Iterator[Any]:
+    """Yield the operations that depend on a request's values, also those of graphs inside others."""
+    values = set[str]()
+    for operation in graph.get_ordered_ops():
+        kind = operation.get_type_name()
+        # By their own names, since those for people may be the same for several operations.
+        sources = {port.get_source_output().get_node().get_name() for port in operation.inputs()}
+        if kind != "Parameter" and (kind in _SIZES or not sources & values):
+            continue
+        values.add(operation.get_name())
+        yield operation
+        for body in bodies(operation):
+            yield from _on_values(body)
+
+
+def _taken(operation: Any) -> set[str]:
+    return {port.get_element_type().get_type_name() for port in operation.inputs()}
+
+
+def _made(operation: Any) -> set[str]:
+    return {port.get_element_type().get_type_name() for port in operation.outputs()}
+
+
+def _named(operation: Any) -> str:
+    return f"{operation.get_type_name()} (node {operation.get_friendly_name()!r})"
+
+
+def _in_words(kind: str) -> str:
+    """Return the name of an element type of whole numbers, as numpy has it."""
+    return f"{'uint' if kind.startswith('u') else 'int'}{kind[1:]}"
+
+
+def _beyond_32_bits(operation: Any) -> int | None:
+    """Return a number of a constant that an operation reads, if 32 bits with a sign can't hold it."""
+    limits = np.iinfo(np.int32)
+    for port in operation.inputs():
+        source = port.get_source_output().get_node()
+        if (
+            source.get_type_name() != "Constant"
+            or port.get_element_type().get_type_name() not in _CUT_32
+        ):
+            continue
+        numbers = source.data
+        for number in (numbers.min(initial=0), numbers.max(initial=0)):
+            if not limits.min <= int(number) <= limits.max:
+                return int(number)
+    return None
+
+
+def bodies(operation: Any) -> list[Any]:
+    """Return the graphs inside an operation, such as the two branches of an If."""
+    kind = operation.get_type_name()
+    if kind == "If":
+        return [operation.get_then_body(), operation.get_else_body()]
+    return [operation.get_function()] if kind in ("Loop", "TensorIterator") else []
