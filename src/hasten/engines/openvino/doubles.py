@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hasten.engines.openvino.wholes import bodies_of
 from hasten.errors import NotCovered
 
 REFUSES = "OpenVINO computes float64 in float32"
@@ -39,13 +40,5 @@ def check_doubles(graph: Any) -> None:
         if "f64" in taken | made and rounds:
             name = operation.get_friendly_name()
             raise NotCovered(f"{REFUSES}, as in {kind} (node {name!r})")
-        for body in _bodies(operation):
+        for body in bodies_of(operation):
             check_doubles(body)
-
-
-def _bodies(operation: Any) -> list[Any]:
-    """Return the graphs inside an operation, such as the two branches of an If."""
-    kind = operation.get_type_name()
-    if kind == "If":
-        return [operation.get_then_body(), operation.get_else_body()]
-    return [operation.get_function()] if kind in ("Loop", "TensorIterator") else []

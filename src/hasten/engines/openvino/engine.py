@@ -28,8 +28,10 @@ from hasten.engines.layers import LayerTime
 from hasten.engines.newer import every_node, newer_attribute
 from hasten.engines.openvino.doubles import REFUSES, check_doubles
 from hasten.engines.openvino.layers import operations, profiled
+from hasten.engines.openvino.ranges import Ranges
 from hasten.engines.openvino.runtime import new_core
-from hasten.errors import BeyondRange, CandidateError
+from hasten.engines.openvino.wholes import Wholes, check_wholes
+from hasten.errors import CandidateError
 
 _PROPERTIES = {
     "precision_hint": "INFERENCE_PRECISION_HINT",
@@ -44,9 +46,6 @@ _NEWEST = 24
 """Newest operator set whose attributes the converter reads; it passes over later ones without a word."""
 _WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
 """Setting with which an exported graph refers to the weights of the artifact instead of copying them."""
-_WIDE = {"int64": np.uint64, "uint64": np.uint64, "uint32": np.uint32}
-"""Whole numbers that OpenVINO turns into int32, and the same ones without a sign."""
-_LARGEST = 2**31 - 1
 _REFUSED = b"OpenVINO refuses what it exports of this model"
 """Content of an entry that is kept so that nothing is exported and imported in vain."""
 _FAST_WITH = {"f16": {"amx_fp16"}, "bf16": {"avx512_bf16", "amx_bf16"}}
@@ -144,7 +143,8 @@ class OpenVino(Engine):
         Raises:
             CandidateError: the model can't be converted or compiled; the message names the operator
                 and node.
-            NotCovered: these settings are exact, and the model computes in float64.
+            NotCovered: these settings are exact, and the model computes in float64; or it computes with whole
+                numbers that are too large for the plugin.
         """
         if model.format == "openvino":
             artifact = place(model, workdir)
@@ -189,8 +189,12 @@ class OpenVino(Engine):
         self, artifact: Artifact, compile_: Callable[[Sequence[TensorSpec]], Any]
     ) -> Iterator[Session]:
         static = all(spec.static for spec in artifact.inputs)
+        whole = any(np.dtype(spec.dtype).kind in "iu" for spec in artifact.inputs)
         session = OpenVinoSession(
-            artifact, compile_(artifact.request), None if static else lambda: compile_(())
+            artifact,
+            compile_(artifact.request),
+            None if static else lambda: compile_(()),
+            Wholes.of(self._read(artifact)[1]) if whole else None,
         )
         try:
             yield session
@@ -325,7 +329,7 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
 
     Raises:
         CandidateError: it can't be converted.
-        NotCovered: it computes in float64.
+        NotCovered: it computes in float64, or with whole numbers that are too large for plugins.
     """
     ov = import_quietly("openvino")
     extensions = [str(library) for library in libraries(model.custom_ops, "create_extensions")]
@@ -338,6 +342,7 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
         _name_ports(converted, model)
         if keeps_doubles:
             check_doubles(converted)
+        check_wholes(converted)
         ov.save_model(converted, path, compress_to_fp16=False)
     except CandidateError:
         raise
@@ -416,10 +421,15 @@ class OpenVinoSession(Session):
         compiled: Model, compiled for settled shapes or for open ones.
         compile_open: Function that compiles the model for all shapes that it takes; None if
             `compiled` takes them.
+        wholes: Calculations with whole numbers in the graph; None if it takes none.
     """
 
     def __init__(
-        self, artifact: Artifact, compiled: Any, compile_open: Callable[[], Any] | None = None
+        self,
+        artifact: Artifact,
+        compiled: Any,
+        compile_open: Callable[[], Any] | None = None,
+        wholes: Wholes | None = None,
     ) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = batch_sizes(artifact)
@@ -428,14 +438,15 @@ class OpenVinoSession(Session):
         self._sizes = [(s.name, s.sizes) for s in artifact.request] if settled else []
         self._compile_open = compile_open
         self._compiled = compiled
-        self._first: _Request | None = _Request(compiled, self.inputs)
+        self._wholes = wholes
+        self._first: _Request | None = _Request(compiled, self.inputs, wholes)
         self._other: _Request | None = None
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """Answer one request.
 
         Raises:
-            BeyondRange: an input has a whole number that 32 bits can't hold.
+            BeyondRange: an input has a number with which the runtime may calculate wrong.
             CandidateError: the runtime failed.
         """
         request = self._first
@@ -456,7 +467,7 @@ class OpenVinoSession(Session):
 
     def _opened(self) -> _Request:
         assert self._compile_open is not None
-        self._other = _Request(self._compile_open(), self.inputs)
+        self._other = _Request(self._compile_open(), self.inputs, self._wholes)
         return self._other
 
     def properties(self) -> Mapping[str, str]:
@@ -487,12 +498,11 @@ class _Request:
     Filling a tensor that was set once costs 9 us a call; `infer([x])` costs 95 us.
     """
 
-    def __init__(self, compiled: Any, inputs: Sequence[TensorSpec]) -> None:
+    def __init__(self, compiled: Any, inputs: Sequence[TensorSpec], wholes: Wholes | None) -> None:
         self._order = [(spec.name, _port(compiled.inputs, spec.name)) for spec in inputs]
         self._request = compiled.create_infer_request()
         self._buffers: dict[str, Array] = {}
-        self._wide: dict[str, Array] = {}
-        """Whole numbers of more than 31 bits, without a sign: those below 0 are large ones."""
+        self._ranges = Ranges(wholes)
 
     def infer(self, inputs: Tensors) -> tuple[Array, ...]:
         """Return copies of the outputs, in the model's order."""
@@ -501,8 +511,7 @@ class _Request:
             if buffer is None or buffer.shape != given.shape:
                 buffer = self._allocate(name, port, given)
             buffer[...] = given
-            if (wide := self._wide.get(name)) is not None and wide.max(initial=0) > _LARGEST:
-                _check_32_bits(name, buffer)
+        self._ranges.check()
         answers: tuple[Array, ...] = self._request.infer().to_tuple()
         return answers
 
@@ -513,24 +522,8 @@ class _Request:
         buffer = np.empty(like.shape, like.dtype)
         self._request.set_input_tensor(port, ov.Tensor(buffer, shared_memory=True))
         self._buffers[name] = buffer
-        if like.dtype.name in _WIDE:
-            self._wide[name] = buffer.view(_WIDE[like.dtype.name])
+        self._ranges.watch(name, buffer)
         return buffer
-
-
-def _check_32_bits(name: str, array: Array) -> None:
-    """Check that whole numbers fit into 32 bits, since OpenVINO would compute with the nearest ones that do.
-
-    Raises:
-        BeyondRange: one doesn't.
-    """
-    least = -_LARGEST - 1
-    for number in (int(array.min()), int(array.max())):
-        if not least <= number <= _LARGEST:
-            raise BeyondRange(
-                f"OpenVINO computes whole numbers with 32 bits, and the input {name!r} has {number}: "
-                f"give numbers from {least} to {_LARGEST}, or use another engine"
-            )
 
 
 def _port(ports: Sequence[Any], name: str) -> int:
