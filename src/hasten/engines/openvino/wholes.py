@@ -220,16 +220,26 @@ class Wholes:
         sources = dict[str, Span]()
         names = dict[str, frozenset[str]]()
         followed = set[str]()
+        readers = set[str]()
         steps = list[_Step]()
-        for operation in graph.get_ordered_ops():
-            if operation.get_type_name() == "Parameter":
-                (port,) = operation.outputs()
-                if (known := _range(port)) is not None:
-                    sources[_place(port)], names[_place(port)] = known, frozenset(port.names)
-                    followed.add(_place(port))
-            elif (step := _step(operation, followed)) is not None:
+
+        def follow(port: Any) -> None:
+            followed.add(_place(port))
+            readers.update(one.get_node().get_name() for one in port.get_target_inputs())
+
+        for parameter in graph.get_parameters():
+            port = parameter.output(0)
+            if (known := _range(port)) is not None:
+                sources[_place(port)], names[_place(port)] = known, frozenset(port.names)
+                follow(port)
+        for operation in graph.get_ordered_ops() if followed else ():
+            if operation.get_name() not in readers:
+                continue
+            if (step := _step(operation, followed)) is not None:
                 steps.append(step)
-                followed.update(step.gives)
+                for port in operation.outputs():
+                    if _place(port) in step.gives:
+                        follow(port)
         return cls(sources, names, tuple(steps))
 
     def bounds(self, elements: int) -> dict[str, Bound]:
