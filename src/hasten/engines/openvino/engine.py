@@ -28,10 +28,12 @@ from hasten.engines.layers import LayerTime
 from hasten.engines.newer import every_node, newer_attribute
 from hasten.engines.openvino.layers import operations, profiled
 from hasten.engines.openvino.numbers import REFUSES, check_doubles, check_whole_numbers
+from hasten.engines.openvino.ranges import Ranges
 from hasten.engines.openvino.runtime import new_core
 from hasten.engines.openvino.ties import keep_order
-from hasten.engines.openvino.unknown import check_nan, takes_nan
-from hasten.errors import BeyondRange, CandidateError
+from hasten.engines.openvino.unknown import takes_nan
+from hasten.engines.openvino.wholes import Wholes, check_wholes
+from hasten.errors import CandidateError
 
 _PROPERTIES = {
     "precision_hint": "INFERENCE_PRECISION_HINT",
@@ -46,9 +48,6 @@ _NEWEST = 24
 """Newest operator set whose attributes the converter reads; it passes over later ones without a word."""
 _WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
 """Setting with which an exported graph refers to the weights of the artifact instead of copying them."""
-_WIDE = {"int64": np.uint64, "uint64": np.uint64, "uint32": np.uint32}
-"""Whole numbers that OpenVINO turns into int32, and the same ones without a sign."""
-_LARGEST = 2**31 - 1
 _REFUSED = b"OpenVINO refuses what it exports of this model"
 """Content of an entry that is kept so that nothing is exported and imported in vain."""
 _FAST_WITH = {"f16": {"amx_fp16"}, "bf16": {"avx512_bf16", "amx_bf16"}}
@@ -146,8 +145,8 @@ class OpenVino(Engine):
         Raises:
             CandidateError: the model can't be converted or compiled; the message names the operator
                 and node.
-            NotCovered: these settings are exact, and the model computes in float64; or whole numbers of the model may
-                come out otherwise.
+            NotCovered: these settings are exact, and the model computes in float64; or its whole numbers may come
+                out otherwise.
         """
         if model.format == "openvino":
             artifact = place(model, workdir)
@@ -192,10 +191,12 @@ class OpenVino(Engine):
         self, artifact: Artifact, compile_: Callable[[Sequence[TensorSpec]], Any], graph: Path
     ) -> Iterator[Session]:
         static = all(spec.static for spec in artifact.inputs)
+        whole = any(np.dtype(spec.dtype).kind in "iu" for spec in artifact.inputs)
         session = OpenVinoSession(
             artifact,
             compile_(artifact.request),
             None if static else lambda: compile_(()),
+            Wholes.of(self._read(artifact)[1]) if whole else None,
             takes_nan=takes_nan(graph),
         )
         try:
@@ -331,7 +332,8 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
 
     Raises:
         CandidateError: it can't be converted.
-        NotCovered: it computes in float64, or with whole numbers that plugins hold in another type.
+        NotCovered: it computes in float64, or with whole numbers that plugins hold in another type or that are too
+            large for them.
     """
     ov = import_quietly("openvino")
     extensions = [str(library) for library in libraries(model.custom_ops, "create_extensions")]
@@ -345,6 +347,7 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
         check_whole_numbers(converted)
         if keeps_doubles:
             check_doubles(converted)
+        check_wholes(converted)
         keep_order(converted)
         ov.save_model(converted, path, compress_to_fp16=False)
     except CandidateError:
@@ -424,6 +427,7 @@ class OpenVinoSession(Session):
         compiled: Model, compiled for settled shapes or for open ones.
         compile_open: Function that compiles the model for all shapes that it takes; None if
             `compiled` takes them.
+        wholes: Calculations with whole numbers in the graph; None if it takes none.
         takes_nan: Whether the model looks for NaN itself, so that requests may have it.
     """
 
@@ -432,6 +436,7 @@ class OpenVinoSession(Session):
         artifact: Artifact,
         compiled: Any,
         compile_open: Callable[[], Any] | None = None,
+        wholes: Wholes | None = None,
         *,
         takes_nan: bool = False,
     ) -> None:
@@ -442,7 +447,7 @@ class OpenVinoSession(Session):
         self._sizes = [(s.name, s.sizes) for s in artifact.request] if settled else []
         self._compile_open = compile_open
         self._compiled = compiled
-        self._takes_nan = takes_nan
+        self._ranges = partial(Ranges, wholes, takes_nan=takes_nan)
         self._first: _Request | None = self._requested(compiled)
         self._other: _Request | None = None
 
@@ -450,7 +455,7 @@ class OpenVinoSession(Session):
         """Answer one request.
 
         Raises:
-            BeyondRange: an input has a whole number that 32 bits can't hold, or NaN.
+            BeyondRange: an input has a number with which the runtime may calculate wrong, or NaN.
             CandidateError: the runtime failed.
         """
         request = self._first
@@ -475,7 +480,7 @@ class OpenVinoSession(Session):
         return self._other
 
     def _requested(self, compiled: Any) -> _Request:
-        return _Request(compiled, self.inputs, takes_nan=self._takes_nan)
+        return _Request(compiled, self.inputs, self._ranges())
 
     def properties(self) -> Mapping[str, str]:
         """Settings of the plugin, and how many operators run in which precision."""
@@ -505,15 +510,11 @@ class _Request:
     Filling a tensor that was set once costs 9 us a call; `infer([x])` costs 95 us.
     """
 
-    def __init__(self, compiled: Any, inputs: Sequence[TensorSpec], *, takes_nan: bool) -> None:
+    def __init__(self, compiled: Any, inputs: Sequence[TensorSpec], ranges: Ranges) -> None:
         self._order = [(spec.name, _port(compiled.inputs, spec.name)) for spec in inputs]
         self._request = compiled.create_infer_request()
         self._buffers: dict[str, Array] = {}
-        self._wide: dict[str, Array] = {}
-        """Whole numbers of more than 31 bits, without a sign: those below 0 are large ones."""
-        self._floats: dict[str, Array] = {}
-        """Floats that are looked through for NaN, `(n,)`."""
-        self._takes_nan = takes_nan
+        self._ranges = ranges
 
     def infer(self, inputs: Tensors) -> tuple[Array, ...]:
         """Return copies of the outputs, in the model's order."""
@@ -522,10 +523,7 @@ class _Request:
             if buffer is None or buffer.shape != given.shape:
                 buffer = self._allocate(name, port, given)
             buffer[...] = given
-            if (wide := self._wide.get(name)) is not None and wide.max(initial=0) > _LARGEST:
-                _check_32_bits(name, buffer)
-            if (floats := self._floats.get(name)) is not None:
-                check_nan(name, floats)
+        self._ranges.check()
         answers: tuple[Array, ...] = self._request.infer().to_tuple()
         return answers
 
@@ -536,26 +534,8 @@ class _Request:
         buffer = np.empty(like.shape, like.dtype)
         self._request.set_input_tensor(port, ov.Tensor(buffer, shared_memory=True))
         self._buffers[name] = buffer
-        if like.dtype.name in _WIDE:
-            self._wide[name] = buffer.view(_WIDE[like.dtype.name])
-        if like.dtype.kind == "f" and not self._takes_nan:
-            self._floats[name] = buffer.reshape(-1)
+        self._ranges.watch(name, buffer)
         return buffer
-
-
-def _check_32_bits(name: str, array: Array) -> None:
-    """Check that whole numbers fit into 32 bits, since OpenVINO would compute with the nearest ones that do.
-
-    Raises:
-        BeyondRange: one doesn't.
-    """
-    least = -_LARGEST - 1
-    for number in (int(array.min()), int(array.max())):
-        if not least <= number <= _LARGEST:
-            raise BeyondRange(
-                f"OpenVINO computes whole numbers with 32 bits, and the input {name!r} has {number}: "
-                f"give numbers from {least} to {_LARGEST}, or use another engine"
-            )
 
 
 def _port(ports: Sequence[Any], name: str) -> int:

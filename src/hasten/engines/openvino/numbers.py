@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hasten.engines.openvino.wholes import bodies_of
 from hasten.errors import NotCovered
 
 REFUSES = "OpenVINO computes float64 in float32"
@@ -85,7 +86,7 @@ def _on_values(graph: Any) -> Iterator[Any]:
             continue
         values.add(operation.get_name())
         yield operation
-        for body in bodies(operation):
+        for body in bodies_of(operation):
             yield from _on_values(body)
 
 
@@ -121,11 +122,3 @@ def _beyond_32_bits(operation: Any) -> int | None:
             if not limits.min <= int(number) <= limits.max:
                 return int(number)
     return None
-
-
-def bodies(operation: Any) -> list[Any]:
-    """Return the graphs inside an operation, such as the two branches of an If."""
-    kind = operation.get_type_name()
-    if kind == "If":
-        return [operation.get_then_body(), operation.get_else_body()]
-    return [operation.get_function()] if kind in ("Loop", "TensorIterator") else []

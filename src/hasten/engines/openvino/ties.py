@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hasten.engines.openvino.numbers import bodies
+from hasten.engines.openvino.wholes import bodies_of
 
 _MOST = 1 << 16
 """Largest number of comparisons, those of each number taken with all others, for which order costs microseconds."""
@@ -17,7 +17,7 @@ def keep_order(graph: Any) -> None:
     TopK, too. For 300 of 8,400 numbers, the plugin takes 11 ms instead of 0.15 ms to keep it, so large ones stay as they are.
     """
     for operation in graph.get_ordered_ops():
-        for body in bodies(operation):
+        for body in bodies_of(operation):
             keep_order(body)
         if (
             operation.get_type_name() == "TopK"
