@@ -436,7 +436,7 @@ def test_a_pipe_is_never_replaced_by_a_file_of_the_watch(
 ) -> None:
     pipe = tmp_path / "pipe.mp4"
     os.mkfifo(pipe)
-    asks: list[dict[str, Any]] = [{"decisions": pipe}, {"out": pipe}, {"decisions": "/dev/stdout"}]
+    asks: list[dict[str, Any]] = [{"decisions": pipe}, {"out": pipe}]
     for files in asks:
         (path,) = files.values()
         with pytest.raises(InputError) as error:
