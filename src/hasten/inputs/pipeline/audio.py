@@ -58,7 +58,10 @@ def _check_format(name: str, given: str) -> None:
 
 
 def _unreadable(name: str, error: Exception) -> InputError:
-    return InputError(f"{name} can't be read as a sound: {' '.join(str(error).split())}")
+    said = getattr(error, "error_string", "") or str(
+        error
+    )  # libsndfile's own words, without an object's address
+    return InputError(f"{name} can't be read as a sound: {' '.join(said.split())}")
 
 
 def _check_whole(name: str, value: bytes | Path, format_: str, read: int, stated: int) -> None:
