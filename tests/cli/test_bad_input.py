@@ -283,7 +283,10 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     folder = photos(tmp_path)
     (folder / "class0" / "2.png").write_bytes(b"this is no image")
     line = optimized(tmp_path, models.small_cnn(tmp_path), folder, "--image-size", 32)
-    assert line == f"{folder}/class0/2.png can't be read as an image"
+    assert line == (
+        f"{folder}/class0/2.png can't be read as an image: it is no whole BMP, GIF, JPEG, PNG, PPM, TIFF or WEBP file; "
+        "it begins with b'this is no i'"
+    )
 
 
 def test_a_folder_of_images_without_a_word_on_how_to_prepare_them(tmp_path: Path) -> None:

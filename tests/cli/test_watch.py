@@ -191,6 +191,12 @@ def test_the_table_says_how_many_dropped_frames_were_decided_late() -> None:
     assert "late" not in "".join(in_words(replace(seen, late=0)))
 
 
+def test_the_table_says_how_many_frames_were_refused() -> None:
+    seen = Watched("s", 30.0, 33_000_000, 9, 7, 2, 0, 0, (5_000_000,), 10**9, "end", refused=2)
+    assert "refused   2 of those dropped, which the bundle can't decide on" in in_words(seen)[1]
+    assert "refused" not in "".join(in_words(replace(seen, refused=0)))
+
+
 def test_the_line_says_what_is_counted() -> None:
     seen = Watched(
         "s", 30.0, 33_000_000, 1500, 1490, 10, 3, 0, (5_000_000, 7_120_000), 10**9, "end"

@@ -1,5 +1,6 @@
 import enum
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from tests.support.faults import Faulty
 from hasten.core.objects import load_object
 from hasten.core.records import (
     canonical,
+    check_replaceable,
     digest,
     file_digest,
     from_record,
@@ -246,3 +248,19 @@ def test_what_is_not_json_is_refused(tmp_path: Path) -> None:
         f"{path} can't be read as JSON: Expecting property name enclosed in double quotes: "
         "line 1 column 2 (char 1)"
     )
+
+
+def test_a_pipe_or_a_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError) as error:
+        write_whole(pipe, b"x")
+    said = "can't write {}: a file would replace the device, pipe or link there; give a file's name"
+    assert str(error.value) == said.format(pipe)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+    for device in ("/dev/null", "/dev/stdout", "/dev/new"):
+        with pytest.raises(InputError) as error:
+            check_replaceable(Path(device))
+        assert str(error.value) == said.format(device)
+    check_replaceable(tmp_path / "new")

@@ -44,6 +44,25 @@ def test_what_would_take_too_much_is_refused(tmp_path: Path, text: str, said: st
 
 
 @pytest.mark.parametrize(
+    ("text", "key"),
+    [("a: 1\nb: 2\na: 3", "a"), ("- {x: {1: 1, 1: 2}}", "1"), ("a: 1\n'a': 2", "a")],
+)
+def test_a_key_that_is_given_twice_is_refused(tmp_path: Path, text: str, key: str) -> None:
+    with pytest.raises(InputError) as error:
+        read(tmp_path, text)
+    assert str(error.value) == (
+        f"{tmp_path / 'input.yaml'} can't be read as YAML: {key} is given twice: leave out one of them"
+    )
+
+
+def test_no_node_of_a_chain_is_lost_under_anothers_name(tmp_path: Path) -> None:
+    path = tmp_path / "chain.yaml"
+    path.write_text("cars: {model: det.hasten}\ncars: {model: other.hasten}\n")
+    with pytest.raises(InputError, match=r"cars is given twice: leave out one of them$"):
+        chain_of(path)
+
+
+@pytest.mark.parametrize(
     "text", ["2001-13-45", "!!int a", "!!float a", "!!bool a", "!!timestamp a", '"\\x', "[" * 900]
 )
 def test_what_is_no_value_is_refused_in_one_line(tmp_path: Path, text: str) -> None:

@@ -413,6 +413,18 @@ def test_what_is_no_picture_gets_one_line(
     assert "\n" not in answer["error"]
 
 
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "application/json"])
+def test_a_picture_that_is_sent_as_something_else_is_told_its_content_type(
+    server: ServerThread, kind: str
+) -> None:
+    status, answer = post(server, picture(0), kind, "colour")
+    assert status == 400
+    assert answer["error"].startswith("the request is not JSON: ")
+    assert answer["error"].endswith(
+        "; a picture, a sound or a text needs its own Content-Type, such as image/jpeg"
+    )
+
+
 @pytest.mark.parametrize(
     ("shape", "datatype", "words"),
     [

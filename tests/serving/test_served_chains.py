@@ -290,7 +290,11 @@ def index(server: ServerThread) -> list[dict[str, str]]:
 
 def test_what_a_chain_can_not_take_is_refused_in_one_line(server: ServerThread) -> None:
     status, answer = post(server, b"no picture")
-    assert (status, answer["error"]) == (400, "the image can't be read as an image")
+    assert (status, answer["error"]) == (
+        400,
+        "the image can't be read as an image: it is no whole BMP, GIF, JPEG, PNG, PPM, TIFF or WEBP file; it begins with "
+        "b'no picture'",
+    )
     body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}]})
     status, answer = post(server, body.encode(), "application/json")
     assert (status, answer["error"]) == (

@@ -206,6 +206,11 @@ def in_words(watched: Watched) -> list[str]:
             if watched.late
             else []
         ),
+        *(
+            [("refused", f"{watched.refused:,} of those dropped, which the bundle can't decide on")]
+            if watched.refused
+            else []
+        ),
         *([("unreadable", f"{watched.unreadable:,}")] if watched.unreadable else []),
         ("p50", _ms(watched.p50_ns)),
         ("p99", _ms(watched.p99_ns)),

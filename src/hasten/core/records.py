@@ -28,6 +28,7 @@ from hasten.core.registry import Registry
 from hasten.errors import InputError, IntegrityError, UnknownMember, visible
 
 T = TypeVar("T")
+_DEVICES = Path("/dev")
 _PLAIN = frozenset((int, float, str, bool, type(None)))
 """Types that JSON has itself."""
 
@@ -205,10 +206,29 @@ def with_name(path: Path) -> Path:
     return found
 
 
+def check_replaceable(path: Path) -> None:
+    """Check that a file may be renamed to a path: a device or a pipe there would be lost.
+
+    Raises:
+        InputError: it is a device, a pipe or a socket, or lies in /dev, where links such as /dev/stdout lead to one.
+        OSError: it can't be looked at.
+    """
+    special = path.exists() and not path.is_file() and not path.is_dir()
+    if special or path.parent.resolve() == _DEVICES:
+        raise InputError(
+            f"can't write {path}: a file would replace the device, pipe or link there; give a file's name"
+        )
+
+
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a temporary file beside `path` and rename it, so that `path` is never partial."""
+    """Write a temporary file beside `path` and rename it, so that `path` is never partial.
+
+    Raises:
+        InputError: it can't be written, or is a device or a pipe.
+    """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        check_replaceable(path)
         with beside.open("wb") as file:
             file.write(data)
             file.flush()

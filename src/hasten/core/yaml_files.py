@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,22 @@ def _loader(yaml: Any) -> Any:
     return yaml.CSafeLoader
 
 
+def _check_keys(parts: Sequence[Any]) -> None:
+    """Check that no key of a mapping is given twice: the loader would keep the last one alone.
+
+    Args:
+        parts: Pairs of a mapping's nodes, or the nodes of a list.
+
+    Raises:
+        InputError: one is.
+    """
+    seen: set[str] = set()
+    for key in (part[0].value for part in parts if isinstance(part, tuple)):
+        if isinstance(key, str) and key in seen:
+            raise InputError(f"{visible(key):.80} is given twice: leave out one of them")
+        seen |= {key} if isinstance(key, str) else set()
+
+
 def _size(node: Any, known: dict[int, int]) -> int:
     """Return the number of a node's values and characters, each as often as aliases repeat it.
 
@@ -85,6 +102,7 @@ def _size(node: Any, known: dict[int, int]) -> int:
             node.value.encode()  # a surrogate is no character
         size = len(node.value)
     else:  # of a mapping, the nodes are in pairs
+        _check_keys(node.value)
         nodes = (
             one for part in node.value for one in (part if isinstance(part, tuple) else (part,))
         )

@@ -120,7 +120,8 @@ def test_a_file_that_can_not_be_answered_is_named(line: str, photos: Path, tmp_p
     with pytest.raises(InputError) as error:
         hasten.bench(line, data=tmp_path, end_to_end=True, rounds=3)
     assert str(error.value) == (
-        f"the baseline failed: {tmp_path}/broken.png can't be answered: the image can't be read as an image"
+        f"the baseline failed: {tmp_path}/broken.png can't be answered: the image can't be read as an image: "
+        "it is no whole BMP, GIF, JPEG, PNG, PPM, TIFF or WEBP file; it begins with b'no picture'"
     )
 
 

@@ -273,7 +273,7 @@ def test_images_beside_class_folders_are_refused(classes: Path) -> None:
 def test_a_file_that_is_no_image_is_named_on_opening(classes: Path) -> None:
     bad = classes / "dog" / "bad.jpg"
     bad.write_bytes(b"not a photo")
-    assert refused(classes) == f"{bad} can't be read as an image"
+    assert refused(classes).startswith(f"{bad} can't be read as an image: it is no whole BMP, ")
 
 
 def test_an_image_that_is_cut_short_is_named_on_hashing_and_on_reading(tmp_path: Path) -> None:

@@ -316,3 +316,13 @@ def test_sounds_that_do_not_fit_are_named() -> None:
 def test_steps_come_back_from_their_records() -> None:
     for step in (DecodeAudio(8000), FitLength(5), LogMel(scale="htk", log="natural")):
         assert from_record(Step, to_record(step)) == step
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"<!DOCTYPE html>", b"RIFF\x24\x00\x00\x00WAVEfmt ", b"OggS"]
+)
+def test_what_is_no_sound_is_said_without_an_address_in_memory(data: bytes) -> None:
+    with pytest.raises(InputError, match=r"^the sound can't be read as a sound: \w") as error:
+        DecodeAudio()(data)
+    assert "0x" not in str(error.value)
+    assert "opening" not in str(error.value)

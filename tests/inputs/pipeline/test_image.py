@@ -29,6 +29,7 @@ from hasten.inputs.pipeline.image import (
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (30, 40, 3), np.uint8)
+NO_IMAGE = "it is no whole BMP, GIF, JPEG, PNG, PPM, TIFF or WEBP file"
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -138,15 +139,19 @@ def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(
 def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(b"text")
-    assert refused(Decode(), path) == f"{path} can't be read as an image"
-    assert refused(Decode(), b"text") == "the image can't be read as an image"
+    said = f"can't be read as an image: {NO_IMAGE}; it begins with b'text'"
+    assert refused(Decode(), path) == f"{path} {said}"
+    assert refused(Decode(), b"text") == f"the image {said}"
+    assert refused(Decode(), b"") == f"the image can't be read as an image: {NO_IMAGE}; it is empty"
+    page = b"<!DOCTYPE html><title>404</title>"
+    assert refused(Decode(), page).endswith("; it begins with b'<!DOCTYPE ht'")
     assert refused(Decode(), tmp_path / "no.jpg") == (
         f"{tmp_path / 'no.jpg'} can't be read as an image: [Errno 2] No such file or directory: "
         f"'{tmp_path / 'no.jpg'}'"
     )
     with pytest.raises(InputError) as error:
         check_header(path)
-    assert str(error.value) == f"{path} can't be read as an image"
+    assert str(error.value) == f"{path} {said}"
 
 
 def test_an_image_that_is_cut_short_is_refused() -> None:
@@ -160,7 +165,7 @@ def test_an_image_that_is_cut_short_is_refused() -> None:
 @pytest.mark.parametrize("kind", ["EPS", "ICO", "TGA"])
 def test_formats_that_folders_of_images_do_not_hold_are_refused(kind: str) -> None:
     data = encoded(Image.fromarray(PIXELS), kind)
-    assert refused(Decode(), data) == "the image can't be read as an image"
+    assert refused(Decode(), data).startswith(f"the image can't be read as an image: {NO_IMAGE}; ")
 
 
 def test_a_tiff_whose_entries_are_of_another_type_is_refused() -> None:

@@ -317,3 +317,15 @@ def test_a_camera_is_not_looked_for_again_unless_asked(tmp_path: Path) -> None:
         source = open_source(street.url, None)
         read(source)
         assert (street.clients, source.ended) == (1, "lost")
+
+
+def test_a_folder_may_begin_with_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "p", 3)
+    (folder / "000.png").write_bytes(b"no picture")
+    source = open_source(folder, None)
+    images, _ = read(source)
+    assert (source.size, len(images), source.unreadable) == ((120, 160), 2, 1)
+    for file in folder.iterdir():
+        file.write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"p/000\.png can't be read as an image: "):
+        open_source(folder, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,13 @@ from tests.support.videos import LABELS, classifier, pictures, video, views
 from tests.support.waiting import PATIENCE_S
 
 import hasten
+from hasten.bundle import Loaded
 from hasten.core.tensors import Array
 from hasten.errors import InputError
+from hasten.inputs.chains.nodes import Crop, Model
+from hasten.inputs.pipeline.boxes import GivenBoxes
 from hasten.serving.streams.tally import Answer, Watched
+from hasten.serving.streams.watching import _decider
 
 av = pytest.importorskip("av")
 
@@ -364,3 +369,80 @@ def test_what_cannot_be_asked_is_said(bundle: Path, street: Path, tmp_path: Path
     )
     assert refused(decisions=Path()) == ("can't write .: it is a folder; give a file's name")
     assert list(tmp_path.iterdir()) == []
+
+
+def thin(folder: Path, name: str) -> None:
+    """Write a picture that a step of the bundle's pipeline refuses, because it would become too large."""
+    Image.fromarray(np.zeros((1, 30_000, 3), np.uint8)).save(folder / name)
+
+
+def test_a_frame_that_the_bundle_refuses_is_counted_and_the_next_ones_are_answered(
+    bundle: Path, tmp_path: Path
+) -> None:
+    folder = pictures(tmp_path / "p", 3)
+    thin(folder, "001a.png")
+    thin(folder, "001b.png")
+    watched = hasten.watch(
+        bundle,
+        folder,
+        as_fast_as_possible=True,
+        out=tmp_path / "seen.mp4",
+        decisions=tmp_path / "d.jsonl",
+    )
+    assert (watched.captured, watched.answered, watched.dropped, watched.refused) == (5, 3, 2, 2)
+    why = "an image of 30000 x 1 pixels becomes 960000 x 32, more than 4194304 pixels"
+    assert watched.notes == (f"frame 2 was refused: {why}",)
+    lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == [0, 1, 4]
+    # FFmpeg can't scale so thin a picture to the size of the first one.
+    assert (len(frames_of(tmp_path / "seen.mp4")), watched.overlay_dropped) == (3, 2)
+
+
+def test_a_stream_of_which_the_bundle_refuses_every_frame_is_an_error(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "p", 3)
+    unclear = chains.detector(tmp_path, after=(GivenBoxes(least=0.0, most=1000),))
+    chain = hasten.chain(
+        [
+            Model("det", str(unclear)),
+            Crop("crop", "det", most=1),
+            Model("colour", str(chains.classifier(tmp_path)), "crop"),
+        ]
+    )
+
+    class Ready:
+        """A chain whose first, blank picture is taken."""
+
+        def decide(self, value: Any) -> Any:
+            return chain.decide(value) if value.any() else []
+
+    with chain, pytest.raises(InputError) as error:
+        hasten.watch(Ready(), folder, as_fast_as_possible=True)
+    assert str(error.value) == (
+        f"{folder} has no frame that could be answered: crop: 64 boxes in one picture are more than 1: raise "
+        "crop.most, or make the detector return fewer"
+    )
+
+
+def test_a_bundle_that_watches_leaves_the_processors_to_the_stream_between_frames(
+    bundle: Path,
+) -> None:
+    with _decider(bundle) as opened:
+        assert isinstance(opened, Loaded)
+        assert opened.properties()["lingering"] == "False"
+
+
+def test_a_pipe_is_never_replaced_by_a_file_of_the_watch(
+    bundle: Path, street: Path, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe.mp4"
+    os.mkfifo(pipe)
+    asks: list[dict[str, Any]] = [{"decisions": pipe}, {"out": pipe}]
+    for files in asks:
+        (path,) = files.values()
+        with pytest.raises(InputError) as error:
+            hasten.watch(bundle, street, as_fast_as_possible=True, **files)
+        assert str(error.value) == (
+            f"can't write {path}: a file would replace the device, pipe or link there; give a file's name"
+        )
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]

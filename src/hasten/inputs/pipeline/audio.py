@@ -14,7 +14,7 @@ import numpy as np
 from hasten.core.extras import missing_extra
 from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import Step
+from hasten.inputs.pipeline.base import Step, unfit
 from hasten.inputs.pipeline.decoded_bytes import allowed_bytes
 from hasten.inputs.pipeline.memory import make_room
 from hasten.inputs.pipeline.mp3 import samples_of_frames
@@ -58,7 +58,10 @@ def _check_format(name: str, given: str) -> None:
 
 
 def _unreadable(name: str, error: Exception) -> InputError:
-    return InputError(f"{name} can't be read as a sound: {' '.join(str(error).split())}")
+    said = getattr(error, "error_string", "") or str(
+        error
+    )  # libsndfile's own words, without an object's address
+    return InputError(f"{name} can't be read as a sound: {' '.join(said.split())}")
 
 
 def _check_whole(name: str, value: bytes | Path, format_: str, read: int, stated: int) -> None:
@@ -233,6 +236,13 @@ class FitLength(Step):
         _check_range("fit_length.length", self.length, 1, MAX_SAMPLES)
 
     def __call__(self, value: Array) -> Array:
+        """Cut a sound or fill it up.
+
+        Raises:
+            InputError: the value is no line of samples.
+        """
+        if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "iuf":
+            raise unfit("fit_length", value, "a sound, (samples,), after decode_audio")
         value = value[: self.length]
         return np.pad(value, (0, self.length - len(value)))
 
@@ -317,7 +327,9 @@ class LogMel(Step):
         """
         long = self.fft or self.window
         least = long // 2 + 1 if self.center else long
-        if value.ndim != 1 or len(value) < least:
+        if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "iuf":
+            raise unfit("log_mel", value, "a sound, (samples,), after decode_audio")
+        if len(value) < least:
             raise InputError(
                 f"log_mel needs a sound of at least {least} samples; got {list(value.shape)}"
             )

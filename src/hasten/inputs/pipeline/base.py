@@ -139,6 +139,23 @@ class Step(Value, ABC):
         return None
 
 
+def unfit(step: str, value: Any, needed: str) -> InputError:
+    """Return the error for a value that a step before the model can't take, as where steps are in a wrong order.
+
+    Args:
+        step: Name of the step.
+        value: Value that it got.
+        needed: Description of what it takes, and of where it belongs.
+    """
+    array = isinstance(value, np.ndarray)
+    got = (
+        f"{list(value.shape)} of {value.dtype}"
+        if array
+        else f"a value of type {type(value).__name__}"
+    )
+    return InputError(f"the step {step} takes {needed}, but gets {got}")
+
+
 OUTPUTS = "the model's outputs"
 """Kind of value that the first step after the model takes: arrays by name, for one sample."""
 BOXES = "boxes"

@@ -17,7 +17,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import Origin, Pipeline, Step
+from hasten.inputs.pipeline.base import Origin, Pipeline, Step, unfit
 from hasten.inputs.pipeline.decoded_bytes import check_bytes, check_texts, check_webp, text_bytes
 from hasten.inputs.pipeline.decoding_work import check_decoder, check_segments
 from hasten.inputs.pipeline.jpeg import jpeg_pixels
@@ -26,6 +26,7 @@ from hasten.inputs.pipeline.strips import (
     Interpolation,
     Picture,
     Scaling,
+    check_picture,
     gray,
     pixels,
     resized,
@@ -80,7 +81,10 @@ def _open(value: bytes | Path, max_pixels: int) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{_name(value)} has more than {max_pixels} pixels") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{_name(value)} can't be read as an image") from error
+        known = f"it is no whole {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+        raise InputError(
+            f"{_name(value)} can't be read as an image: {known}; {_beginning(value)}"
+        ) from error
     except _UNREADABLE as error:
         raise _unreadable(value, error) from error
     if image.width * image.height > max_pixels:
@@ -94,6 +98,20 @@ def _open(value: bytes | Path, max_pixels: int) -> Image.Image:
 def _unreadable(value: bytes | Path, error: BaseException) -> InputError:
     said = str(error) or type(error).__name__
     return InputError(f"{_name(value)} can't be read as an image: {said}")
+
+
+def _beginning(value: bytes | Path) -> str:
+    """Return in words how a file begins, which tells what it is whatever its name says."""
+    try:
+        first = value[:12] if isinstance(value, bytes) else _first_bytes(value)
+    except OSError:
+        return "it can't be opened any more"
+    return f"it begins with {first!r}" if first else "it is empty"
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(12)
 
 
 def _name(value: bytes | Path) -> str:
@@ -374,8 +392,10 @@ class Resize(Scaling):
         """Resize an image.
 
         Raises:
-            InputError: the resized image would be too large, as a long thin one may be.
+            InputError: the value is no picture, or the resized image would be too large, as a long thin one may
+                be.
         """
+        check_picture("resize", value)
         return resized(value, self.size_after(sides(value)), self.interpolation)
 
     def size_after(self, old: tuple[int, int]) -> tuple[int, int]:
@@ -432,6 +452,14 @@ class CenterCrop(Step):
         check_size("center_crop.size", self.size)
 
     def __call__(self, value: Array) -> Array:
+        """Cut the center out.
+
+        Raises:
+            InputError: the value is no picture.
+        """
+        if not _is_picture(value):
+            needed = "a picture, (height, width, 3 or 1), after decode and before to_layout"
+            raise unfit("center_crop", value, needed)
         # Crop before padding, or a tall thin image in a wide flat crop would become large both
         # ways.
         top, bottom, left, right = self.window(value.shape[:2])
@@ -509,6 +537,7 @@ class _ResizeAndCrop(Scaling):
 
     def traced(self, value: Picture, origin: Origin) -> tuple[Array, Origin]:
         """Return the image that is left and its origin."""
+        check_picture("resize", value)
         old = sides(value)
         new = self.size_after(old)
         left = resized(value, new, self.resize.interpolation, self.crop.window(new))
@@ -546,6 +575,12 @@ class Normalize(Step):
             )
 
     def __call__(self, value: Array) -> Array:
+        """Scale and shift each channel.
+
+        Raises:
+            InputError: the value isn't an array of numbers, or has another number of channels.
+        """
+        self.check_channels(value)
         factor, shift = self.factors
         if value.dtype != np.uint8 or value.shape[2:] != factor.shape:
             return value * factor - shift
@@ -554,6 +589,19 @@ class Normalize(Step):
         rows *= np.tile(factor, width)  # numpy is ten times slower where the last axis has 3
         rows -= np.tile(shift, width)
         return rows.reshape(value.shape)
+
+    def check_channels(self, value: Any) -> None:
+        """Check that a value has channels for the means.
+
+        Raises:
+            InputError: it isn't an array of numbers, or has another number of channels.
+        """
+        counts = {1, len(self.mean)}
+        fits = isinstance(value, np.ndarray) and value.dtype.kind in "buif" and value.ndim > 0
+        if not fits or (len(self.mean) > 1 and value.shape[-1] not in counts):
+            of = " or ".join(map(str, sorted(counts, reverse=True)))
+            needed = f"a picture, (height, width, {of}), after decode and before to_layout"
+            raise unfit("normalize", value, needed)
 
     @cached_property
     def factors(self) -> tuple[Array, Array]:
@@ -582,6 +630,7 @@ class _NormalizedPlanes(Step):
         return "normalize, to_layout"
 
     def __call__(self, value: Array) -> Array:
+        self.normalize.check_channels(value)
         channels = len(self.normalize.mean)
         if value.dtype != np.uint8 or value.shape[2:] not in ((channels,), (1,)):
             return ToLayout()(self.normalize(value))
@@ -610,9 +659,16 @@ class ToLayout(Step):
         """Order the axes and convert the elements.
 
         Raises:
-            InputError: uint8 is asked for, but the values aren't uint8.
+            InputError: the value isn't an array of numbers, or has too few axes; or uint8 is asked for, but the
+                values aren't uint8.
         """
-        array = np.asarray(value)
+        array = np.asarray(value) if isinstance(value, (np.ndarray, np.generic, list)) else None
+        if (
+            array is None
+            or array.dtype.kind not in "buif"
+            or (self.layout == "CHW" and array.ndim != 3)
+        ):
+            raise unfit("to_layout", value, "a picture, (height, width, channels), after decode")
         if self.dtype == "uint8" and array.dtype != np.uint8:
             raise InputError(
                 f"the pipeline ends in uint8, but its steps give {array.dtype}: leave out mean "
@@ -621,6 +677,10 @@ class ToLayout(Step):
         if self.layout == "CHW":
             array = array.transpose(2, 0, 1)
         return np.ascontiguousarray(array, dtype=self.dtype)
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim == 3 and 1 <= value.shape[2] <= 4
 
 
 def in_pixels(pipeline: Pipeline, folded: Sequence[Step]) -> Pipeline:

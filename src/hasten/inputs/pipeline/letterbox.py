@@ -11,7 +11,14 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin
 from hasten.inputs.pipeline.image import check_size
-from hasten.inputs.pipeline.strips import Interpolation, Picture, Scaling, resized, sides
+from hasten.inputs.pipeline.strips import (
+    Interpolation,
+    Picture,
+    Scaling,
+    check_picture,
+    resized,
+    sides,
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class Letterbox(Scaling):
 
     def traced(self, value: Picture, origin: Origin) -> tuple[Array, Origin]:
         """Return the framed picture and its origin."""
+        check_picture("letterbox", value)
         height, width = self._frame
         old = sides(value)
         new = self.size_after(old)

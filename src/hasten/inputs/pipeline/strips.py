@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
 import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import Origin, Step
+from hasten.inputs.pipeline.base import Origin, Step, unfit
 from hasten.inputs.pipeline.memory import make_room
 from hasten.inputs.pipeline.opencv import linear, pairs
 from hasten.inputs.pipeline.resample import (
@@ -71,6 +71,30 @@ def sides(picture: Picture) -> tuple[int, int]:
     if isinstance(picture, np.ndarray):
         return picture.shape[0], picture.shape[1]
     return picture.height, picture.width
+
+
+def check_picture(step: str, value: Any) -> None:
+    """Check that a value is a picture that can be resized.
+
+    Args:
+        step: Name of the step that resizes it.
+        value: Value that the step got.
+
+    Raises:
+        InputError: it is something else, as where the step comes before `decode`, or after `normalize`.
+    """
+    if isinstance(value, np.ndarray):
+        flat, deep = value.ndim == 2, value.ndim == 3 and 1 <= value.shape[2] <= 4
+        fits = value.dtype == np.uint8 or (flat and value.dtype in (np.uint16, np.bool_))
+        if value.size and fits and (flat or deep):
+            return
+    else:
+        from PIL import Image
+
+        if isinstance(value, Image.Image):
+            return
+    needed = "a picture, (height, width, 3 or 1) of uint8, after decode and before normalize and to_layout"
+    raise unfit(step, value, needed)
 
 
 def rgb(image: Image.Image) -> Image.Image:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hasten.core.records import check_replaceable
 from hasten.errors import InputError
 from hasten.serving.streams.tally import Answer
 
@@ -23,7 +24,7 @@ class Beside:
         part: Where it is while it grows.
 
     Raises:
-        InputError: the folder isn't there or can't be written to, or `path` is a folder.
+        InputError: the folder isn't there or can't be written to, or `path` is a folder, a device or a pipe.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,6 +33,7 @@ class Beside:
         self.path = path
         self.part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
+            check_replaceable(path)
             self.part.touch()
         except OSError as error:
             raise InputError(f"can't write {path}: {error.strerror or error}") from error

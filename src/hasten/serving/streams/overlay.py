@@ -40,7 +40,7 @@ class Overlay:
         wait: Whether to wait for the thread instead of leaving frames out.
 
     Attributes:
-        dropped: Number of frames that were left out.
+        dropped: Number of frames that were left out, since there was no time or their shape can't be scaled.
         failed: Why no file could be written; "" where it could.
 
     Raises:
@@ -110,9 +110,13 @@ class Overlay:
                 if stream is None:
                     stream = self._stream(container, image)
                 picture = self._av.VideoFrame.from_ndarray(_even(image), format="rgb24")
-                picture = picture.reformat(
-                    width=stream.width, height=stream.height, format="yuv420p"
-                )
+                try:
+                    picture = picture.reformat(
+                        width=stream.width, height=stream.height, format="yuv420p"
+                    )
+                except self._av.error.FFmpegError:  # a shape that it can't scale, as 30000 x 1
+                    self.dropped += 1
+                    continue
                 self._last = max(self._last + 1, round(time_ns / 1e9 / _CLOCK))
                 picture.pts, picture.time_base = self._last, _CLOCK
                 container.mux(stream.encode(picture))

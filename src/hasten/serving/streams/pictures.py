@@ -22,7 +22,7 @@ class Pictures(Source):
         rate_per_s: Pictures per second.
 
     Raises:
-        InputError: the folder holds no picture, or its first one can't be read.
+        InputError: the folder holds no picture, or none that can be read.
     """
 
     def __init__(self, folder: Path, rate_per_s: float) -> None:
@@ -37,8 +37,24 @@ class Pictures(Source):
             raise InputError(
                 f"{folder} has no pictures: no file in it ends in {', '.join(SUFFIXES)}"
             )
-        height, width = self._decode(self._files[0]).shape[:2]
-        self.size = (height, width)
+        self.size = self._first_size()
+
+    def _first_size(self) -> tuple[int, int]:
+        """Return the height and width of the first picture that can be read.
+
+        Raises:
+            InputError: none can be read; the message is that of the first.
+        """
+        failed: InputError | None = None
+        for file in self._files:
+            try:
+                height, width = self._decode(file).shape[:2]
+            except InputError as error:
+                failed = failed or error
+            else:
+                return height, width
+        assert failed is not None
+        raise failed
 
     def frames(self, pace: FrameClock) -> Iterator[tuple[Array, int]]:
         for number, file in enumerate(self._files):

@@ -47,10 +47,12 @@ class Watched:
         captured: Number of frames that came and could be decoded: those answered and those dropped.
         answered: Number of frames with a decision.
         dropped: Number of frames without one: replaced by a newer frame, older than one period, late,
-            or left when the watch was stopped.
+            refused, or left when the watch was stopped.
         missed: Number of answers that came after the deadline.
         late: Number of dropped frames whose decision came after the deadline, where those are
             dropped.
+        refused: Number of dropped frames that the bundle couldn't decide on, such as one with more boxes than a
+            chain takes.
         unreadable: Number of frames that came and couldn't be decoded.
         latency_ns: Time from capture to the decision of each answer in order, in nanoseconds; of the
             newest 1,048,576 where there are more.
@@ -79,6 +81,7 @@ class Watched:
     decisions: Path | None = None
     notes: tuple[str, ...] = ()
     late: int = 0
+    refused: int = 0
 
     @property
     def p50_ns(self) -> int | None:
@@ -116,6 +119,7 @@ class Tally:
         self._lock = threading.Lock()
         self._latency_ns: deque[int] = deque(maxlen=MOST_LATENCIES)
         self._captured = self._answered = self._dropped = self._missed = self._late = 0
+        self._refused = 0
         self.newest: Answer | None = None
 
     def capture(self) -> int:
@@ -124,15 +128,17 @@ class Tally:
             self._captured += 1
             return self._captured - 1
 
-    def drop(self, *, late: bool = False) -> None:
+    def drop(self, *, late: bool = False, refused: bool = False) -> None:
         """Count a frame that is never answered.
 
         Args:
             late: Whether there was a decision, after the deadline.
+            refused: Whether the bundle couldn't decide on it.
         """
         with self._lock:
             self._dropped += 1
             self._late += late
+            self._refused += refused
 
     def settle(self) -> None:
         """Count each frame that was left without an answer as dropped."""
@@ -164,6 +170,7 @@ class Tally:
                 "dropped": self._dropped,
                 "missed": self._missed,
                 "late": self._late,
+                "refused": self._refused,
             }
             latency_ns = tuple(self._latency_ns)
         kept = latency_ns if last is None else latency_ns[-last:]

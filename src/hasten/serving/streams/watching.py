@@ -176,7 +176,11 @@ def _decider(bundle: str | os.PathLike[str] | Decider) -> Iterator[Decider]:
         from hasten.inputs.chains import is_chain
 
         opened: OpenChain | Loaded
-        opened = (open_chain if is_chain(bundle) else load)(bundle, sessions=1)
+        opened = (
+            open_chain(bundle, sessions=1)
+            if is_chain(bundle)
+            else load(bundle, sessions=1, beside_others=True)  # frames are read and drawn meanwhile
+        )
         with opened:
             yield opened
     elif hasattr(bundle, "decide"):
@@ -217,6 +221,7 @@ class _Run:
         self._recent_ns: deque[int] = deque(maxlen=RECENT)
         self.tally = Tally(self._deadline_ns, self._begin_ns)
         self.drop_late = False
+        self.refusal = ""
         self.overlay: Overlay | None = None
         self.tell: tuple[Callable[[Answer], None], ...] = ()
 
@@ -238,7 +243,11 @@ class _Run:
         if self.drop_late and self._hopeless(began_ns - frame.captured_ns):
             self.tally.drop()
             return
-        decision = decide(frame.image)
+        try:
+            decision = decide(frame.image)
+        except InputError as error:  # the next frame may be another one
+            self._refuse(frame, error)
+            return
         ended_ns = self._clock_ns()
         self._recent_ns.append(ended_ns - began_ns)
         latency_ns = ended_ns - (began_ns if self._period_ns is None else frame.captured_ns)
@@ -248,6 +257,18 @@ class _Run:
         answer = self.tally.answer(frame.number, frame.captured_ns, latency_ns, decision)
         for tell in self.tell:
             tell(answer)
+        self._draw(frame, answer)
+
+    def _refuse(self, frame: Frame, error: InputError) -> None:
+        """Count a frame that the bundle can't decide on, and say why of the first one."""
+        self.tally.drop(refused=True)
+        self._draw(frame, None)
+        if not self.refusal:
+            self.refusal = str(error)
+            self._source.note(f"frame {frame.number:,} was refused: {error}")
+
+    def _draw(self, frame: Frame, answer: Answer | None) -> None:
+        """Hand a frame over to the overlay where it waits for each frame's own answer."""
         if self.overlay is not None and self._period_ns is None:
             time_ns = round(1e9 * frame.number / self._source.rate_per_s)
             self.overlay.offer(frame, time_ns, answer)
@@ -344,7 +365,7 @@ class _Run:
         """Return what became of the frames, and of the files.
 
         Raises:
-            InputError: no frame came.
+            InputError: no frame came, or the bundle refused all that it was asked about.
         """
         overlay = self.overlay
         notes = list(self._source.notes)
@@ -360,6 +381,10 @@ class _Run:
         if not watched.captured and watched.ended != "stopped":
             raise InputError(
                 "; ".join((f"{watched.source} has no frame that could be read", *notes))
+            )
+        if watched.refused and not watched.answered and watched.ended != "stopped":
+            raise InputError(
+                f"{watched.source} has no frame that could be answered: {self.refusal}"
             )
         return watched
 

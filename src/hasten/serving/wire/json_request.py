@@ -64,6 +64,8 @@ class Body(msgspec.Struct):
         _Said.add(self.id or "", self.parameters)
 
 
+_PLAIN = "; a picture, a sound or a text needs its own Content-Type, such as image/jpeg"
+"""What to do where the body is no object, as where curl is told no content type."""
 _body = msgspec.json.Decoder(Body)
 _shape = msgspec.json.Decoder(list[int])
 _parameters = msgspec.json.Decoder(dict[str, bool | int | float | str | None] | None)
@@ -118,4 +120,5 @@ def _decoded(decoder: msgspec.json.Decoder[Any], data: Any) -> Any:
             Kind.INVALID, f"the request doesn't follow the protocol: {error}"
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(Kind.INVALID, f"the request is not JSON: {error}") from error
+        remedy = "" if bytes(data[:1]).isspace() or bytes(data[:1]) == b"{" else _PLAIN
+        raise ProtocolError(Kind.INVALID, f"the request is not JSON: {error}{remedy}") from error
