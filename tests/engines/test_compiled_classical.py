@@ -187,7 +187,8 @@ def machine(output: str, classes: int, transform: str, *, proba: bool, **more: A
     pairs = classes * (classes - 1) // 2
 
     def drawn(count: int) -> list[float]:
-        return rng.standard_normal(count).round(3).tolist()
+        found: list[float] = rng.standard_normal(count).round(3).tolist()
+        return found
 
     chances = {"prob_a": (-abs(rng.standard_normal(pairs))).tolist(), "prob_b": drawn(pairs)}
     given = {
