@@ -19,6 +19,7 @@ from hasten.engines.compiled.lowering import LOWERINGS, lower
 from hasten.engines.compiled.nodes import classical
 from hasten.errors import CandidateError
 from hasten.inputs.models.onnx import load
+from hasten.inputs.models.source import load_model
 
 Array = npt.NDArray[Any]
 ML = "ai.onnx.ml"
@@ -390,3 +391,26 @@ def test_a_pipeline_of_scikit_learn_answers_as_onnx_runtime(name: str, tmp_path:
     given = {model.graph.input[0].name: few}
     check(model, given, tmp_path, 1e-4)
     assert len(np.unique(estimator.predict(rows))) > 2
+
+
+@pytest.mark.seconds
+@pytest.mark.filterwarnings("ignore")
+def test_support_vectors_for_ten_digits_give_scikit_learns_own_probabilities(
+    tmp_path: Path,
+) -> None:
+    """From the live model, by hasten's own way to ONNX."""
+    pytest.importorskip("skl2onnx")
+    from sklearn.datasets import load_digits
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    rows, digits = load_digits(return_X_y=True)
+    rows = rows.astype("f4")
+    estimator = make_pipeline(StandardScaler(), SVC(probability=True, random_state=0))
+    estimator.fit(rows[:400], digits[:400])
+    model = load_model(estimator, None, tmp_path)
+    target, engine = Target.host().with_threads(1), CompiledC()
+    with engine.open(engine.build(model, target, tmp_path), target) as session:
+        ((_, found),) = session.run({"rows": rows[400:500]}).items()
+    np.testing.assert_allclose(found, estimator.predict_proba(rows[400:500]), atol=5e-6)
