@@ -39,7 +39,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -378,6 +378,123 @@ def photos() -> list[bytes]:
     return files
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A chain and its two models, opened in this process and served, with the pictures that they are asked about.
+
+    Attributes:
+        line: The chain, as `hasten serve` takes it.
+        chain: The open chain.
+        detect: Folder of the detector's bundle.
+        classify: Folder of the classifier's bundle.
+        one: The open detector.
+        two: The open classifier.
+        client: Client of the server of this checkout.
+        pictures: Pictures as JPEG files.
+        crops: What the detector's boxes cut out of each picture.
+        files: The crops as uncompressed files.
+    """
+
+    line: str
+    chain: Any
+    detect: Path
+    classify: Path
+    one: Any
+    two: Any
+    client: Client
+    pictures: list[bytes]
+    crops: list[list[np.ndarray]]
+    files: list[list[bytes]]
+
+    @classmethod
+    def opened(cls, stack: contextlib.ExitStack) -> Parts:
+        """Write the bundles, open them, and serve the chain, until the stack is closed."""
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        detect = bundle(folder, detector(folder), SIDE, [GivenBoxes(labels=("thing",))])
+        mean, std = [127 / 255] * 3, [128 / 255] * 3
+        classify = bundle(folder, classifier(folder), 224, [TopK()], mean=mean, std=std)
+        line = f"{detect}+crop+{classify}"
+        chain = stack.enter_context(hasten.chain(line))
+        one, two = (stack.enter_context(hasten.load(path)) for path in (detect, classify))
+        client = Client(stack.enter_context(served(line)))
+        pictures = photos()
+        decided = [chain.decide(data) for data in pictures]
+        decoded = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in pictures]
+        crops = [
+            [cut(picture, box) for box in boxes]
+            for picture, boxes in zip(decoded, decided, strict=True)
+        ]
+        files = [[as_file(crop) for crop in each] for each in crops]
+        return cls(line, chain, detect, classify, one, two, client, pictures, crops, files)
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Batches in which the classifier is asked in the chain."""
+        return self.chain.batch_sizes["classifier"]  # type: ignore[no-any-return]
+
+
+def ways_of(parts: Parts) -> tuple[dict[str, Way], dict[str, Sequence[str]]]:
+    """Return the ways to a picture's decision, and of each chain the names of its models alone."""
+    chain, one, two, client, sizes = parts.chain, parts.one, parts.two, parts.client, parts.sizes
+    pictures, crops, files = parts.pictures, parts.crops, parts.files
+    ways: dict[str, Way] = {
+        "hasten.chain": lambda n: chain.decide(pictures[n]),
+        "the detector alone": lambda n: one.decide(pictures[n]),
+        "the classifier alone": lambda n: classified(two, sizes, crops[n]),
+        "the bundles by hand": lambda n: by_hand(one, two, pictures[n]),
+        "the chain over HTTP": lambda n: client.posted("chain", pictures[n]),
+        "the detector over HTTP": lambda n: client.posted("chain.detector", pictures[n]),
+        "the classifier over HTTP": lambda n: client.classified(files[n]),
+        "a client, model by model": lambda n: client.model_by_model(pictures[n]),
+    }
+    here, there = list(ways)[1:3], list(ways)[5:7]
+    sums: dict[str, Sequence[str]] = {
+        "hasten.chain": here,
+        "the bundles by hand": here,
+        "the chain over HTTP": there,
+        "a client, model by model": there,
+    }
+    return ways, sums
+
+
+def by_triton(parts: Parts, python: Path | None, stack: contextlib.ExitStack) -> dict[str, Way]:
+    """Return the way by Triton's Python back end, which runs until the stack is closed; none without a Python."""
+    if python is None:
+        print("Triton isn't timed: give --triton PYTHON, of an environment with nvidia-pytriton")
+        return {}
+    kept = triton_server.Environment.of(python)
+    print("Triton runs with", ", ".join(map(" ".join, kept.versions.items())))
+    place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    running = triton_server.served(
+        kept, place, parts.detect, parts.classify, parts.sizes, free_port()
+    )
+    address = stack.enter_context(running)
+    client, pictures = parts.client, parts.pictures
+    return {"Triton's Python back end": lambda n: client.of_triton(address, pictures[n])}
+
+
+def before(parts: Parts, checkout: Path | None, stack: contextlib.ExitStack) -> dict[str, Way]:
+    """Return the way by a server of another checkout, which runs until the stack is closed; none without one."""
+    if checkout is None:
+        return {}
+    client = Client(stack.enter_context(served(parts.line, checkout)))
+    return {"the chain before": lambda n: client.posted("chain", parts.pictures[n])}
+
+
+def agreeing(parts: Parts, ways: Mapping[str, Way], sums: Collection[str]) -> str:
+    """Return in words how many classes of each chain are those of the chain in this process."""
+
+    def classes(way: Way) -> list[int]:
+        found = (box for n in range(len(parts.pictures)) for box in way(n))
+        return [box["classifier"][0]["class"] for box in found]
+
+    own = classes(lambda n: parts.chain.decide(parts.pictures[n]))
+    same = {
+        name: sum(a == b for a, b in zip(own, classes(ways[name]), strict=True)) for name in sums
+    }
+    return f"classes that agree with the chain's, of {len(own)}: {same}"
+
+
 def main() -> None:
     """Parse the command line, time and print."""
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -390,75 +507,22 @@ def main() -> None:
     arguments.add_argument("--before", type=Path, help="checkout whose server is asked too")
     options = arguments.parse_args()
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        detect = bundle(folder, detector(folder), SIDE, [GivenBoxes(labels=("thing",))])
-        mean, std = [127 / 255] * 3, [128 / 255] * 3
-        classify = bundle(folder, classifier(folder), 224, [TopK()], mean=mean, std=std)
-        line = f"{detect}+crop+{classify}"
-        chain = stack.enter_context(hasten.chain(line))
-        one, two = (stack.enter_context(hasten.load(path)) for path in (detect, classify))
-        client = Client(stack.enter_context(served(line)))
-        pictures, sizes = photos(), chain.batch_sizes["classifier"]
-        decided = [chain.decide(data) for data in pictures]
-        decoded = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in pictures]
-        crops = [
-            [cut(picture, box) for box in boxes]
-            for picture, boxes in zip(decoded, decided, strict=True)
-        ]
-        files = [[as_file(crop) for crop in each] for each in crops]
-        ways: dict[str, Way] = {
-            "hasten.chain": lambda n: chain.decide(pictures[n]),
-            "the detector alone": lambda n: one.decide(pictures[n]),
-            "the classifier alone": lambda n: classified(two, sizes, crops[n]),
-            "the bundles by hand": lambda n: by_hand(one, two, pictures[n]),
-            "the chain over HTTP": lambda n: client.posted("chain", pictures[n]),
-            "the detector over HTTP": lambda n: client.posted("chain.detector", pictures[n]),
-            "the classifier over HTTP": lambda n: client.classified(files[n]),
-            "a client, model by model": lambda n: client.model_by_model(pictures[n]),
-        }
-        here, there = list(ways)[1:3], list(ways)[5:7]
-        sums = {
-            "hasten.chain": here,
-            "the bundles by hand": here,
-            "the chain over HTTP": there,
-            "a client, model by model": there,
-        }
-        if options.triton is not None:
-            kept = triton_server.Environment.of(options.triton)
-            print("Triton runs with", ", ".join(map(" ".join, kept.versions.items())))
-            place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            running = triton_server.served(kept, place, detect, classify, sizes, free_port())
-            address = stack.enter_context(running)
-            ways["Triton's Python back end"] = lambda n: client.of_triton(address, pictures[n])
-            sums["Triton's Python back end"] = there
-        else:
-            print(
-                "Triton isn't timed: give --triton PYTHON, of an environment with nvidia-pytriton"
-            )
+        parts = Parts.opened(stack)
+        ways, sums = ways_of(parts)
+        there = sums["the chain over HTTP"]
+        for more in (by_triton(parts, options.triton, stack), before(parts, options.before, stack)):
+            ways |= more
+            sums |= dict.fromkeys(more, there)
         if options.before is not None:
-            before = Client(stack.enter_context(served(line, options.before)))
-            ways["the chain before"] = lambda n: before.posted("chain", pictures[n])
-            sums["the chain before"] = there
             ways = {name: way for name, way in ways.items() if "HTTP" in name or "before" in name}
             sums = {name: over for name, over in sums.items() if name in ways}
-        print(f"{os.cpu_count()} processors; {len(crops[0])} boxes; batches {chain.batch_sizes}")
-        labels = {
-            name: [
-                box["classifier"][0]["class"] for n in range(len(pictures)) for box in ways[name](n)
-            ]
-            for name in sums
-        }
-        own = [box["classifier"][0]["class"] for data in pictures for box in chain.decide(data)]
-        agreeing = {
-            name: sum(a == b for a, b in zip(own, each, strict=True))
-            for name, each in labels.items()
-        }
-        print(f"classes that agree with the chain's, of {len(own)}: {agreeing}")
+        sizes = parts.chain.batch_sizes
+        print(f"{os.cpu_count()} processors; {len(parts.crops[0])} boxes; batches {sizes}")
+        print(agreeing(parts, ways, sums))
         for clients in options.clients:
-            times = in_turns(ways, len(pictures), clients, options.calls, options.rounds)
-            print(
-                f"\n{clients} client(s), {options.rounds} rounds of {options.calls} calls by each"
-            )
+            times = in_turns(ways, len(parts.pictures), clients, options.calls, options.rounds)
+            rounds = f"{options.rounds} rounds of {options.calls} calls by each"
+            print(f"\n{clients} client(s), {rounds}")
             print(told(times, sums))
 
 

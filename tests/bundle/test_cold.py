@@ -101,6 +101,14 @@ def test_the_table_has_medians_by_stage_and_the_ratio_to_the_first_row() -> None
             ("--cold", "--scenario", "offline"),
             "--cold starts only the bundle: leave out everything except --starts",
         ),
+        (
+            ("--cold", "--time-limit", "9s"),
+            "--cold starts only the bundle: leave out everything except --starts",
+        ),
+        (
+            ("--scenario", "offline", "--time-limit", "9s"),
+            "--scenario has runs of a fixed length: leave out --time-limit, and give --duration",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_one_line(

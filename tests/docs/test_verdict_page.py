@@ -15,6 +15,7 @@ PAGE = (ROOT / "docs" / "how-to" / "what-a-verdict-means.md").read_text()
 QUOTED = re.findall(r"\"([^\"\n]*)\"", PAGE.partition("## Why nothing faster ships")[2])
 PLACES = (
     *("optimization", "reporting", "certificate", "lightening", "measure/probe.py"),
+    "measure/race.py",
     *("measure/exactness.py", "passes/already_quantized.py", "engines/installed.py"),
     *("inputs/models/named.py", "inputs/models/frozen.py", "inputs/data/class_folders.py"),
     *("inputs/data/parts.py", "inputs/models/zip_maps.py"),

@@ -19,6 +19,7 @@ from hasten.engines.compiled.lowering import LOWERINGS, lower
 from hasten.engines.compiled.nodes import classical
 from hasten.errors import CandidateError
 from hasten.inputs.models.onnx import load
+from hasten.inputs.models.source import load_model
 
 Array = npt.NDArray[Any]
 ML = "ai.onnx.ml"
@@ -180,6 +181,66 @@ def test_linear_models_answer_as_onnx_runtime(tmp_path: Path) -> None:
     check(model_of(nodes, {}, rows), rows, tmp_path)
 
 
+def machine(output: str, classes: int, transform: str, *, proba: bool, **more: Any) -> Any:
+    """Write a support vector machine over three columns, with two vectors of each class but one of the first."""
+    rng = np.random.default_rng(classes)
+    counts = [1, *[2] * (classes - 1)]
+    pairs = classes * (classes - 1) // 2
+
+    def drawn(count: int) -> list[float]:
+        found: list[float] = rng.standard_normal(count).round(3).tolist()
+        return found
+
+    chances = {"prob_a": (-abs(rng.standard_normal(pairs))).tolist(), "prob_b": drawn(pairs)}
+    given = {
+        "kernel_type": "RBF",
+        "kernel_params": [0.3, 0.5, 3.0],
+        "classlabels_ints": [5, 3, 9, 1][:classes],
+        "vectors_per_class": counts,
+        "support_vectors": drawn(3 * sum(counts)),
+        "coefficients": drawn((classes - 1) * sum(counts)),
+        "rho": drawn(pairs),
+        **(chances if proba else {}),
+        **more,
+    }
+    return node("SVMClassifier", "p", f"label_{output} {output}", post_transform=transform, **given)
+
+
+def test_support_vector_machines_answer_as_onnx_runtime(tmp_path: Path) -> None:
+    transforms = ("NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO")
+    nodes = [
+        machine(f"m{classes}_{transform}_{proba}", classes, transform, proba=proba)
+        for classes in (2, 3, 4)
+        for transform in transforms
+        for proba in (True, False)
+    ]
+    nodes += [
+        machine(f"m{classes}_{kernel}", classes, "NONE", proba=proba, kernel_type=kernel)
+        for classes, proba in ((2, False), (3, True))
+        for kernel in ("LINEAR", "POLY", "SIGMOID")
+    ]
+    nodes.append(machine("positive", 2, "NONE", proba=False, coefficients=[0.5, 0.1, 0.2]))
+    nodes.append(machine("square", 3, "NONE", proba=True, kernel_type="POLY",
+                         kernel_params=[0.3, 0.5, 2.0]))  # fmt: skip
+    nodes.append(machine("none_of_one", 3, "NONE", proba=False, vectors_per_class=[0, 3, 2]))
+    rows = {"p": np.concatenate([ROWS["p"], RNG.standard_normal((40, 3)).astype("f4")])}
+    check(model_of(nodes, {}, rows), rows, tmp_path)
+    probit = machine("probit", 3, "PROBIT", proba=True)  # which loses digits around 0.5
+    check(model_of([probit], {}, rows), rows, tmp_path, 1e-3)
+
+
+def test_a_support_vector_machine_of_rows_that_are_not_numbers_answers_as_onnx_runtime(
+    tmp_path: Path,
+) -> None:
+    nodes = [
+        machine(f"m{classes}_{proba}", classes, "NONE", proba=proba)
+        for classes in (2, 3)
+        for proba in (True, False)
+    ]
+    rows = {"p": np.array([[NAN, 1, 2], [0.5, -1, 2], [1, NAN, NAN], [1, 0, 1]], "f4")}
+    check(model_of(nodes, {}, rows), rows, tmp_path)
+
+
 def encoded(**attributes: Any) -> Any:
     return node("LabelEncoder", "w", "y", **attributes)
 
@@ -215,6 +276,23 @@ def encoded(**attributes: Any) -> Any:
             r"its rows are int64, of shape [1, 2]",
         ),
         (node("Normalizer", "p", "y", norm="L3"), "its norm is 'L3'"),
+        (machine("y", 2, "PROBIT", proba=False), "it applies PROBIT to one class"),
+        (
+            machine("y", 2, "NONE", proba=False, vectors_per_class=[0]),
+            "vectors of 1 classes for 2 labels",
+        ),
+        (
+            machine("y", 3, "NONE", proba=False, rho=[0.1]),
+            "10 coefficients of 5 vectors, 1 rho",
+        ),
+        (
+            machine("y", 3, "NONE", proba=False, support_vectors=[0.1]),
+            "5 vectors of 1 numbers for 3 columns",
+        ),
+        (
+            machine("y", 3, "NONE", proba=False, prob_a=[0.1]),
+            "3 labels, 1 prob_a, 0 prob_b",
+        ),
     ],
 )
 def test_what_is_not_covered_is_named_in_one_line(tmp_path: Path, one: Any, why: str) -> None:
@@ -244,7 +322,7 @@ def test_no_operator_means_something_else_in_another_domain() -> None:
 def exported(estimator: Any, rows: Array) -> Any:
     """Return the ONNX model that skl2onnx writes of a fitted pipeline."""
     skl2onnx = pytest.importorskip("skl2onnx")
-    zipped = hasattr(estimator, "predict_proba")
+    zipped = hasattr(estimator, "decision_function") or hasattr(estimator, "predict_proba")
     options: Any = {id(estimator): {"zipmap": False}} if zipped else None
     return skl2onnx.to_onnx(estimator, rows[:1], options=options, target_opset={"": 17, ML: 3})
 
@@ -267,7 +345,7 @@ def pipelines() -> dict[str, Any]:
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import Binarizer, Normalizer, OneHotEncoder, StandardScaler
-    from sklearn.svm import SVR
+    from sklearn.svm import SVC, SVR
 
     columns = ColumnTransformer(
         [
@@ -284,11 +362,24 @@ def pipelines() -> dict[str, Any]:
         "bayes": make_pipeline(SelectKBest(k=3), GaussianNB()),
         "margin": make_pipeline(Binarizer(threshold=0.2), RidgeClassifier()),
         "kernel": make_pipeline(Normalizer("l1"), SVR()),
+        **{
+            f"vectors {kernel}": make_pipeline(
+                StandardScaler(), SVC(kernel=kernel, probability=True, random_state=0)
+            )
+            for kernel in ("linear", "poly", "rbf", "sigmoid")
+        },
+        "vectors without probabilities": make_pipeline(StandardScaler(), SVC(C=10.0)),
     }
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["logistic", "linear", "network", "bayes", "margin", "kernel"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("logistic", "linear", "network", "bayes", "margin", "kernel", "vectors linear"),
+        *("vectors poly", "vectors rbf", "vectors sigmoid", "vectors without probabilities"),
+    ],
+)
 def test_a_pipeline_of_scikit_learn_answers_as_onnx_runtime(name: str, tmp_path: Path) -> None:
     rows, classes = table()
     estimator = pipelines()[name].fit(rows, classes)
@@ -300,3 +391,26 @@ def test_a_pipeline_of_scikit_learn_answers_as_onnx_runtime(name: str, tmp_path:
     given = {model.graph.input[0].name: few}
     check(model, given, tmp_path, 1e-4)
     assert len(np.unique(estimator.predict(rows))) > 2
+
+
+@pytest.mark.seconds
+@pytest.mark.filterwarnings("ignore")
+def test_support_vectors_for_ten_digits_give_scikit_learns_own_probabilities(
+    tmp_path: Path,
+) -> None:
+    """From the live model, by hasten's own way to ONNX."""
+    pytest.importorskip("skl2onnx")
+    from sklearn.datasets import load_digits
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    rows, digits = load_digits(return_X_y=True)
+    rows = rows.astype("f4")
+    estimator = make_pipeline(StandardScaler(), SVC(probability=True, random_state=0))
+    estimator.fit(rows[:400], digits[:400])
+    model = load_model(estimator, None, tmp_path)
+    target, engine = Target.host().with_threads(1), CompiledC()
+    with engine.open(engine.build(model, target, tmp_path), target) as session:
+        ((_, found),) = session.run({"rows": rows[400:500]}).items()
+    np.testing.assert_allclose(found, estimator.predict_proba(rows[400:500]), atol=5e-6)

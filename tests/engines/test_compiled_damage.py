@@ -31,6 +31,7 @@ from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.compiled.lowering import lower
 from hasten.engines.compiled.operators.choices import Pick
 from hasten.engines.compiled.operators.convolutions import Conv
+from hasten.engines.compiled.operators.couplings import Couple
 from hasten.engines.compiled.operators.dense import Dense
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.elementwise import (
@@ -256,6 +257,11 @@ _COPY = Step("copy", (0,), "float32")
             Map((_COPY,), (Access("x", (0,) * 99),), Access("y", (0,) * 99), (1,) * 99),
             {"x": tensor(1), "y": tensor(1)},
         ),
+        (Couple("x", "y", 1), {"x": tensor(1), "y": tensor(1)}),
+        (Couple("x", "y", 3), {"x": tensor(2), "y": tensor(3)}),
+        (Couple("x", "y", 2), {"x": tensor(1), "y": tensor(1)}),
+        (Couple("x", "y", 1001), {"x": tensor(500_500), "y": tensor(1001)}),
+        (Couple("x", "y", 10**30), {"x": tensor(1), "y": tensor(1)}),
     ],
 )
 def test_one_tensor_in_two_roles_and_endless_work_are_refused(

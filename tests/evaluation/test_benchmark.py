@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.evaluation import benchmark, rivals
 from hasten.evaluation.rivals import raced
 from hasten.inputs.data.requests import random_requests
+from hasten.measure.deadline import Deadline
 from hasten.measure.latency import Round
 from hasten.reporting.rows import cells
 from hasten.testing import models
@@ -113,6 +115,49 @@ def test_the_interval_covers_how_two_processes_of_one_model_differ(
     covered = result.bundle.ratio.low <= 1 <= result.bundle.ratio.high
     assert covered == (opening > 0)
     assert (rivals.ALONE in result.notes) == (opening == 0)
+
+
+@pytest.mark.parametrize("rounds", [4, 400])
+def test_a_time_limit_ends_the_rounds_and_is_said(exact_bundle: Path, rounds: int) -> None:
+    """With several processes of each model, and with one."""
+    result = hasten.bench(exact_bundle, rounds=rounds, time_limit_s=1e-3)
+    assert result.notes == (
+        rivals.ALONE,
+        "the time limit cut the comparison short: 2 rounds counted",
+    )
+
+
+def test_a_time_limit_leaves_out_further_processes(
+    exact_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first set of three, there is no time for another one."""
+    monkeypatch.setattr(rivals, "_OPENING", 1e9)
+    monkeypatch.setattr(rivals, "_without_time", lambda deadline: lambda standings: False)
+    result = hasten.bench(exact_bundle, rounds=12, time_limit_s=1e-3)
+    assert result.notes[0] == rivals.ALONE
+    assert result.notes[1].startswith("the time limit cut the comparison short: ")
+    assert hasten.bench(exact_bundle, rounds=12, time_limit_s=1e6).notes == ()
+
+
+def test_a_time_limit_that_is_too_short_for_anything_is_said(
+    exact_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(limit_s: float) -> Deadline:
+        return Deadline(limit_s, began=time.monotonic() - 100)
+
+    monkeypatch.setattr(benchmark, "Deadline", late)
+    result = hasten.bench(exact_bundle, rounds=4, time_limit_s=2)
+    assert result.notes[-1].startswith(
+        "the time limit of 2 s was too short for what every comparison needs (reading the bundle, opening both "
+        "models, two rounds): this took 1"
+    )
+
+
+@pytest.mark.parametrize("limit", [0, -1.0, float("nan"), float("inf"), "5s"])
+def test_a_time_limit_is_a_time(exact_bundle: Path, limit: Any) -> None:
+    with pytest.raises(hasten.InputError) as caught:
+        hasten.bench(exact_bundle, time_limit_s=limit)
+    assert str(caught.value) == f"the time limit is in seconds, above 0: got {limit!r}"
 
 
 @pytest.fixture

@@ -507,6 +507,17 @@ def test_a_model_whose_answers_depend_on_batch_mates_is_served_one_by_one(tmp_pa
             infer(server, "sociable", [[1, 2, 3, 4]] * 2)
 
 
+def test_a_model_that_draws_random_numbers_is_served_one_by_one_and_why(tmp_path: Path) -> None:
+    path = bundle_of(tmp_path, own_models.drawing(tmp_path))
+    with ServerThread(place_of(path)) as server:
+        model = served(server, "drawing")
+        assert model.opened.sizes == (1,)
+        assert model.opened.notes[-1] == (
+            "served without batching: the model answers the same request differently each time, as one does that "
+            "draws random numbers or counts its calls"
+        )
+
+
 def test_a_bundle_is_swapped_under_load_and_no_answer_is_mixed_or_lost(tmp_path: Path) -> None:
     solid = own_models.solid(tmp_path)
     path = bundle_of(tmp_path, solid, "swapped")

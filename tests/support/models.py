@@ -195,6 +195,16 @@ def sociable(folder: Path) -> Path:
     return write(folder / "sociable.onnx", text, {})
 
 
+def drawing(folder: Path) -> Path:
+    """Write x: float32[batch, 4] -> y, the same with random numbers added."""
+    text = """
+        drawing (float[batch, 4] x) => (float[batch, 4] y) {
+            drawn = RandomNormalLike (x)
+            y = Add(x, drawn)
+        }"""
+    return write(folder / "drawing.onnx", text, {})
+
+
 def slow(folder: Path, rounds: int = 1000) -> Path:
     """Write x: float32[batch, 4] -> y: float32[batch, 256], by so many products, one after another.
 

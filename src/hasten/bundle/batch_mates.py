@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -92,11 +92,23 @@ def stacked(requests: Sequence[Tensors]) -> dict[str, Array]:
     return {name: np.concatenate([one[name] for one in requests]) for name in requests[0]}
 
 
-def unlike_alone(answers: Tensors, alone: Tensors, rows: int) -> str:
-    """Say why the first row's answer in a batch isn't its answer alone; "" where it is."""
+def unlike_alone(answers: Tensors, alone: Tensors, rows: int, again: Callable[[], Tensors]) -> str:
+    """Say why the first row's answer in a batch isn't its answer alone; "" where it is.
+
+    Args:
+        answers: Answers of the batch.
+        alone: Answer of the first row alone.
+        rows: Number of rows of the batch.
+        again: Function that asks for the first row alone once more, which is done if the answers differ.
+    """
     for name, array in answers.items():
         if array.shape[:1] != (rows,):
             return f"the output {name!r} of a batch of {rows} has the shape {list(array.shape)}"
     if unlike_rows({name: array[:1] for name, array in answers.items()}, alone).any():
+        if unlike_rows(again(), alone).any():
+            return (
+                "the model answers the same request differently each time, as one does that draws random numbers "
+                "or counts its calls"
+            )
         return f"in a batch of {rows} the answers depend on the batch mates"
     return ""

@@ -32,6 +32,7 @@ from hasten.bundle.manifest import (
 )
 from hasten.bundle.requests import REQUESTS, check_requests, packed, shapes_of
 from hasten.bundle.signatures import PublicKey, check_signed
+from hasten.core.presence import is_there
 from hasten.core.ranges import check_ranges
 from hasten.core.records import bounded_bytes, digest, file_digest, from_record, to_record
 from hasten.core.tensors import Tensors
@@ -309,7 +310,7 @@ def read_sizes(path: Path, trusted: Sequence[PublicKey] = ()) -> Manifest:
         IntegrityError: the manifest is damaged or isn't signed by a key of `trusted`, or a file has
             another size.
     """
-    if not path.exists():
+    if not is_there(path):
         raise InputError(f"no bundle at {path}: no such file or folder")
     if not (path / MANIFEST).is_file():
         raise InputError(f"{path} is not a bundle: it has no {MANIFEST}")

@@ -23,6 +23,7 @@ from hasten.bundle.stored import Stored, stored_at
 from hasten.core.cache_folder import cache_folder
 from hasten.core.devices import at_hand
 from hasten.core.lookups import RowNumbers
+from hasten.core.presence import is_folder
 from hasten.engines.base import Artifact
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.pool import SessionPool, sessions_for
@@ -94,7 +95,7 @@ def load(
         MeasuredElsewhere: an exact model, whose answers hold everywhere, was measured on another
             machine or engine version.
     """
-    if is_address(path) or not Path(path).is_dir():
+    if is_address(path) or not is_folder(path):
         # This brings graphs and YAML, which a folder doesn't need.
         from hasten.inputs.chains import is_chain
 

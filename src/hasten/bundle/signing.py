@@ -20,6 +20,7 @@ from hasten.bundle.signatures import (
     secret_key,
     signature_in,
 )
+from hasten.core.presence import is_file
 from hasten.errors import InputError
 
 
@@ -56,7 +57,7 @@ def sign(bundle: str | os.PathLike[str], key: str | os.PathLike[str]) -> PublicK
 
 def _sign_folder(path: Path, key: SecretKey, said: Path) -> None:
     """Write the signature of a bundle's folder, which messages name by its own path or a packed file's."""
-    if not (path / MANIFEST).is_file():
+    if not is_file(path / MANIFEST):
         raise InputError(f"no bundle at {said}: there is no {MANIFEST}")
     data = manifest_bytes(path)
     files = parsed(data, path, str(said)).files

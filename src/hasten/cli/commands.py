@@ -210,6 +210,12 @@ def optimize(as_json: bool, details: bool, model: str, data: str | None, **optio
     help="Time fresh processes from their start to the first answer, with and without the cache.",
 )
 @click.option("--starts", type=int, help="Counted starts of each kind with --cold.  [default: 7]")
+@click.option(
+    "--time-limit",
+    "time_limit_s",
+    type=Seconds(),
+    help="Longest time for the whole comparison, such as 30s or 5m.",
+)
 @custom_ops_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench(as_json: bool, bundle: str, **options: Any) -> None:
@@ -243,6 +249,10 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
         if "scenario" in load:
             if file is not None or end_to_end:
                 raise InputError("--scenario puts the model under load: leave out --end-to-end")
+            if options.pop("time_limit_s") is not None:
+                raise InputError(
+                    "--scenario has runs of a fixed length: leave out --time-limit, and give --duration"
+                )
             _under_load(as_json, bundle, {**options, **load})
             return
         if file is not None and not end_to_end:

@@ -10,6 +10,7 @@ import click
 
 from hasten.cli import completing
 from hasten.cli.options import one_line_errors, trusted_option
+from hasten.core.presence import is_folder
 from hasten.core.words import amount
 from hasten.errors import InputError, visible
 
@@ -52,7 +53,7 @@ def inspect(
             raise InputError("--json and --requirements print different things: give one of them")
         if serve and not as_requirements:
             raise InputError("--serve needs --requirements, which it adds to: give both")
-        if bundle.suffix.lower() == ".onnx" and not bundle.is_dir():
+        if bundle.suffix.lower() == ".onnx" and not is_folder(bundle):
             if as_json or as_requirements or trusted:
                 raise InputError(
                     f"{bundle} is a model: --json, --requirements and --trusted are for bundles"

@@ -35,8 +35,9 @@ def read_yaml(path: Path, most_bytes: int, what: str) -> Any:
             text = file.read(most_bytes + 1)
     except FileNotFoundError as error:
         raise InputError(f"no such file: {path}") from error
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a NUL byte in a name is such a ValueError
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} can't be read: {why}") from error
     if len(text) > most_bytes:
         raise InputError(f"{path} has more than {most_bytes:,} bytes, too many for {what}")
     try:

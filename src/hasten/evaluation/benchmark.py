@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from hasten.bundle import Manifest, Part, artifact_of, engine_of, kept_requests, read, unpacked
 from hasten.core.devices import at_hand, check_measurable
+from hasten.core.presence import is_folder, is_there
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
 from hasten.core.words import amount
@@ -28,6 +30,7 @@ from hasten.inputs.data.requests import first_requests, telling
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.models import onnx as onnx_frontend
 from hasten.inputs.pipeline.base import Pipeline
+from hasten.measure.deadline import Deadline
 from hasten.measure.effort import Effort, effort_of
 from hasten.measure.race import AGAIN, BASELINE
 from hasten.measure.stages import Stage, reported
@@ -116,6 +119,7 @@ def bench(
     custom_ops: Sequence[Path] = (),
     end_to_end: bool = False,
     pipeline: Pipeline | None = None,
+    time_limit_s: float | None = None,
 ) -> Comparison:
     """Compare a bundle with an .onnx file on ONNX Runtime's defaults, or with a Python function.
 
@@ -134,6 +138,8 @@ def bench(
             folder of the files then, and a function gets a file's bytes.
         pipeline: Steps before and after the model that the bundle is compared with, where they
             aren't the bundle's own; only with `end_to_end`.
+        time_limit_s: Time for the whole comparison, in seconds, to within a tenth or 5 s; None for no limit.
+            Opening both models and two rounds aren't cut. A note says how many rounds were left.
 
     Returns:
         The latencies of both, and their ratio.
@@ -146,6 +152,10 @@ def bench(
         raise InputError(
             "pipeline= is for a comparison from bytes to decision: add end_to_end=True"
         )
+    timed = isinstance(time_limit_s, (int, float)) and 0 < time_limit_s < math.inf
+    if time_limit_s is not None and not timed:
+        raise InputError(f"the time limit is in seconds, above 0: got {time_limit_s!r}")
+    deadline = Deadline(time_limit_s)
     tries = effort_of(effort)
     if rounds is not None:
         tries = replace(tries, final_rounds=rounds)
@@ -157,7 +167,7 @@ def bench(
             )
         from hasten.evaluation.chain_benchmark import bench_chain
 
-        return bench_chain(os.fspath(bundle), against, data, tries, seed)
+        return bench_chain(os.fspath(bundle), against, data, tries, seed, deadline)
     folder = unpacked(bundle)
     manifest = read(folder)
     target = at_hand(manifest.target)
@@ -194,7 +204,9 @@ def bench(
                 f"{amount(len(set(files)), 'file')} of {data}",
             )
         with telling(said):
-            standings, notes, facts = raced(other, winner, samples, place, tries, seed, target)
+            standings, notes, facts = raced(
+                other, winner, samples, place, tries, seed, deadline, target
+            )
             if not standings.stands(CANDIDATE):
                 raise CandidateError(f"the bundle failed: {standings.failed[CANDIDATE]}")
         notes += fewer
@@ -230,7 +242,7 @@ def files_of(data: Any, pipeline: Pipeline | None) -> tuple[Path, ...]:
     Raises:
         InputError: there is no such folder, or it has no files.
     """
-    if not isinstance(data, (str, os.PathLike)) or not Path(data).is_dir():
+    if not isinstance(data, (str, os.PathLike)) or not is_folder(data):
         raise InputError(
             "a comparison from bytes to decision needs the files that samples come in: give a folder "
             f"as data; got {data!r:.100}"
@@ -266,7 +278,7 @@ def _against(
     text = os.fspath(against)
     unfolded = _unfolded(manifest, samples, place / "unfolded")
     own = unfolded or samples
-    if ":" in text and not Path(text).exists():
+    if ":" in text and not is_there(text):
         winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
         if unfolded is not None:
             ((name, first),) = unfolded.inputs([0]).items()

@@ -20,6 +20,7 @@ from hasten.bundle.chains.opened import OpenChain, check_chain, open_chain
 from hasten.bundle.chains.plan import Stage, parts_of
 from hasten.core.devices import at_hand, check_measurable
 from hasten.core.model import Format, Model
+from hasten.core.presence import is_there
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import amount
@@ -35,6 +36,7 @@ from hasten.inputs.chains import Chain, chain_of
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.pipeline.resample import compile_now
+from hasten.measure.deadline import Deadline
 from hasten.measure.effort import Effort
 from hasten.measure.race import AGAIN, BASELINE
 from hasten.measure.stages import reported
@@ -122,6 +124,7 @@ def bench_chain(
     data: Any,
     effort: Effort,
     seed: int,
+    deadline: Deadline,
 ) -> Comparison:
     """Compare a chain with the chain of its exact models, or with a function that gets a file's bytes.
 
@@ -131,6 +134,7 @@ def bench_chain(
         data: Folder of pictures, or of what else the chain takes.
         effort: Lengths of turns and rounds.
         seed: Seed of the orders.
+        deadline: End of the comparison.
 
     Raises:
         InputError: the chain or the data can't be used, or a bundle has no exact model.
@@ -153,7 +157,9 @@ def bench_chain(
         place = Path(work)
         numbers = ArrayDataset({"file": np.arange(len(files))})
         samples = write_spool(numbers, place / "numbers")
-        standings, notes, facts = raced(other, winner, samples, place, effort, seed, target)
+        standings, notes, facts = raced(
+            other, winner, samples, place, effort, seed, deadline, target
+        )
     if not standings.stands(CANDIDATE):
         raise CandidateError(f"the chain failed: {standings.failed[CANDIDATE]}")
     sizes = [json.loads(facts[name].get(_SIZES, "{}")) for name in (BASELINE, CANDIDATE)]
@@ -195,7 +201,7 @@ def _rival(
 
 def _function(text: str, artifact: Artifact, files: tuple[Path, ...]) -> Rival:
     """Return a function that gets a file's bytes."""
-    if ":" not in text or Path(text).exists():
+    if ":" not in text or is_there(text):
         raise InputError(
             f"a chain is compared with a function that gets a file's bytes, my.py:predict: got {text}"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.bundle import Manifest
+from hasten.core.presence import is_folder
 from hasten.errors import InputError
 from hasten.evaluation.seen import Seen, seen_by
 from hasten.inputs.chains import Chain
@@ -79,7 +80,7 @@ def _opened(data: Any, manifest: Manifest) -> tuple[Sequence[Any], Dataset]:
             "the chain's first model has no steps before it that read a file or a row, so nothing says "
             "what the chain is given: optimize it with a pipeline that begins with such a step"
         )
-    if isinstance(data, (str, Path)) and Path(data).is_dir():
+    if isinstance(data, (str, Path)) and is_folder(data):
         # A run knows pictures by their files, whatever step reads them, and all else by what is prepared.
         pictures = any(file.suffix.lower() in SUFFIXES for file in Path(data).rglob("[!.]*"))
         pictures = pictures and not reads_sounds(pipeline)

@@ -14,6 +14,7 @@ import numpy as np
 from hasten.bundle import artifact_of, engine_of, kept_requests, read, unpacked
 from hasten.bundle.packing.names import is_packed
 from hasten.core.model import Model
+from hasten.core.presence import is_folder
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.installed import engine_kinds
@@ -160,7 +161,7 @@ def _kinds(engines: Sequence[str] | None) -> list[type[Engine]]:
 def _is_bundle(path: Path) -> bool:
     """Whether a path is a folder and not one of a model, as Hugging Face and TensorFlow have them."""
     models = ("config.json", "saved_model.pb")
-    return path.is_dir() and not any((path / name).is_file() for name in models)
+    return is_folder(path) and not any((path / name).is_file() for name in models)
 
 
 def _target(threads: int | None) -> Target:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hasten.engines.base import Artifact, Engine
 from hasten.engines.end_to_end import EndToEnd
 from hasten.engines.python_function import PythonFunction
 from hasten.inputs.data.spool import Spool
+from hasten.measure.deadline import Deadline
 from hasten.measure.effort import Effort
 from hasten.measure.journal import Journal
 from hasten.measure.probe import disturbance, on_one_thread, probe_of, usable_threads
@@ -33,6 +35,11 @@ ALONE = (
     "percent more"
 )
 """Note on an interval over the rounds of one process of each model."""
+_TOO_SHORT = (
+    "the time limit of {:g} s was too short for what every comparison needs (reading the bundle, opening both models, two "
+    "rounds): this took {:.0f} s"
+)
+"""Note on a comparison that took longer than was asked for."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ def raced(
     place: Path,
     effort: Effort,
     seed: int,
+    deadline: Deadline,
     target: Target,
 ) -> tuple[Standings, list[str], dict[str, dict[str, str]]]:
     """Take turns on as many threads as the host provides.
@@ -78,9 +86,15 @@ def raced(
         desk = Bench(place, target.with_threads(threads))
         try:
             probe = probe_of(target)
-            standings, facts = _race(other, winner, samples, desk, effort, seed, probe)
+            standings, facts = _race(other, winner, samples, desk, effort, seed, probe, deadline)
             alone = ALONE if standings.several is None else ""
-            return standings, [*notes, *filter(None, [disturbance(probe), alone])], facts
+            notes += [
+                *filter(None, [disturbance(probe), alone]),
+                *standings.cut_short("comparison"),
+            ]
+            if deadline.broken:
+                notes.append(_TOO_SHORT.format(deadline.limit_s, deadline.elapsed_s))
+            return standings, notes, facts
         except NotEstablished as why:
             notes.append(on_one_thread(threads, str(why)))
     raise AssertionError("one thread needs no probe")
@@ -94,25 +108,14 @@ def _race(
     effort: Effort,
     seed: int,
     probe: Callable[[int], bool],
+    deadline: Deadline,
 ) -> tuple[Standings, dict[str, dict[str, str]]]:
     """Race in one set of processes after another, or in one alone where opening takes longer than its rounds.
 
     Two processes of one model differ lastingly, which the rounds of a single one never show.
     """
     sets = min(effort.processes, effort.final_rounds // 2)
-    uneven = {
-        name
-        for name, rival in ((AGAIN, other), (CANDIDATE, winner))
-        if rival.uneven or samples.ragged
-    }
-    whole = Rules(
-        threads=desk.target.threads,
-        count=effort.final_rounds,
-        pace=effort.pace("p50"),
-        seed=seed,
-        settle=effort.settle,
-        uneven=uneven,
-    )
+    whole = _rules(other, winner, samples, desk, effort, seed)
     journal = Journal(desk.folder / "journal.jsonl")
 
     def raced_by(entrants: dict[str, Worker], rules: Rules) -> Standings:
@@ -126,32 +129,74 @@ def _race(
             if other.samples is None
             else dict.fromkeys((BASELINE, AGAIN), other.samples),
             probe=probe,
+            stop=_without_time(deadline),
         )
 
     for process in itertools.count():
-        entrants: dict[str, Worker] = {}
         began = time.monotonic()
-        try:
-            for name, rival in ((BASELINE, other), (AGAIN, other), (CANDIDATE, winner)):
-                entrants[name] = desk.open_built(rival.engine, rival.artifact).worker
+        with _entrants(desk, other, winner) as entrants:
             opened = time.monotonic()
             part = replace(whole, count=-(-effort.final_rounds // sets), process=process)
             several = sets >= _FEWEST_SETS
             standings = raced_by(entrants, part if several else whole)
-            if several and process == 0:
+            if several and process == 0 and not standings.cut:
                 several = opened - began <= _OPENING * (time.monotonic() - opened)
                 standings = standings if several else raced_by(entrants, whole)
             facts = {
                 name: worker.ask("properties", limit_s=_LIMIT_S)
                 for name, worker in entrants.items()
             }
-        finally:
-            for worker in entrants.values():
-                worker.kill()
         settled = process + 1 >= sets and standings.width <= effort.settle
         if not several or settled or process + 1 >= 2 * sets or not standings.stands(CANDIDATE):
             return standings, facts
+        if standings.cut or deadline.left_s() < time.monotonic() - began:
+            standings.cut = True
+            return standings, facts
     raise AssertionError("sets of processes are counted without an end")
+
+
+def _rules(
+    other: Rival, winner: Rival, samples: Spool, desk: Bench, effort: Effort, seed: int
+) -> Rules:
+    """Return the rules of a race in a single set of processes."""
+    uneven = {
+        name
+        for name, rival in ((AGAIN, other), (CANDIDATE, winner))
+        if rival.uneven or samples.ragged
+    }
+    return Rules(
+        threads=desk.target.threads,
+        count=effort.final_rounds,
+        pace=effort.pace("p50"),
+        seed=seed,
+        settle=effort.settle,
+        uneven=uneven,
+    )
+
+
+@contextlib.contextmanager
+def _entrants(desk: Bench, other: Rival, winner: Rival) -> Iterator[dict[str, Worker]]:
+    """Open the baseline twice and the candidate once, and end their processes after the block."""
+    entrants: dict[str, Worker] = {}
+    try:
+        for name, rival in ((BASELINE, other), (AGAIN, other), (CANDIDATE, winner)):
+            entrants[name] = desk.open_built(rival.engine, rival.artifact).worker
+        yield entrants
+    finally:
+        for worker in entrants.values():
+            worker.kill()
+
+
+def _without_time(deadline: Deadline) -> Callable[[Standings], bool]:
+    """Return a predicate that is called after each round: would another one like it end too late?"""
+    last = time.monotonic()
+
+    def without(standings: Standings) -> bool:
+        nonlocal last
+        began, last = last, time.monotonic()
+        return deadline.left_s() < last - began
+
+    return without
 
 
 def row_of(role: str, rival: Rival, standings: Standings, name: str) -> Row:

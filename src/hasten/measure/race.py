@@ -146,6 +146,18 @@ class Standings:
         own = self.statistic
         return "mean" if own == "p50" and name in self.uneven else own
 
+    def cut_short(self, where: str) -> list[str]:
+        """Return a note where the time limit ended the race before its rounds were done.
+
+        Args:
+            where: Name of the race for people.
+        """
+        if not self.cut:
+            return []
+        sets = len({*self.processes.values()})
+        several = "" if sets == 1 else f" in {sets} processes of each model"
+        return [f"the time limit cut the {where} short: {self.counted} rounds counted{several}"]
+
     @property
     def several(self) -> Mapping[int, int] | None:
         """Return the process of each round; None where each entrant had a single one."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from hasten.core.presence import is_folder, is_there
 from hasten.core.records import canonical
 from hasten.errors import InputError
 from hasten.measure.journal import Journal
@@ -37,20 +38,21 @@ def claimed_folder(folder: Path, *, resume: bool) -> Iterator[Journal]:
     """
     path = folder / JOURNAL
     nothing = f"nothing to resume: there is no {path}; run without resume=True"
-    if resume and not path.exists():
+    if resume and not is_there(path):
         raise InputError(nothing)
-    if folder.exists() and not path.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    there = is_there(folder)
+    if there and not is_there(path) and (not is_folder(folder) or any(folder.iterdir())):
         raise InputError(
             f"{folder} is needed as a work folder, but contains something else; move it"
         )
-    there = folder.exists()
     try:
         folder.mkdir(mode=_OWN_FOLDER, parents=True, exist_ok=True)
         if not path.exists():
             path.touch(mode=_OWN_FILE)
         file = path.open("ab")
-    except OSError as error:
-        raise InputError(f"can't write {folder}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a NUL byte in a name is such a ValueError
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"can't write {folder}: {why}") from error
     with file:
         if there:  # a folder made just now may have other rights, as on a Windows drive
             _check_own(folder, folder.stat(), folder)

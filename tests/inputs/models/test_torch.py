@@ -15,6 +15,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from hasten.core.tensors import Array, TensorSpec  # noqa: E402
 from hasten.errors import InputError  # noqa: E402
+from hasten.inputs.models import frozen  # noqa: E402
 from hasten.inputs.models import torch as frontend  # noqa: E402
 from hasten.inputs.models.torch import export, load_program  # noqa: E402
 from hasten.inputs.models.torch_inputs import has_optional_inputs, input_names  # noqa: E402
@@ -173,6 +174,47 @@ class OtherForOne(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * 3 if x.shape[0] == 1 else x * 2
+
+
+class Counter(nn.Module):
+    """Module that counts its calls in a buffer, an attribute, or a buffer of a part; or not at all."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.where, self.calls = where, 0
+        self.register_buffer("count", torch.zeros(()))
+        self.kept: Tensor | None = None
+        if where == "part":
+            self.part = Counter("buffer")
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.where == "attribute":
+            self.calls += 1
+        if self.where == "buffer":
+            self.count += 1
+        if self.where == "part":
+            self.part(features)
+        if self.kept is None:  # what is filled in once, and stays
+            self.kept = torch.full((4,), float("nan"))
+        return cast(Tensor, self.layer(features))
+
+
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [("buffer", "count"), ("attribute", "calls"), ("part", "part.count"), ("", "")],
+)
+def test_what_a_call_changes_in_a_module_is_said(tmp_path: Path, where: str, names: str) -> None:
+    model = export(Counter(where), {"features": X}, tmp_path)
+    said = frozen.words(onnx.load(model.path), model.inputs)
+    assert said == (
+        [
+            f"a call of the model changes {names} in it, and the exported file keeps what it had: if its answers "
+            "depend on that, give it as an input and an output, or leave it out of forward"
+        ]
+        if names
+        else []
+    )
 
 
 def test_a_module_that_takes_a_batch_of_one_only_is_exported_so(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Sequence
@@ -57,7 +58,8 @@ def batch_sizes(loaded: Loaded, most: int | None) -> tuple[tuple[int, ...], str]
             if size * each_bytes > MOST_BYTES or time.perf_counter_ns() - start_ns > _BUDGET_NS:
                 break
             batch = stacked([lone, *itertools.islice(others, size - 1)])
-            unlike = unlike_alone(loaded.run(batch), alone, size)
+            again = functools.partial(loaded.run, lone)
+            unlike = unlike_alone(loaded.run(batch), alone, size, again)
             if unlike:
                 return (1,), f"one sample at a time: {unlike}"
             per_row_ns = _least_ns(loaded, batch) / size

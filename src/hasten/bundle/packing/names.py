@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from hasten.core.presence import is_file
+
 SUFFIX = ".hastenz"
 MAGIC = b"\x89HASTENZ"
 
@@ -17,7 +19,7 @@ def is_address(path: object) -> bool:
 def is_packed(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a packed bundle: a file of that name, or that begins as one."""
     place = Path(path)
-    if not place.is_file():
+    if not is_file(place):
         return False
     if place.suffix == SUFFIX:
         return True

@@ -26,6 +26,7 @@ from hasten.bundle.packing.source import FileSource, Source
 from hasten.bundle.signatures import PublicKey, Trusted, keys_of
 from hasten.bundle.stored import stored_at
 from hasten.core.cache_folder import cache_folder
+from hasten.core.presence import is_there
 from hasten.core.records import with_name
 from hasten.core.rooms import ArrayRoom, FileRoom, PathRoom, Room
 from hasten.errors import InputError, IntegrityError, call, visible
@@ -180,7 +181,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Packed]:
         from hasten.bundle.packing.web import WebSource
 
         source = WebSource(os.fspath(path))
-    elif Path(path).exists():
+    elif is_there(path):
         source = FileSource(Path(path))
     else:
         raise InputError(f"no packed bundle at {path}: no such file")

@@ -135,6 +135,7 @@ class Operation(Value, ABC):
             "pick": "hasten.engines.compiled.operators.choices:Pick",
             "largest": "hasten.engines.compiled.operators.choices:Largest",
             "accumulate": "hasten.engines.compiled.operators.choices:Accumulate",
+            "couple": "hasten.engines.compiled.operators.couplings:Couple",
             "conv8": "hasten.engines.compiled.operators.int8.convolutions:Conv8",
             "conv16": "hasten.engines.compiled.operators.int8.convolutions16:Conv16",
             "quantize16": "hasten.engines.compiled.operators.int8.conversions16:Quantize16",

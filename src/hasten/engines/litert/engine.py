@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,6 +15,7 @@ from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.telemetry import import_quietly
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.versions import installed_version
 from hasten.core.words import counted, listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
@@ -78,9 +78,9 @@ class LiteRt(Engine):
         """
         try:
             import_quietly("ai_edge_litert.interpreter")
-            return metadata.version("ai-edge-litert")
-        except (ImportError, metadata.PackageNotFoundError) as error:
+        except ImportError as error:
             raise cls.missing("LiteRT", error) from error
+        return installed_version("ai-edge-litert") or "unknown"
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         """Convert the model to .tflite for the shapes of its request, and check that it runs.

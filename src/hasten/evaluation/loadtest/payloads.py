@@ -10,6 +10,7 @@ import numpy as np
 
 from hasten.bundle import kept_requests, read, unpacked
 from hasten.bundle.packing.names import is_packed
+from hasten.core.presence import is_folder
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
 from hasten.evaluation.loadtest.metadata import Described
@@ -59,7 +60,9 @@ def payloads(
     if shapes:
         raise InputError("shapes are for random requests: leave out the shapes or the data")
     names = [one.name for one in inputs]
-    dataset = _of_bundle(data, names) if data.is_dir() or is_packed(data) else open_npz(data, names)
+    dataset = (
+        _of_bundle(data, names) if is_folder(data) or is_packed(data) else open_npz(data, names)
+    )
     return _from_data(inputs, dataset, batch)
 
 

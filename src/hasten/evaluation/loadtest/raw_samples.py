@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hasten.bundle import MANIFEST
+from hasten.core.presence import is_folder
 from hasten.core.tensors import Tensors
 from hasten.errors import InputError
 from hasten.evaluation.loadtest.metadata import Described, Metadata
@@ -55,7 +56,7 @@ class RawRequest:
 
 def is_folder_of_files(data: Path | None) -> bool:
     """Whether data is a folder of raw samples, and not a bundle's."""
-    return data is not None and data.is_dir() and not (data / MANIFEST).is_file()
+    return data is not None and is_folder(data) and not (data / MANIFEST).is_file()
 
 
 def raw_requests(folder: Path, batch: int) -> Iterator[RawRequest]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hasten.core.presence import is_file, is_folder
 from hasten.core.records import from_record
 from hasten.core.yaml_files import read_yaml
 from hasten.errors import InputError, IntegrityError, visible
@@ -26,9 +27,9 @@ _MAIN = {"model": "bundle", "crop": "boxes", "when": "decision"}
 def is_chain(path: str | os.PathLike[str]) -> bool:
     """Whether a text names a chain, by a line or a file, and not one bundle's folder, packed file or address."""
     text = os.fspath(path)
-    if text.startswith(_ADDRESSES) or Path(text).is_dir():
+    if text.startswith(_ADDRESSES) or is_folder(text):
         return False
-    return text.endswith(SUFFIXES) or ("+" in text and not Path(text).is_file())
+    return text.endswith(SUFFIXES) or ("+" in text and not is_file(text))
 
 
 def models_in_words(path: str | os.PathLike[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.core.csv_lines import csv_lines
+from hasten.core.presence import is_file, is_folder
 from hasten.errors import InputError
 from hasten.inputs.pipeline.rows import Row
 
@@ -40,9 +41,9 @@ def table_and_label(source: str | Path) -> tuple[Path, str | None] | None:
     for path, column in ((Path(source), None), (Path(head), label)):
         if path.suffix not in TABLES or column == "":
             continue
-        if path.is_file():
+        if is_file(path):
             return path, column
-        if path.suffix == PARQUET and path.is_dir():
+        if path.suffix == PARQUET and is_folder(path):
             raise InputError(
                 f"{path} is a folder, but a table is one Parquet file: write its rows into one, as by "
                 f'pandas.read_parquet({path.name!r}).to_parquet("rows.parquet")'

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hasten.core.presence import is_folder
 from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.class_folders import GROUPS, groups_of
@@ -30,7 +31,7 @@ def sample_files(folder: Path, pipeline: Pipeline | None = None) -> list[Path]:
     Raises:
         InputError: there is no such folder, or it has no files.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputError(f"no such folder: {folder}")
     listed = [file for file in sorted(folder.rglob("*")) if _is_sample(file, folder)]
     images, sounds = (

@@ -17,6 +17,7 @@ from typing import IO
 import numpy as np
 
 from hasten.core.free_space import free_bytes
+from hasten.core.presence import is_there
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data import labels_by_output
@@ -119,7 +120,7 @@ def open_npz(
             absurdly large; compressed arrays would unpack to more than 1 GiB and 100 times the archive;
             an array holds Python objects; or the disk is full.
     """
-    if not path.exists():
+    if not is_there(path):
         raise InputError(f"no such file: {path}")
     owned = Path(tempfile.mkdtemp(prefix="hasten-npz-")) if spool is None else None
     folder = spool or owned

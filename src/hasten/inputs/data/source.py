@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hasten.core.presence import is_file, is_folder, is_there
 from hasten.core.records import type_name
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
@@ -74,7 +75,7 @@ def open_data(
             return _in_folder(
                 workdir, lambda folder: tokenized(found, tokenize, names, folder, reread=reread)
             )
-        if isinstance(source, (str, Path)) and Path(source).is_dir():
+        if isinstance(source, (str, Path)) and is_folder(source):
             raise InputError(
                 f"{source} has no texts: give a folder of .txt files, or the path of a .txt, .csv or .jsonl file"
             )
@@ -87,14 +88,14 @@ def open_data(
     if isinstance(source, (str, Path)):
         path = Path(source)
         prepared = pipeline is not None and bool(pipeline.steps)
-        if not (path.is_dir() and (prepared or has_media(path))) and names_texts(source):
+        if not (is_folder(path) and (prepared or has_media(path))) and names_texts(source):
             raise InputError(
                 f"{source} holds texts, but nothing states how they become tokens: give a pipeline with the "
                 "step tokenize, or a model's folder with a tokenizer.json that fits in a bundle"
             )
-        if path.is_dir():
+        if is_folder(path):
             return _media(path, names, pipeline)
-        if path.is_file():
+        if is_file(path):
             if path.suffix == ".npz":
                 missing = row is not None and row.missing == "nan"
                 return _numbered(open_npz(path, names, workdir, missing=missing), pipeline, source)
@@ -153,7 +154,7 @@ def resolved(source: Any, pipeline: Pipeline | None) -> Any:
     """
     if reads_texts(pipeline) is None or not isinstance(source, str) or ":" not in source:
         return source
-    if names_texts(source) or Path(source).exists():
+    if names_texts(source) or is_there(source):
         return source
     given = called(source)
     if not isinstance(given, Iterator):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.csv_lines import csv_lines
+from hasten.core.presence import is_file, is_folder
 from hasten.core.tensors import Array
 from hasten.core.words import amount
 from hasten.errors import InputError
@@ -106,9 +107,9 @@ def names_texts(source: Any) -> bool:
     if not isinstance(source, (str, Path)):
         return False
     path = Path(source)
-    if path.is_dir():
+    if is_folder(path):
         return has_files(path, _FOLDER)
-    return (path.suffix in _FILES and path.is_file()) or _file_and_label(source)[1] is not None
+    return (path.suffix in _FILES and is_file(path)) or _file_and_label(source)[1] is not None
 
 
 def holds_texts(source: Any) -> bool:
@@ -149,7 +150,7 @@ def texts_of(source: Any, pipeline: Pipeline) -> Texts:
         InputError: a file can't be read, or a text or a label is missing or of another kind.
     """
     if isinstance(source, (str, Path)):
-        if Path(source).is_dir():
+        if is_folder(source):
             return _folder(Path(source), pipeline)
         path, label = _file_and_label(source)
         if path.suffix == ".txt":
@@ -325,7 +326,7 @@ def _is_text(value: Any) -> bool:
 def _file_and_label(source: str | Path) -> tuple[Path, str | None]:
     """Return a file, and the column of labels that a user named after it; None where there is none."""
     head, _, label = str(source).rpartition(":")
-    if not Path(source).is_file() and head.endswith(_TABLES) and label and Path(head).is_file():
+    if not is_file(source) and head.endswith(_TABLES) and label and is_file(head):
         return Path(head), label
     return Path(source), None
 

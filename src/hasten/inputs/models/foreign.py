@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hasten.core.presence import is_there
 from hasten.errors import InputError
 
 _CONVERTED = "give the model that it was converted from, as an ONNX file or in its own framework"
@@ -80,7 +81,7 @@ def check_no_device(path: Path) -> None:
     Raises:
         InputError: it is.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if is_there(path) and not path.is_file() and not path.is_dir():
         raise InputError(
             f"{path} is a pipe or a device, not a file: save what comes from it to a file, and give that"
         )

@@ -1,4 +1,4 @@
-"""Sizes that an exporter fixed although they should be open, and why, as an exported file's metadata says."""
+"""What an exporter fixed although it isn't fixed, and why, as an exported file's metadata says: sizes, counters."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ BATCH = "hasten.batch"
 LENGTH = "hasten.length"
 """Key of the number of tokens or sound samples, in dimension 1, which is there only if that isn't open."""
 
+STATES = "hasten.states"
+"""Key of the names of what a call of the original changes in it, with commas, if there is any."""
+
+_CHANGES = (
+    "a call of the model changes {names} in it, and the exported file keeps what it had: if its answers depend on that, give "
+    "it as an input and an output, or leave it out of forward"
+)
 _SIZE = re.compile(r"([0-9]{1,18}): (.+)", re.DOTALL)
 _AXES = {
     BATCH: (0, "the exported batch is {size}, so a server can't batch requests: {why}"),
@@ -49,6 +56,8 @@ def words(proto: onnx.ModelProto, inputs: Iterable[TensorSpec]) -> list[str]:
         known = _SIZE.fullmatch(said.get(key, ""))
         if known and int(known[1]) in sizes[axis]:
             found.append(line.format(size=known[1], why=visible(known[2])))
+    if STATES in said:
+        found.append(_CHANGES.format(names=visible(said[STATES][:200])))
     return found
 
 

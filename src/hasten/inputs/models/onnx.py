@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from hasten.core.extras import missing_extra
 from hasten.core.model import Model, is_file_name
 from hasten.core.onnx_functions import check_functions
+from hasten.core.presence import is_folder, is_there
 from hasten.core.protobufs import parse_errors
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError, IntegrityError
@@ -52,7 +53,7 @@ def load(path: Path, custom_ops: Sequence[Path] = (), workdir: Path | None = Non
             or an input or output isn't a tensor of numbers of a type that NumPy has.
     """
     for file in (path, *custom_ops):
-        if not file.exists():
+        if not is_there(file):
             raise InputError(f"no such file: {file}")
         check_no_device(file)
     path = path.absolute()
@@ -99,7 +100,7 @@ def read(path: Path) -> onnx.ModelProto:
     except ImportError as error:
         raise missing_extra("an ONNX model", "optimize") from error
     check_no_device(path)
-    if path.is_dir():
+    if is_folder(path):
         raise InputError(no_model_folder(path))
     try:
         with path.open("rb") as file:

@@ -15,6 +15,7 @@ import numpy as np
 
 from hasten.core.model import Model
 from hasten.core.objects import load_object
+from hasten.core.presence import is_there
 from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import HastenError, InputError, told
 from hasten.inputs.data.class_files import ClassFiles
@@ -273,7 +274,7 @@ def find_model(source: Any, *, trust_code: bool = False) -> Any:
 
 def _from_path(path: Path, *, trust_code: bool = False) -> Any:
     """Return the live model in a file, or the path of an ONNX file; None if there is no file."""
-    if not path.exists():
+    if not is_there(path):
         return None
     check_no_device(path)
     if path.is_dir():

@@ -35,6 +35,7 @@ from hasten.inputs.models.torch_inputs import (
     takes_any_inputs,
 )
 from hasten.inputs.models.torch_operators import operators_read_once
+from hasten.inputs.models.torch_states import changed_since, states_of
 
 _BRANCH = re.compile(
     r'data-dependent.*call raised this error:\s+File "([^"]+)", line (\d+), in \S+\n([^\n]*)',
@@ -202,7 +203,9 @@ def export(
     source = _Module(module, given, names is not None, axes or {}, others)
     with evaluating(module), _quiet(), torch.no_grad():
         outputs = _output_names(source, 1)
-        with _tensors_alone(source):
+        before = states_of(module)  # what the first call fills in for good doesn't count
+        with _tensors_alone(source):  # which calls it once more
+            changed = changed_since(before, module)
             try:
                 _answers(
                     source, *source.arguments(EXPORT_BATCH)
@@ -213,7 +216,7 @@ def export(
             except Exception as error:  # a fixed batch may still work; the reason is kept
                 note = f"1: {error if isinstance(error, InputError) else _reason(error)}"
                 program = _fixed(source, outputs, 1)
-    return _save(program, workdir, note)
+    return _save(program, workdir, note, changed)
 
 
 def _export_program(
@@ -240,7 +243,7 @@ def _export_program(
         note = "open"
         if isinstance(size, int):
             note = f"{size}: the exported program has a batch of {size}"
-    return _save(exported, workdir, note)
+    return _save(exported, workdir, note, [*program.graph_signature.buffers_to_mutate.values()])
 
 
 def keep_program(module: Any, sample: Sample, path: Path) -> Path:
@@ -560,12 +563,21 @@ def _check_batch(
             )
 
 
-def _save(program: Any, workdir: Path, note: str) -> Model:
-    """Write the file, and load it like any other ONNX file."""
+def _save(program: Any, workdir: Path, note: str, changed: Sequence[str]) -> Model:
+    """Write the file, and load it like any other ONNX file.
+
+    Args:
+        program: Program of torch's exporter.
+        workdir: Folder of the file.
+        note: Size of the batch, and why it isn't open.
+        changed: Names of what a call of the model changes in it.
+    """
     path = workdir / "model.onnx"
     program.model.ir_version = IR_VERSION
     _leave_out_sources(program.model)
     program.model.metadata_props[frozen.BATCH] = note
+    if changed:
+        program.model.metadata_props[frozen.STATES] = ", ".join(changed)
     try:
         with _quiet():
             program.save(path)

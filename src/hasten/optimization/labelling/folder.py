@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from hasten.core.presence import is_file
 from hasten.core.records import read_json, write_json, write_whole
 from hasten.errors import InputError
 from hasten.optimization.labelling.answers import Form, read_labels, write_labels
@@ -78,7 +79,7 @@ def read_asked(folder: Path) -> dict[str, Any]:
         InputError: it is no such folder, or the record is damaged.
     """
     path = folder / ASKED
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(
             f"{folder} has no samples to label: hasten optimize --ask-labels writes such a folder"
         )

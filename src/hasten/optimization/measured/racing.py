@@ -328,12 +328,7 @@ class Racing(Affording):
             )
         for key, why in standings.failed.items():
             self.job.notes.append(f"{self.candidate(key).label} failed in the {where}: {why}")
-        if standings.cut:
-            sets = len({*standings.processes.values()})
-            several = "" if sets == 1 else f" in {sets} processes of each model"
-            self.job.notes.append(
-                f"the time limit cut the {where} short: {standings.counted} rounds counted{several}"
-            )
+        self.job.notes += standings.cut_short(where)
         return standings
 
     def _enter(

@@ -392,7 +392,7 @@ def _warm_up(
             if size > most_rows or enough or size * each_bytes > MOST_BYTES:
                 break
             batch = stacked([lone, *itertools.islice(beside, size - 1)])
-            unlike = _unlike_alone(opened, batch, alone, pace)
+            unlike = _unlike_alone(opened, batch, lone, alone, pace)
             if unlike:
                 opened.notes.append(f"served without batching: {unlike}")
                 sizes = [1]
@@ -444,11 +444,13 @@ def _timed_ns(
     return pace.typical_ns(times)
 
 
-def _unlike_alone(opened: OpenBundle, batch: Tensors, alone: Tensors, pace: BackgroundPace) -> str:
+def _unlike_alone(
+    opened: OpenBundle, batch: Tensors, lone: Tensors, alone: Tensors, pace: BackgroundPace
+) -> str:
     """Say why the first row's answer in a batch differs from its answer alone; "" if it doesn't."""
     rows = len(next(iter(batch.values())))
     try:
         answers = pace.run(opened.first, batch)
     except CandidateError as error:
         return f"a batch of {rows} fails: {error}"
-    return unlike_alone(answers, alone, rows)
+    return unlike_alone(answers, alone, rows, lambda: pace.run(opened.first, lone))

@@ -11,6 +11,7 @@ from hasten.bundle.chains.certificate import certificate_file
 from hasten.bundle.chains.opened import check_chain
 from hasten.bundle.packing.names import SUFFIX, is_address, is_packed
 from hasten.bundle.signatures import PublicKey
+from hasten.core.presence import is_there
 from hasten.errors import InputError
 from hasten.inputs.chains import Chain, chain_of, is_chain
 
@@ -103,7 +104,7 @@ def places(arguments: Sequence[str]) -> list[tuple[str, str, Path]]:
                 f"{address} is an address, and only hasten.load opens addresses: download the "
                 "file first"
             )
-        if not path.exists():
+        if not is_there(path):
             raise InputError(f"no bundle at {path}: no such file or folder")
         if not is_packed(path) and not (path / MANIFEST).is_file():
             raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -21,10 +22,13 @@ from hasten.engines.compiled.nodes.scores import (
     post_transformed,
     transformed,
 )
+from hasten.engines.compiled.operators.couplings import MOST_CLASSES, Couple
 
 _FLOATS = ("float32", "float64")
 _NUMBERS = (*_FLOATS, "int64", "int32")
 _REFUSED = "categories that are texts"
+_LEAST = 1e-7
+"""Least probability of one of a pair of classes."""
 
 
 def _row(node: Node, kinds: Sequence[str] = _NUMBERS) -> Value:
@@ -292,6 +296,87 @@ def _kernel(node: Node, row: Value, vectors: Array) -> Value:
     return steps.end(node)
 
 
+def _svm_classifier(node: Node) -> None:
+    """Lower to the sums of each pair of classes, votes by their signs, and scores.
+
+    Source: onnxruntime/core/providers/cpu/ml/svmclassifier.cc.
+    """
+    row, a = cast(node, _row(node), "float32"), node.attributes
+    labels = a.get("classlabels_ints") or a.get("classlabels_strings") or []
+    transform, pairs = a.get("post_transform", "NONE"), len(labels) * (len(labels) - 1) // 2
+    slopes, shifts = (_floats(node, name)[:pairs] for name in ("prob_a", "prob_b"))
+    if len(labels) < 2 or {len(slopes), len(shifts)} not in ({0}, {pairs}):
+        node.refuse(f"{len(labels)} labels, {len(slopes)} prob_a, {len(shifts)} prob_b")
+    sums = _pair_sums(node, row, len(labels), pairs)
+    labelled(node, _voted(node, sums, len(labels)), labels)
+    scores = cast(node, sums, "float32")
+    if len(slopes):
+        scores = _coupled(node, scores, slopes, shifts, len(labels))
+    elif len(labels) == 2:
+        signs = constant(np.asarray([[-1, 1]], np.float32))
+        plain = transform == "NONE"
+        both = done(node, "multiply", scores, signs) if plain else _both(node, scores, transform)
+        node.give(both, 1)
+        return
+    node.give(post_transformed(node, scores, transform), 1)
+
+
+def _pair_sums(node: Node, row: Value, classes: int, pairs: int) -> Value:
+    """Append the sums of the pairs of classes 0 and 1, 0 and 2, ..., 1 and 2, ..., of shape `(1, pairs)`.
+
+    A pair's support vectors are those of its two classes. ONNX Runtime adds in float64.
+    """
+    counts = np.asarray(node.attributes.get("vectors_per_class", []), np.int64)
+    coefficients, rho, vectors = (
+        _floats(node, name) for name in ("coefficients", "rho", "support_vectors")
+    )
+    if len(counts) != classes or min(counts) < 0 or not (supports := int(counts.sum())):
+        node.refuse(f"vectors of {len(counts)} classes for {classes} labels")
+    if coefficients.size != (classes - 1) * supports or len(rho) < pairs:
+        node.refuse(f"{coefficients.size} coefficients of {supports} vectors, {len(rho)} rho")
+    if vectors.size != supports * row.shape[1]:
+        node.refuse(f"{supports} vectors of {vectors.size} numbers for {row.shape[1]} columns")
+    factors = coefficients.reshape(classes - 1, supports)
+    ends = np.cumsum(counts)
+    weights = np.zeros((supports, pairs))
+    for number, (i, j) in enumerate(itertools.combinations(range(classes), 2)):
+        for own, other in ((i, j - 1), (j, i)):
+            part = slice(ends[own] - counts[own], ends[own])
+            weights[part, number] = factors[other, part]
+    kernels = _kernel(node, row, vectors.reshape(supports, -1))
+    return dense(node, cast(node, kernels, "float64"), weights, rho[:pairs].astype(np.float64))
+
+
+def _voted(node: Node, sums: Value, classes: int) -> Value:
+    """Append the class with the most votes, the first one of several, of shape `(1,)`.
+
+    A pair's vote is the first class's where the sum is above 0, and else the second one's.
+    """
+    steps = Steps(sums)
+    steps.do("cast", steps.do("greater", 0, steps.number(0), dtype="bool"), dtype="float32")
+    votes = np.zeros((sums.shape[1], classes), np.float32)
+    for number, (i, j) in enumerate(itertools.combinations(range(classes), 2)):
+        votes[number, [i, j]] = 1, -1
+    lost = np.arange(classes, dtype=np.float32)  # as if each pair had voted for its second class
+    most = reduced(node, dense(node, steps.end(node), votes, lost), [1], "argmax")
+    return replace(most, shape=(1,))
+
+
+def _coupled(node: Node, sums: Value, slopes: Array, shifts: Array, classes: int) -> Value:
+    """Append the classes' probabilities, by the probability of each pair's first class."""
+    steps = Steps(sums, constant(slopes[None]), constant(shifts[None]))
+    away = steps.do("sigmoid", steps.do("add", steps.do("multiply", 0, 1), 2))
+    first = steps.do("subtract", steps.number(1), away)
+    first = steps.do("maximum", first, steps.number(_LEAST))
+    steps.do("minimum", first, steps.number(1 - _LEAST))
+    if classes > MOST_CLASSES:
+        node.refuse(f"probabilities of {classes} classes")
+    found = steps.end(node)
+    made = node.graph.new("float32", (1, classes), found.batch)
+    node.graph.add(Couple(found.tensor, made.tensor, classes))
+    return made
+
+
 LOWERINGS: Mapping[str, Callable[[Node], None]] = {
     "Scaler": _scaler,
     "Imputer": _imputer,
@@ -303,6 +388,7 @@ LOWERINGS: Mapping[str, Callable[[Node], None]] = {
     "LabelEncoder": _label_encoder,
     "ArrayFeatureExtractor": _array_feature_extractor,
     "FeatureVectorizer": _feature_vectorizer,
+    "SVMClassifier": _svm_classifier,
     "SVMRegressor": _svm_regressor,
 }
 """Lowering of each operator."""
