@@ -29,6 +29,7 @@ from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.litert.engine import LiteRt
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
+from hasten.errors import IntegrityError
 from hasten.inputs.models.onnx import load as load_onnx
 from hasten.testing import models
 
@@ -82,23 +83,42 @@ def test_the_second_load_reads_the_cache_and_answers_the_same(
     assert cache.stat().st_mode & 0o77 == 0
 
 
-def test_a_second_opening_looks_through_each_file_once(
+def test_an_opening_looks_through_each_file_once_and_a_second_one_through_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Functions and places of weights are looked for in the copy that is opened; the file may change before that."""
     bundle, looked = bundle_of(tmp_path, OnnxRuntime(threads=1)), list[int]()
-    opened(bundle, tmp_path / "cache")
 
     def counted(data: bytes | mmap.mmap) -> None:
         looked.append(len(data))
         check_functions(data)
 
     monkeypatch.setattr(checked, "check_functions", counted)
-    with load(bundle, cache=tmp_path / "cache") as loaded:
-        names = loaded.manifest.winner.artifact
-        assert sorted(looked) == sorted(
-            (bundle / name).stat().st_size for name in (names.path, *names.files)
-        )
+    for _ in range(2):
+        with load(bundle, cache=tmp_path / "cache") as loaded:
+            names = loaded.manifest.winner.artifact
+            assert sorted(looked) == sorted(
+                (bundle / name).stat().st_size for name in (names.path, *names.files)
+            )
+
+
+@pytest.mark.parametrize("engine", [OnnxRuntime(threads=1), CompiledC()])
+def test_files_of_a_model_that_the_cache_has_are_not_read(engine: Engine, tmp_path: Path) -> None:
+    bundle, cache = bundle_of(tmp_path, engine), tmp_path / "cache"
+    _, expected = opened(bundle, cache)
+    with load(bundle, cache=False) as loaded:
+        file = bundle / loaded.manifest.winner.artifact.path
+    whole = file.read_bytes()
+    file.write_bytes(bytes(len(whole)))
+    hit, got = opened(bundle, cache)
+    assert hit
+    assert_equal(got, expected)
+    for place in (False, tmp_path / "other"):
+        with pytest.raises(IntegrityError, match="was changed after it was written"):
+            load(bundle, cache=place)
+    file.write_bytes(whole[:-1])
+    with pytest.raises(IntegrityError, match="bytes, but"):  # sizes are looked at in any case
+        load(bundle, cache=cache)
 
 
 def test_a_long_compilation_is_in_the_log_once(

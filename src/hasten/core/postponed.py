@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
@@ -23,7 +22,7 @@ class _Placeholder(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
-class _Postponing(MetaPathFinder, Loader):
+class _Postponing:
     """Finder and loader of placeholders.
 
     Args:
@@ -47,6 +46,9 @@ class _Postponing(MetaPathFinder, Loader):
         if not ours or fullname in self.made or PathFinder.find_spec(fullname, path) is None:
             return None
         return ModuleSpec(fullname, self)
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leave it to Python to make the module."""
 
     def exec_module(self, module: ModuleType) -> None:
         self.made[module.__name__] = module

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -24,12 +24,13 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.checked import operators, private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
-from hasten.engines.layers import LayerTime
 from hasten.engines.newer import every_node, newer_attribute
 from hasten.engines.openvino.doubles import REFUSES, check_doubles
-from hasten.engines.openvino.layers import operations, profiled
 from hasten.engines.openvino.runtime import new_core
 from hasten.errors import BeyondRange, CandidateError
+
+if TYPE_CHECKING:
+    from hasten.engines.layers import LayerTime
 
 _PROPERTIES = {
     "precision_hint": "INFERENCE_PRECISION_HINT",
@@ -201,6 +202,8 @@ class OpenVino(Engine):
         self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
     ) -> tuple[LayerTime, ...]:
         """Answer requests with the runtime's counters on; see `layers.profiled`."""
+        from hasten.engines.openvino.layers import operations, profiled
+
         usual = all(r[spec.name].shape == spec.sizes for r in requests for spec in artifact.request)
         request = artifact.request if usual else ()
 
