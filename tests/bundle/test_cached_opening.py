@@ -113,12 +113,38 @@ def test_files_of_a_model_that_the_cache_has_are_not_read(engine: Engine, tmp_pa
     hit, got = opened(bundle, cache)
     assert hit
     assert_equal(got, expected)
-    for place in (False, tmp_path / "other"):
-        with pytest.raises(IntegrityError, match="was changed after it was written"):
-            load(bundle, cache=place)
+    with pytest.raises(IntegrityError, match="was changed after it was written"):
+        load(bundle, cache=tmp_path / "other")
     file.write_bytes(whole[:-1])
     with pytest.raises(IntegrityError, match="bytes, but"):  # sizes are looked at in any case
         load(bundle, cache=cache)
+
+
+_MADE = """
+import sys
+import hasten
+with hasten.load(sys.argv[1], cache=sys.argv[2]) as loaded:
+    print(loaded.from_cache)
+modules = [module for name, module in sys.modules.items() if name.startswith("hasten.")]
+made = {one for module in modules for one in vars(module).values() if isinstance(one, type)}
+print(*sorted(one.__name__ for one in made if "__dataclass_fields__" in vars(one)), sep=",")
+print(*sorted({"hasten.engines.compiled.graph", "hasten.engines.compiled.writer"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "most"), [(OnnxRuntime(threads=1), 21), (OpenVino(threads=1), 21), (CompiledC(), 32)]
+)
+def test_a_second_opening_makes_few_dataclasses(engine: Engine, most: int, tmp_path: Path) -> None:
+    """Each takes up to a millisecond of a start; classes that no opening needs are imported later."""
+    bundle, cache = bundle_of(tmp_path, engine), tmp_path / "cache"
+    opened(bundle, cache)
+    command = [sys.executable, "-c", _MADE, str(bundle), str(cache)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    hit, made, *writers = done.stdout.splitlines()
+    assert hit == "True"
+    assert len(made.split(",")) <= most, made
+    assert writers == [""]  # C that the cache has isn't written again
 
 
 def test_a_long_compilation_is_in_the_log_once(

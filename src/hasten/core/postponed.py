@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,7 @@ class _Placeholder(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
-class _Postponing:
+class _Postponing(MetaPathFinder, Loader):
     """Finder and loader of placeholders.
 
     Args:
@@ -46,9 +47,6 @@ class _Postponing:
         if not ours or fullname in self.made or PathFinder.find_spec(fullname, path) is None:
             return None
         return ModuleSpec(fullname, self)
-
-    def create_module(self, spec: ModuleSpec) -> None:
-        """Leave it to Python to make the module."""
 
     def exec_module(self, module: ModuleType) -> None:
         self.made[module.__name__] = module
