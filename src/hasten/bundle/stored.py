@@ -74,7 +74,7 @@ class Stored(ABC):
         Args:
             item: Part of the bundle.
             custom_ops: Libraries of operators.
-            late: Whether its files may be unpacked and checked only when `private` is asked for them; see
+            late: Whether its files may be unpacked or copied only when `private` is asked for them; see
                 `Engine.reads_late`.
 
         Raises:
@@ -90,8 +90,8 @@ class Stored(ABC):
 class StoredFolder(Stored):
     """A bundle's folder, of which every file is checked before a model is opened.
 
-    The files of the model itself are checked in a copy that engines open, and only then if they are read late; see
-    `private`.
+    The files of the model itself are checked in a copy that engines open; see `private`. Those that are read late are
+    checked in place, and once more if they are copied.
 
     Args:
         path: The folder.
@@ -121,10 +121,11 @@ class StoredFolder(Stored):
     ) -> Iterator[Artifact]:
         found = stated_artifact(self._path, item, self.manifest, custom_ops, path_inside)
         names = [file.as_posix() for file in (item.artifact.path, *item.artifact.files)]
-        self._check(names)
-        if late:
+        if late:  # `private` copies what the cache doesn't have
+            self._check()
             yield found
             return
+        self._check(names)
         with private(found):
             yield found
 
