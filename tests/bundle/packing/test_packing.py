@@ -444,9 +444,7 @@ def test_a_model_that_the_cache_has_is_opened_without_unpacking_it(
     packed = pack(tmp_path / "model.hasten", tmp_path / "model.hastenz").path
     data = packed.read_bytes()
     changed = Packed.open(MemorySource(data))
-    weights = max(
-        range(len(changed.head.items)), key=lambda n: changed.head.items[n].coded_bytes
-    )
+    weights = max(range(len(changed.head.items)), key=lambda n: changed.head.items[n].coded_bytes)
     place = changed._starts[weights] + changed.head.items[weights].coded_bytes // 2
     damaged = tmp_path / "damaged.hastenz"
     damaged.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
