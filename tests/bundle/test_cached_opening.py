@@ -18,6 +18,7 @@ from tests.support.cache_log import untold
 
 from hasten.bundle import Loaded, Part, load, write
 from hasten.core.cache_folder import CacheFolder
+from hasten.core.memory_folder import MemoryFolder
 from hasten.core.onnx_functions import check_functions
 from hasten.core.target import Target
 from hasten.core.tensors import Array
@@ -29,6 +30,7 @@ from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.litert.engine import LiteRt
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
+from hasten.errors import IntegrityError
 from hasten.inputs.models.onnx import load as load_onnx
 from hasten.testing import models
 
@@ -82,23 +84,68 @@ def test_the_second_load_reads_the_cache_and_answers_the_same(
     assert cache.stat().st_mode & 0o77 == 0
 
 
-def test_a_second_opening_looks_through_each_file_once(
+def test_an_opening_looks_through_each_file_once_and_a_second_one_through_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Functions and places of weights are looked for in the copy that is opened; the file may change before that."""
     bundle, looked = bundle_of(tmp_path, OnnxRuntime(threads=1)), list[int]()
-    opened(bundle, tmp_path / "cache")
 
     def counted(data: bytes | mmap.mmap) -> None:
         looked.append(len(data))
         check_functions(data)
 
     monkeypatch.setattr(checked, "check_functions", counted)
-    with load(bundle, cache=tmp_path / "cache") as loaded:
-        names = loaded.manifest.winner.artifact
-        assert sorted(looked) == sorted(
-            (bundle / name).stat().st_size for name in (names.path, *names.files)
-        )
+    for _ in range(2):
+        with load(bundle, cache=tmp_path / "cache") as loaded:
+            names = loaded.manifest.winner.artifact
+            assert sorted(looked) == sorted(
+                (bundle / name).stat().st_size for name in (names.path, *names.files)
+            )
+
+
+@pytest.mark.parametrize("engine", [OnnxRuntime(threads=1), CompiledC()])
+def test_files_of_a_model_that_the_cache_has_are_checked_but_not_copied(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, cache = bundle_of(tmp_path, engine), tmp_path / "cache"
+    _, expected = opened(bundle, cache)
+    copied = list[str]()
+    monkeypatch.setattr(MemoryFolder, "add", lambda _, name, *_more: copied.append(name))
+    with load(bundle, cache=cache) as loaded:
+        assert loaded.from_cache
+        np.testing.assert_array_equal(answers(loaded)[0], expected[0])
+        file = bundle / loaded.manifest.winner.artifact.path
+    assert copied == []
+    file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(IntegrityError, match="was changed after it was written"):
+        load(bundle, cache=cache)
+
+
+_MADE = """
+import sys
+import hasten
+with hasten.load(sys.argv[1], cache=sys.argv[2]) as loaded:
+    print(loaded.from_cache)
+modules = [module for name, module in sys.modules.items() if name.startswith("hasten.")]
+made = {one for module in modules for one in vars(module).values() if isinstance(one, type)}
+print(*sorted(one.__name__ for one in made if "__dataclass_fields__" in vars(one)), sep=",")
+print(*sorted({"hasten.engines.compiled.graph", "hasten.engines.compiled.writer"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "most"), [(OnnxRuntime(threads=1), 21), (OpenVino(threads=1), 21), (CompiledC(), 32)]
+)
+def test_a_second_opening_makes_few_dataclasses(engine: Engine, most: int, tmp_path: Path) -> None:
+    """Each takes up to a millisecond of a start; classes that no opening needs are imported later."""
+    bundle, cache = bundle_of(tmp_path, engine), tmp_path / "cache"
+    opened(bundle, cache)
+    command = [sys.executable, "-c", _MADE, str(bundle), str(cache)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    hit, made, *writers = done.stdout.splitlines()
+    assert hit == "True"
+    assert len(made.split(",")) <= most, made
+    assert writers == [""]  # C that the cache has isn't written again
 
 
 def test_a_long_compilation_is_in_the_log_once(

@@ -221,6 +221,9 @@ def test_loading_brings_no_search_no_pass_and_no_other_engine(
         ),
         *("hasten.engines.litert.engine", "hasten.engines.litert.tflite.conversion"),
         *("ai_edge_litert", "ai_edge_quantizer"),
+        *("hasten.engines.layers", "hasten.engines.estimates", "hasten.engines.weights"),
+        *("hasten.engines.onnxruntime.layers", "hasten.bundle.signatures", "hasten.bundle.rows"),
+        *("hasten.inputs.pipeline.rows", "hasten.core.c_compiler"),
     ]
     command = [sys.executable, "-W", "error", "-c", IMPORTS, str(tmp_path / "b"), ",".join(watched)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

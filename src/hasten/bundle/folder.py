@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hasten.bundle.manifest import (
     MANIFEST,
@@ -31,7 +31,6 @@ from hasten.bundle.manifest import (
     one_line,
 )
 from hasten.bundle.requests import REQUESTS, check_requests, packed, shapes_of
-from hasten.bundle.signatures import PublicKey, check_signed
 from hasten.core.presence import is_there
 from hasten.core.ranges import check_ranges
 from hasten.core.records import bounded_bytes, digest, file_digest, from_record, to_record
@@ -39,6 +38,9 @@ from hasten.core.tensors import Tensors
 from hasten.core.words import amount
 from hasten.engines.checked import CheckedArtifact, check_external
 from hasten.errors import InputError, IntegrityError, UnknownMember
+
+if TYPE_CHECKING:
+    from hasten.bundle.signatures import PublicKey
 
 EVIDENCE, REPORT = "evidence/", "report.html"
 """Begin of the paths of a run's records in a bundle, and the path of its report."""
@@ -344,6 +346,8 @@ def manifest_bytes(path: Path, trusted: Sequence[PublicKey] = (), said: str = ""
     if len(data) > MANIFEST_BYTES:
         raise IntegrityError(f"{said}: the manifest is larger than {MANIFEST_BYTES >> 20} MiB")
     if trusted:
+        from hasten.bundle.signatures import check_signed
+
         check_signed(data, path / SIGNATURE, trusted, said)
     return data
 

@@ -14,7 +14,6 @@ import numpy as np
 from hasten.bundle.binding import bound_arrays
 from hasten.bundle.covered import cut, has_batch_axis, joined, not_covered
 from hasten.bundle.requests import REQUESTS, kept_requests
-from hasten.bundle.rows import BoundRow, RowPath
 from hasten.bundle.spreading import FEW_ROWS, Spread
 from hasten.bundle.states import StateSession
 from hasten.bundle.stored import Stored
@@ -27,12 +26,13 @@ from hasten.core.words import amount
 from hasten.engines.pool import SessionPool
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Pipeline, as_request
-from hasten.inputs.pipeline.row_arrays import RowArrays
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
+    from hasten.bundle.rows import BoundRow, RowPath
     from hasten.engines.padding import Padder
+    from hasten.inputs.pipeline.row_arrays import RowArrays
 
 
 class NotCertifiedHere(UserWarning):
@@ -119,7 +119,7 @@ class Loaded:
         self._extents = tuple(extents)
         self._dtype = None if self._only is None else np.dtype(self._only.dtype)
         self._seen: tuple[int, ...] | None = None
-        self._row_arrays = RowArrays.of(stored.manifest.pipeline, pool.inputs)
+        self._row_arrays = _row_arrays(stored.manifest.pipeline, pool.inputs)
         after_forks(self, Loaded._anew)
 
     def __call__(self, /, *arrays: Any, **named: Any) -> dict[str, Array]:
@@ -283,6 +283,8 @@ class Loaded:
             InputError: the bundle's pipeline doesn't begin with `row` alone.
             CandidateError: a session can't be opened, or the bundle is closed.
         """
+        from hasten.bundle.rows import BoundRow, RowPath
+
         path = RowPath(self._pipeline, self._pool.inputs)
         return BoundRow(path, self.bind, self._pool.outputs)
 
@@ -304,6 +306,8 @@ class Loaded:
                 with `row` alone; or the size of an output depends on the row's values.
             CandidateError: the engine failed, or the bundle is closed.
         """
+        from hasten.bundle.rows import RowPath
+
         if self.manifest.varying:
             raise InputError(f"{no_batches(self.manifest.varying)}: use decide for each")
         path = self._rows or RowPath(self._pipeline, self._pool.inputs)
@@ -340,6 +344,8 @@ class Loaded:
     @functools.cached_property
     def _rows(self) -> RowPath | None:
         """Way of rows; None where the pipeline takes something else."""
+        from hasten.bundle.rows import RowPath
+
         known = None if self.manifest.varying else self.manifest.pipeline
         return RowPath.of(known, self._pool.inputs)
 
@@ -525,3 +531,11 @@ class Loaded:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _row_arrays(pipeline: Pipeline | None, inputs: Sequence[TensorSpec]) -> RowArrays | None:
+    if pipeline is None:
+        return None
+    from hasten.inputs.pipeline.row_arrays import RowArrays
+
+    return RowArrays.of(pipeline, inputs)

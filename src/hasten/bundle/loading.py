@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hasten.bundle.covered import certified_sizes
 from hasten.bundle.engines import engine_of, reference_of
@@ -18,7 +18,6 @@ from hasten.bundle.machines import differences
 from hasten.bundle.manifest import Manifest, Part
 from hasten.bundle.packing.names import is_address
 from hasten.bundle.requirements import distributions, programs
-from hasten.bundle.signatures import Trusted, keys_of
 from hasten.bundle.stored import Stored, stored_at
 from hasten.core.cache_folder import cache_folder
 from hasten.core.devices import at_hand
@@ -28,6 +27,9 @@ from hasten.engines.base import Artifact
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.pool import SessionPool, sessions_for
 from hasten.errors import InputError
+
+if TYPE_CHECKING:
+    from hasten.bundle.signatures import PublicKey, Trusted
 
 _LONG_S = 1.0
 """Seconds of a compiler in an opening from which on the log says so."""
@@ -105,7 +107,7 @@ def load(
     _check_count("sessions, the number of requests answered in parallel,", sessions)
     if which not in ("winner", "exact"):
         raise InputError(f"which, the model to open, must be 'winner' or 'exact': got {which!r}")
-    keys = keys_of(trusted)
+    keys = _keys(trusted)
     began_s = time.perf_counter()
     with contextlib.ExitStack() as undo:
         stored = stored_at(path, keys)
@@ -222,6 +224,14 @@ def _compiled(
         file: manifest.files[name.as_posix()][0] for file, name in zip(there, names, strict=True)
     }
     return CompileCache(kept, hashes)
+
+
+def _keys(trusted: Trusted) -> tuple[PublicKey, ...]:
+    if trusted is None:
+        return ()
+    from hasten.bundle.signatures import keys_of
+
+    return keys_of(trusted)
 
 
 def _check_count(what: str, count: object) -> None:

@@ -7,14 +7,17 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hasten.bundle.manifest import Manifest, check_artifact, settles
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
 from hasten.core.words import amount
-from hasten.engines.weights import Stretch
 from hasten.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from hasten.engines.weights import Stretch
 
 REQUESTS = "requests.raw"
 """Name of the file that holds the requests one after another, each with its arrays in the order of the
@@ -182,6 +185,8 @@ def stretches_of(path: Path, manifest: Manifest) -> Iterator[Stretch]:
         path: The bundle's folder.
         manifest: Manifest returned by `read`, which checked that the file's size is what they add up to.
     """
+    from hasten.engines.weights import Stretch
+
     place = 0
     for number, specs in enumerate(specs_of(manifest)):
         for spec in specs:

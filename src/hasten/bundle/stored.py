@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hasten.bundle.folder import (
     check_file,
@@ -19,13 +20,15 @@ from hasten.bundle.folder import (
 )
 from hasten.bundle.manifest import MANIFEST, SIGNATURE, Manifest, Part
 from hasten.bundle.packing.names import is_address, is_packed
-from hasten.bundle.signatures import MOST_BYTES, PublicKey
 from hasten.core.forks import ForkedLock, after_forks
 from hasten.core.memory_folder import MemoryFolder
 from hasten.core.rooms import HashedRoom
 from hasten.engines.base import Artifact
 from hasten.engines.checked import CheckedArtifact, Late, check_external, private
 from hasten.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from hasten.bundle.signatures import PublicKey
 
 
 class Stored(ABC):
@@ -71,7 +74,8 @@ class Stored(ABC):
         Args:
             item: Part of the bundle.
             custom_ops: Libraries of operators.
-            late: Whether its files may be unpacked only when `private` is asked for them; see `Engine.reads_late`.
+            late: Whether its files may be unpacked or copied only when `private` is asked for them; see
+                `Engine.reads_late`.
 
         Raises:
             IntegrityError: a file is damaged, or the artifact isn't possible.
@@ -86,7 +90,8 @@ class Stored(ABC):
 class StoredFolder(Stored):
     """A bundle's folder, of which every file is checked before a model is opened.
 
-    The files of the model itself are checked in a copy that engines open; see `private`.
+    The files of the model itself are checked in a copy that engines open; see `private`. Those that are read late are
+    checked in place, and once more if they are copied.
 
     Args:
         path: The folder.
@@ -116,6 +121,10 @@ class StoredFolder(Stored):
     ) -> Iterator[Artifact]:
         found = stated_artifact(self._path, item, self.manifest, custom_ops, path_inside)
         names = [file.as_posix() for file in (item.artifact.path, *item.artifact.files)]
+        if late:  # `private` copies what the cache doesn't have
+            self._check()
+            yield found
+            return
         self._check(names)
         with private(found):
             yield found
@@ -248,10 +257,13 @@ class StoredPacked(Stored):
     def _unpack_checked_first(self, *, signature: bool) -> None:
         """Unpack what the others are checked by: the manifest, and the signature over it if there is one."""
         names = [MANIFEST, *([SIGNATURE] if signature and SIGNATURE in self._sizes else [])]
-        if SIGNATURE in names and self._sizes[SIGNATURE] > MOST_BYTES:
-            raise IntegrityError(
-                f"{self.name}: its {SIGNATURE} is larger than {MOST_BYTES >> 10} KiB"
-            )
+        if SIGNATURE in names:
+            from hasten.bundle.signatures import MOST_BYTES
+
+            if self._sizes[SIGNATURE] > MOST_BYTES:
+                raise IntegrityError(
+                    f"{self.name}: its {SIGNATURE} is larger than {MOST_BYTES >> 10} KiB"
+                )
         self._unpack(names)
 
     def _check_sizes(self) -> None:

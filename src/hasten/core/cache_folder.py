@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from hasten.core.pieces import hash_of, hash_of_file, read_hashed
 from hasten.errors import InputError
@@ -53,8 +53,7 @@ _told: set[Path] = set()
 """Folders of which this process has said why they aren't used."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """Entry of a cache, kept under a key.
 
     Attributes:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from hasten.core.target import Target
 from hasten.errors import InputError
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """Kind of device that one set of engines serves: the engines that list it in `families`.
 
     Attributes:

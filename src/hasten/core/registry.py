@@ -14,8 +14,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from hasten.core.objects import import_path, load_object
 from hasten.errors import InputError
@@ -27,8 +26,7 @@ class HiddenPlugin(UserWarning):
     """An installed package adds a member under a name that hasten itself uses; it is ignored."""
 
 
-@dataclass(frozen=True)
-class Plugin:
+class Plugin(NamedTuple):
     """Member that an installed package adds to a family.
 
     Attributes:

@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from hasten.core.postponed import postponed
 from hasten.core.whole_process import while_any_runs
 
 OFF = {"CI": "true", "ORT_DISABLE_TELEMETRY": "1"}
@@ -54,6 +53,8 @@ def import_quietly(name: str) -> Any:
     with telemetry_off():
         if name != "openvino" or name in sys.modules or _CONVERTER in sys.modules:
             return importlib.import_module(name)
+        from hasten.core.postponed import postponed
+
         sys.modules[_CONVERTER] = None  # type: ignore[assignment] # which openvino takes for a missing package
         try:
             with postponed(name, _OPERATORS) as later:

@@ -14,14 +14,14 @@ from hasten.core.records import Value
 from hasten.core.registry import Registry
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
-from hasten.engines.estimates import Estimate
-from hasten.engines.layers import LayerTime
-from hasten.engines.weights import Stretch, stretches_in
 from hasten.errors import CandidateError, InputError
 
 if TYPE_CHECKING:
     from hasten.engines.compile_cache import CompileCache
+    from hasten.engines.estimates import Estimate
+    from hasten.engines.layers import LayerTime
     from hasten.engines.padding import Padder
+    from hasten.engines.weights import Stretch
 
 
 @dataclass(frozen=True)
@@ -410,6 +410,8 @@ class Engine(Value, ABC):
         Args:
             artifact: Artifact that `build` made.
         """
+        from hasten.engines.weights import stretches_in
+
         yield from stretches_in((artifact.path, *artifact.files))
 
     def loaded_bytes(self, artifact: Artifact) -> int:
@@ -465,6 +467,8 @@ class Engine(Value, ABC):
                 resource and the excess), or a tool failed.
             InputError: a tool isn't installed.
         """
+        from hasten.engines.estimates import Estimate
+
         return Estimate("none")
 
     def further_figures(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from hasten.core.memory_folder import MemoryFolder
 from hasten.core.model import is_file_name, libraries
@@ -19,8 +20,7 @@ from hasten.engines.operators import copied, keep_loaded
 from hasten.errors import IntegrityError
 
 
-@dataclass(frozen=True)
-class Late:
+class Late(NamedTuple):
     """Files of an artifact that aren't there yet.
 
     Attributes:

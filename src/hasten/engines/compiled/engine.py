@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
@@ -27,7 +27,6 @@ from hasten.engines.checked import private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.constants import Constants
 from hasten.engines.compiled.granted import granted
-from hasten.engines.compiled.graph import REFUSES
 from hasten.engines.compiled.kept import (
     code,
     compiler_facts,
@@ -39,9 +38,11 @@ from hasten.engines.compiled.kept import (
 from hasten.engines.compiled.library import Library
 from hasten.engines.compiled.plan import Operation, Plan
 from hasten.engines.compiled.source import Source, shared_operations, write
-from hasten.engines.layers import LayerTime
-from hasten.engines.weights import Stretch
 from hasten.errors import CandidateError, InputError, IntegrityError, NotCovered
+
+if TYPE_CHECKING:
+    from hasten.engines.layers import LayerTime
+    from hasten.engines.weights import Stretch
 
 _PLAN, _WEIGHTS = "plan.json", "plan.bin"
 _SMALL_WORK = 30_000_000
@@ -135,6 +136,8 @@ class CompiledC(Engine):
                 little to calculate for several threads.
             CandidateError: the model can't be read.
         """
+        from hasten.engines.compiled.graph import REFUSES
+
         if model.custom_ops:
             raise NotCovered(f"{REFUSES} custom operators")
         plan, weights = self._lowered(model)
@@ -173,6 +176,7 @@ class CompiledC(Engine):
 
     def substitute(self, refused: str) -> Engine | None:
         """Return the engine that leaves the rest to ONNX Runtime, if that is installed and an operator was refused."""
+        from hasten.engines.compiled.graph import REFUSES
         from hasten.engines.split.engine import Split
 
         if not refused.startswith(REFUSES):
@@ -448,6 +452,8 @@ def row_counts(artifact: Artifact, plan: Plan) -> tuple[int, ...] | None:
 
 def tensors_of(artifact: Artifact) -> Iterator[Stretch]:
     """Yield where the constants of a plan lie in its file of weights; nothing if it can't be read."""
+    from hasten.engines.weights import Stretch
+
     try:
         plan = _plan(artifact)
     except CandidateError:
@@ -527,6 +533,8 @@ def _source(
 
 def _timed(plan: Plan, operation: Operation, latency_ns: tuple[int, ...]) -> LayerTime:
     """Return the times of an operation."""
+    from hasten.engines.layers import LayerTime
+
     made = operation.writes[0]
     precision = _PRECISIONS.get(plan.tensor(made).dtype, "")
     if operation.narrow:

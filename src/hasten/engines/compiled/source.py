@@ -12,13 +12,11 @@ from operator import itemgetter
 
 from hasten.core.target import Target
 from hasten.core.tensors import Array
-from hasten.engines.compiled.coverage import unproven
 from hasten.engines.compiled.plan import (
     ALIGNMENT,
     MOST_BYTES,
     Plan,
 )
-from hasten.engines.compiled.writer import Writer, byte_widths, spelled_dots, text_of
 from hasten.errors import IntegrityError
 
 _LONG_WORK = 100_000
@@ -93,6 +91,10 @@ def write(
     Raises:
         IntegrityError: it asks for too much memory, or its trees or truths are damaged.
     """
+    # What writes C isn't imported for models whose C the cache has.
+    from hasten.engines.compiled.coverage import unproven
+    from hasten.engines.compiled.writer import Writer, text_of
+
     wide = 64 if "avx512f" in target.isa else 32 if "avx2" in target.isa else 16
     places, row_bytes = _arena(plan)
     block = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(1, row_bytes))) if plan.by_row else 1
@@ -252,6 +254,8 @@ def _aligned_bytes(plan: Plan, name: str) -> int:
 
 def _bytes(isa: tuple[str, ...]) -> str:
     """Return the C of operations of bytes, for each width of vectors."""
+    from hasten.engines.compiled.writer import byte_widths, spelled_dots, text_of
+
     evex = "avx512bw" in isa
     dots = spelled_dots(isa)
     vbmi = evex and "avx512vbmi" in isa

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from hasten.core.cache_folder import Entry, bulk_name
 from hasten.core.model import Format, Model
@@ -21,11 +21,12 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.checked import operators
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed, failed_request
-from hasten.engines.layers import LayerTime
 from hasten.engines.onnxruntime.files import own_files
 from hasten.engines.onnxruntime.installation import load
-from hasten.engines.onnxruntime.layers import observe, profiled
 from hasten.errors import CandidateError
+
+if TYPE_CHECKING:
+    from hasten.engines.layers import LayerTime
 
 _LOG_FATAL_ONLY = 4  # what the runtime logs as an error is in the exception that it raises
 _QUANTIZES_AT_LOAD = "WeightBiasQuantization"
@@ -57,6 +58,7 @@ class OnnxRuntime(Engine):
     distributions: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnxruntime-gpu")
     extra: ClassVar[str] = "onnxruntime"
     hurry: ClassVar[int] = 3
+    reads_late: ClassVar[bool] = True
     reshapes: ClassVar[bool] = True
     copied_into: ClassVar[tuple[str, ...] | None] = ()
 
@@ -194,6 +196,8 @@ class OnnxRuntime(Engine):
         self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
     ) -> tuple[LayerTime, ...]:
         """Answer requests with the runtime's trace on; see `layers.profiled`."""
+        from hasten.engines.onnxruntime.layers import observe, profiled
+
         with tempfile.TemporaryDirectory(prefix="hasten-profile-") as folder:
             session = self._load(artifact, target, lambda options: observe(options, Path(folder)))
             return profiled(session, artifact, requests, Path(folder))

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -24,16 +24,15 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.checked import operators, private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
-from hasten.engines.layers import LayerTime
 from hasten.engines.newer import every_node, newer_attribute
-from hasten.engines.openvino.layers import operations, profiled
-from hasten.engines.openvino.numbers import REFUSES, check_doubles, check_whole_numbers
 from hasten.engines.openvino.ranges import Ranges
 from hasten.engines.openvino.runtime import new_core
-from hasten.engines.openvino.ties import keep_order
 from hasten.engines.openvino.unknown import takes_nan
-from hasten.engines.openvino.wholes import Wholes, check_wholes
 from hasten.errors import CandidateError
+
+if TYPE_CHECKING:
+    from hasten.engines.layers import LayerTime
+    from hasten.engines.openvino.wholes import Wholes
 
 _PROPERTIES = {
     "precision_hint": "INFERENCE_PRECISION_HINT",
@@ -115,6 +114,8 @@ class OpenVino(Engine):
 
     def substitute(self, refused: str) -> Engine | None:
         """Return the engine that rounds float64 to float32, if this one refused to."""
+        from hasten.engines.openvino.numbers import REFUSES
+
         return replace(self, narrows=True) if REFUSES in refused else None
 
     def tunings(self, target: Target) -> Iterator[Self]:
@@ -196,7 +197,7 @@ class OpenVino(Engine):
             artifact,
             compile_(artifact.request),
             None if static else lambda: compile_(()),
-            Wholes.of(self._read(artifact)[1]) if whole else None,
+            self._wholes(artifact) if whole else None,
             takes_nan=takes_nan(graph),
         )
         try:
@@ -204,10 +205,17 @@ class OpenVino(Engine):
         finally:
             session.close()
 
+    def _wholes(self, artifact: Artifact) -> Wholes:
+        from hasten.engines.openvino.wholes import Wholes
+
+        return Wholes.of(self._read(artifact)[1])
+
     def profile(
         self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
     ) -> tuple[LayerTime, ...]:
         """Answer requests with the runtime's counters on; see `layers.profiled`."""
+        from hasten.engines.openvino.layers import operations, profiled
+
         usual = all(r[spec.name].shape == spec.sizes for r in requests for spec in artifact.request)
         request = artifact.request if usual else ()
 
@@ -335,6 +343,10 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
         NotCovered: it computes in float64, or with whole numbers that plugins hold in another type or that are too
             large for them.
     """
+    from hasten.engines.openvino.numbers import check_doubles, check_whole_numbers
+    from hasten.engines.openvino.ties import keep_order
+    from hasten.engines.openvino.wholes import check_wholes
+
     ov = import_quietly("openvino")
     extensions = [str(library) for library in libraries(model.custom_ops, "create_extensions")]
     path = workdir / f"{model.path.stem}.xml"

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
 import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.openvino.unknown import check_nan
-from hasten.engines.openvino.wholes import Bound, Wholes
 from hasten.errors import BeyondRange
+
+if TYPE_CHECKING:
+    from hasten.engines.openvino.wholes import Wholes
+
+
+class Bound(NamedTuple):
+    """Largest amount of an input's whole numbers with which the answers are right.
+
+    Attributes:
+        most: The amount; -1 if the answers are wrong with any.
+        why: Words for the operation that sets it, such as "FloorMod (node 'm')"; empty where 32 bits do.
+    """
+
+    most: int
+    why: str = ""
+
 
 _LONGEST = Bound(2**31)
 _FLOAT32 = float(np.finfo(np.float32).max)

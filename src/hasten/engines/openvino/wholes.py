@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hasten.engines.openvino.ranges import Bound
 from hasten.errors import NotCovered
 
 Span = tuple[int, int]
@@ -125,19 +126,6 @@ _READS: dict[str, tuple[int, ...]] = {
     "Select": (1, 2),
 }
 """Inputs of operations that they calculate with, where these aren't all."""
-
-
-@dataclass(frozen=True)
-class Bound:
-    """Largest amount of an input's whole numbers with which the answers are right.
-
-    Attributes:
-        most: The amount; -1 if the answers are wrong with any.
-        why: Words for the operation that sets it, such as "FloorMod (node 'm')"; empty where 32 bits do.
-    """
-
-    most: int
-    why: str = ""
 
 
 @dataclass(frozen=True)
