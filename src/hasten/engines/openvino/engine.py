@@ -356,10 +356,10 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
             # In a list twice, since it splits other paths at commas.
             converted = ov.convert_model([[model.path]], extension=extensions or None)
         _name_ports(converted, model)
-        check_whole_numbers(converted)
         if keeps_doubles:
             check_doubles(converted)
         check_wholes(converted)
+        check_whole_numbers(converted)
         keep_order(converted)
         ov.save_model(converted, path, compress_to_fp16=False)
     except CandidateError:
