@@ -15,7 +15,7 @@ from tests.support.bundles import built, forge, stated
 from tests.support.signing import Signer, signature_of
 
 import hasten
-from hasten.bundle import MANIFEST, SIGNATURE, folder, replaceable, signatures, write
+from hasten.bundle import MANIFEST, SIGNATURE, replaceable, signatures, write
 from hasten.bundle.packing.blocks import all_codecs
 from hasten.bundle.packing.layout import Head, Item, Piece
 from hasten.bundle.packing.reader import Packed
@@ -271,10 +271,10 @@ def test_what_is_opened_is_the_manifest_that_was_checked(
         shutil.copyfile(forged / MANIFEST, bundle / MANIFEST)
         return found
 
-    monkeypatch.setattr(folder, "check_signed", then_replaced)
+    monkeypatch.setattr(signatures, "check_signed", then_replaced)
     with hasten.load(bundle, trusted=signer.public, cache=False) as opened:
         assert opened.manifest.why == "sure enough"
-    monkeypatch.setattr(folder, "check_signed", checked)
+    monkeypatch.setattr(signatures, "check_signed", checked)
     assert "another manifest" in refused(bundle, signer)
 
 
