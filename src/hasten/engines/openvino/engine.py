@@ -358,8 +358,8 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
         _name_ports(converted, model)
         if keeps_doubles:
             check_doubles(converted)
-        check_wholes(converted)
         check_whole_numbers(converted)
+        check_wholes(converted)
         keep_order(converted)
         ov.save_model(converted, path, compress_to_fp16=False)
     except CandidateError:
