@@ -303,16 +303,6 @@ def test_code_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.Monke
     assert with_torch() == []
 
 
-def test_lighten_wants_a_live_network_and_says_so(tmp_path: Path) -> None:
-    path = scripted(net(), tmp_path / "net.pt")
-    data = {"input": np.ones((50, 4), np.float32)}
-    with pytest.raises(InputError) as error:
-        hasten.lighten(path, data, data, budget_s=0.001, max_drop=0.1, out=tmp_path / "out.hasten")
-    assert str(error.value) == (
-        f"lighten trains a live torch network, such as file.py:name; {path} isn't one (optimize can use it as it is)"
-    )
-
-
 def test_a_process_that_ended_between_both_steps_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -710,3 +700,14 @@ def test_many_open_files_are_no_hindrance(take_over: Callable[..., Path]) -> Non
     command = [sys.executable, "-P", "-c", MANY_FILES, str(take_over())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("('x',)\n", "")
+
+
+@pytest.mark.usefixtures("plain_workers")
+def test_lighten_wants_a_live_network_and_says_so(tmp_path: Path) -> None:
+    path = scripted(net(), tmp_path / "net.pt")
+    data = {"input": np.ones((50, 4), np.float32)}
+    with pytest.raises(InputError) as error:
+        hasten.lighten(path, data, data, budget_s=0.001, max_drop=0.1, out=tmp_path / "out.hasten")
+    assert str(error.value) == (
+        f"lighten trains a live torch network, such as file.py:name; {path} isn't one (optimize can use it as it is)"
+    )
