@@ -360,6 +360,7 @@ def test_a_second_load_finds_the_file_from_another_folder(
         load_model(found, {"input": X}, tmp_path)
 
 
+@pytest.mark.usefixtures("plain_workers")
 def test_a_file_that_takes_all_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
