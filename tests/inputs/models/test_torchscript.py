@@ -1,11 +1,9 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from tests.support.torch_at_hand import torch_at_hand
 
 from hasten.errors import InputError
 from hasten.inputs.models import torchscript
@@ -15,13 +13,6 @@ torch = pytest.importorskip("torch", reason="needs the extra torch")
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated; its files aren't gone
 
 X = np.random.default_rng(0).standard_normal((3, 8, 8)).astype(np.float32)
-
-
-@pytest.fixture(autouse=True)
-def at_hand() -> Iterator[None]:
-    """What is asked here isn't how a worker finds torch."""
-    with torch_at_hand():
-        yield
 
 
 class Net(torch.nn.Module):  # type: ignore[misc,name-defined]
