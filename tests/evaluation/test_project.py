@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,18 @@ from click.testing import CliRunner
 from tests.inputs.models.test_hugging_face_folders import config, with_tokenizer
 from tests.support import ragged
 from tests.support.quick import quick_runs
+from tests.support.torch_at_hand import torch_at_hand
 
 from hasten.cli import main
 from hasten.errors import InputError
 from hasten.evaluation.project import init
 from hasten.testing import models
+
+
+@pytest.fixture
+def torch_is_at_hand() -> Iterator[None]:
+    with torch_at_hand():
+        yield
 
 
 def filled_in(folder: Path) -> None:
@@ -132,6 +140,7 @@ def test_a_named_network_states_the_shape_of_its_pictures(tmp_path: Path) -> Non
     assert found == ["'x': np.zeros((3, 160, 160), 'float32'),"]
 
 
+@pytest.mark.usefixtures("torch_is_at_hand")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_an_exported_program_and_torchscript_state_what_they_know(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="needs the extra torch")
@@ -193,6 +202,7 @@ def test_a_folder_without_an_onnx_file_gets_a_metric_too(
         assert f"# the output's unit. The model gives {given}.\n" in written
 
 
+@pytest.mark.usefixtures("torch_is_at_hand")
 def test_an_exported_program_gets_a_metric_by_the_outputs_that_it_states(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="needs the extra torch")
 
@@ -222,6 +232,7 @@ def test_a_keras_file_gets_a_metric_by_its_outputs(tmp_path: Path) -> None:
     assert tomllib.loads(written)["optimize"]["metric"] == "regression:0.01@all"
 
 
+@pytest.mark.usefixtures("torch_is_at_hand")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_model_that_doesnt_state_its_outputs_leaves_the_metric_to_be_named(
     tmp_path: Path,

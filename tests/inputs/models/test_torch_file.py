@@ -1,5 +1,6 @@
 """Files of torch run in a process of their own, which crashes in place of hasten's."""
 
+import contextlib
 import copy
 import json
 import os
@@ -8,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
+from tests.support.torch_at_hand import forking_servers, torch_at_hand
 from tests.support.waiting import until
 
 import hasten
@@ -91,10 +93,27 @@ def net() -> Any:
     return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
 
 
+@pytest.fixture(autouse=True)
+def at_hand(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Workers find torch in memory, but those of another folder, or with other code in its place."""
+    with contextlib.ExitStack() as stack:
+        if {"plain_workers", "take_over"}.isdisjoint(request.fixturenames):
+            stack.enter_context(torch_at_hand())
+        yield
+
+
+@pytest.fixture
+def plain_workers() -> None:
+    """Workers import torch by themselves: in each folder another server forks them."""
+
+
 def with_torch() -> list[int]:
-    """Return the processes that this one started, or those started, and that have torch in memory."""
+    """Return the processes that this one started, or those started, and that have torch in memory.
+
+    Servers that fork them aren't among them.
+    """
     found = []
-    for pid in descendants(os.getpid()):
+    for pid in set(descendants(os.getpid())) - forking_servers():
         try:
             mapped = Path(f"/proc/{pid}/maps").read_text()
         except OSError:
@@ -193,25 +212,6 @@ def test_hastens_own_process_never_imports_torch_for_a_file(tmp_path: Path) -> N
     assert done.stdout.splitlines() == ["input: float32[1, 4]", "input: float32[...]", "False"]
 
 
-class Saving(torch.nn.Module):  # type: ignore[misc,name-defined]
-    def forward(self, x: torch.Tensor, path: str = "PLACE") -> torch.Tensor:  # type: ignore[name-defined]
-        torch.save(x, path)
-        return x
-
-
-def test_code_runs_only_where_it_is_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # code of the file finds the user's folder
-    path = scripted(Saving(), tmp_path / "net.pt")
-    with pytest.raises(InputError, match=r"has 'torch\.save' in its code"):
-        load_model(path, {"x": X}, tmp_path)
-    assert not (tmp_path / "PLACE").exists()
-    with pytest.raises(InputError, match="can't export"):  # it has no ONNX form
-        load_model(find_model(path, trust_code=True), {"x": X}, tmp_path)
-    assert (tmp_path / "PLACE").exists()
-
-
 class Thrice(torch.nn.Module):  # type: ignore[misc,name-defined]
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
         return torch.ops.hasten_test_own.thrice(x) + 1
@@ -303,6 +303,64 @@ def test_code_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.Monke
     assert with_torch() == []
 
 
+def test_a_process_that_ended_between_both_steps_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the process that a thread started ends with that thread, where the system has no pidfds."""
+    path = scripted(net(), tmp_path / "net.pt")
+    with monkeypatch.context() as older, ThreadPoolExecutor(1) as one:
+        older.setattr(forked, "_can_watch", lambda: False)
+        found = one.submit(find_model, path).result()
+    until(lambda: not found._worker.alive)
+    assert load_model(found, {"input": X}, tmp_path).inputs[0].name == "input"
+
+
+def test_two_threads_may_load_one_file(tmp_path: Path) -> None:
+    found = find_model(scripted(net(), tmp_path / "net.pt"))
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    with ThreadPoolExecutor(2) as two:
+        models = list(two.map(lambda folder: load_model(found, {"input": X}, folder), folders))
+    assert [model.path for model in models] == [folder / "model.onnx" for folder in folders]
+    assert models[0].path.read_bytes() == models[1].path.read_bytes()
+    assert with_torch() == []
+
+
+class Saving(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def forward(self, x: torch.Tensor, path: str = "PLACE") -> torch.Tensor:  # type: ignore[name-defined]
+        torch.save(x, path)
+        return x
+
+
+@pytest.mark.usefixtures("plain_workers")
+def test_code_runs_only_where_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # code of the file finds the user's folder
+    path = scripted(Saving(), tmp_path / "net.pt")
+    with pytest.raises(InputError, match=r"has 'torch\.save' in its code"):
+        load_model(path, {"x": X}, tmp_path)
+    assert not (tmp_path / "PLACE").exists()
+    with pytest.raises(InputError, match="can't export"):  # it has no ONNX form
+        load_model(find_model(path, trust_code=True), {"x": X}, tmp_path)
+    assert (tmp_path / "PLACE").exists()
+
+
+@pytest.mark.usefixtures("plain_workers")
+def test_a_second_load_finds_the_file_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(net(), tmp_path / "net.pt")
+    monkeypatch.chdir(tmp_path)
+    found = find_model("net.pt")
+    (tmp_path / "elsewhere").mkdir()
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        monkeypatch.chdir(folder)
+        load_model(found, {"input": X}, tmp_path)
+
+
+@pytest.mark.usefixtures("plain_workers")
 def test_a_file_that_takes_all_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,42 +391,6 @@ def test_a_process_that_ends_by_itself_is_no_crash(take_over: Callable[..., Path
         f"{path} can't be used: torch's process ended (exit code 0) while it loaded the file, so the file is damaged, or "
         "calls an operator in a way that torch doesn't check: save the model again, or give it as an ONNX file"
     )
-
-
-def test_a_process_that_ended_between_both_steps_is_started_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As the process that a thread started ends with that thread, where the system has no pidfds."""
-    monkeypatch.setattr(forked, "_can_watch", lambda: False)
-    path = scripted(net(), tmp_path / "net.pt")
-    with ThreadPoolExecutor(1) as one:
-        found = one.submit(find_model, path).result()
-    until(lambda: not found._worker.alive)
-    assert load_model(found, {"input": X}, tmp_path).inputs[0].name == "input"
-
-
-def test_a_second_load_finds_the_file_from_another_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scripted(net(), tmp_path / "net.pt")
-    monkeypatch.chdir(tmp_path)
-    found = find_model("net.pt")
-    (tmp_path / "elsewhere").mkdir()
-    for folder in (tmp_path, tmp_path / "elsewhere"):
-        monkeypatch.chdir(folder)
-        load_model(found, {"input": X}, tmp_path)
-
-
-def test_two_threads_may_load_one_file(tmp_path: Path) -> None:
-    found = find_model(scripted(net(), tmp_path / "net.pt"))
-    folders = [tmp_path / name for name in "ab"]
-    for folder in folders:
-        folder.mkdir()
-    with ThreadPoolExecutor(2) as two:
-        models = list(two.map(lambda folder: load_model(found, {"input": X}, folder), folders))
-    assert [model.path for model in models] == [folder / "model.onnx" for folder in folders]
-    assert models[0].path.read_bytes() == models[1].path.read_bytes()
-    assert with_torch() == []
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
@@ -681,6 +703,7 @@ def test_many_open_files_are_no_hindrance(take_over: Callable[..., Path]) -> Non
     assert (done.stdout, done.stderr) == ("('x',)\n", "")
 
 
+@pytest.mark.usefixtures("plain_workers")
 def test_lighten_wants_a_live_network_and_says_so(tmp_path: Path) -> None:
     path = scripted(net(), tmp_path / "net.pt")
     data = {"input": np.ones((50, 4), np.float32)}
