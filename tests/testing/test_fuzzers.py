@@ -135,11 +135,11 @@ class Harmful(Served):
                 time.sleep(0.6)
                 os.kill(pid, signal.SIGCONT)
             case b"memory" | b"more":
-                size = 24 << 20 if data == b"memory" else 60 << 20
+                size = 40 << 20 if data == b"memory" else 62 << 20
                 body = http.request("v2/models/tiny/infer", bytes(size))
                 with socket.create_connection(("127.0.0.1", self.running.server.http_port)) as one:
                     one.sendall(body)
-                    assert one.recv(100).startswith(b"HTTP/1.1 400 ")
+                    assert one.recv(100).startswith(b"HTTP/1.1 413 ")
             case b"crash":
                 os.kill(pid, signal.SIGKILL)
         return "answered"
