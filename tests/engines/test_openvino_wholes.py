@@ -203,7 +203,10 @@ def watched_by(session: object, **inputs: Array) -> list[tuple[str, Array, int]]
 def test_a_graph_whose_own_numbers_are_too_large_is_refused(
     opened: Opened, tmp_path: Path, body: str
 ) -> None:
-    with pytest.raises(NotCovered, match="in float32, where its whole numbers don't fit|with 32 bits, and .* reads the constant"):
+    with pytest.raises(
+        NotCovered,
+        match=r"in float32, where its whole numbers don't fit|with 32 bits, and .* reads the constant",
+    ):
         opened(graph(tmp_path, body), OpenVino())
 
 

@@ -26,7 +26,7 @@ from hasten.serving.protocol.messages import message
 from hasten.serving.run import settings_of
 from hasten.testing import models
 
-DATA = {"height": 4, "width": 8}
+DATA: dict[int | str, int] = {"height": 4, "width": 8}
 TOO_LARGE = (
     "input 'x': the sizes of its open dimensions are at most 1,024 here when multiplied, since the bundle was made "
     "with up to 4 x 8; got {}: the server's option --max-length 264 allows it"
@@ -138,7 +138,7 @@ def stepped(server: ServerThread, way: str, x: np.ndarray, **place: Any) -> floa
         try:
             answer = client.infer("sums", [tensor], sequence_id=7, **place)
         except Exception as error:
-            return str(error.message())
+            return str(error.message())  # type: ignore[attr-defined]
         return float(answer.as_numpy("y")[0, 0])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from hasten.core import forked
-from hasten.core.processes import _children
+from hasten.core.processes import _children, interpreter
 
 _MODULES = (
     "torch",
@@ -36,7 +36,6 @@ def torch_at_hand() -> Iterator[None]:
 
     A worker is as alone as ever. What asks whether workers find torch by themselves starts them without this.
     """
-    interpreter = forked.interpreter
 
     def importing() -> tuple[str, ...]:
         return (*interpreter(), "-c", _SERVE)

@@ -183,6 +183,7 @@ class Counter(nn.Module):
         super().__init__()
         self.layer = nn.Linear(4, 3)
         self.where, self.calls = where, 0
+        self.count: Tensor
         self.register_buffer("count", torch.zeros(()))
         self.kept: Tensor | None = None
         if where == "part":

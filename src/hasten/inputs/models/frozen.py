@@ -1,4 +1,4 @@
-"""What an exporter fixed although it isn't fixed, and why, as an exported file's metadata says: sizes, counters."""
+"""Sizes and counters that an exporter fixed although they aren't fixed, and why, as an exported file's metadata says."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Body(msgspec.Struct):
 
 
 _PLAIN = "; a picture, a sound or a text needs its own Content-Type, such as image/jpeg"
-"""What to do where the body is no object, as where curl is told no content type."""
+"""Remedy where the body is no object, as where curl is told no content type."""
 _body = msgspec.json.Decoder(Body)
 _shape = msgspec.json.Decoder(list[int])
 _parameters = msgspec.json.Decoder(dict[str, bool | int | float | str | None] | None)
