@@ -179,6 +179,37 @@ def test_a_mask_that_is_summed_does_not_bound_the_tokens_beside_it(
     assert watched == {"ids": 2**31 - 1, "mask": 2**23}
 
 
+@pytest.mark.parametrize(
+    "node",
+    [
+        "y = MaxPool <kernel_shape = [2, 2]> (r)",
+        "y = SpaceToDepth <blocksize = 2> (r)",
+        "y = DepthToSpace <blocksize = 2> (r)",
+    ],
+)
+def test_bytes_of_pictures_are_moved_as_they_are(opened: Opened, tmp_path: Path, node: str) -> None:
+    text = f"""picture (uint8[n, 2] ids) => (uint8[a, b, c, d] y)
+        <int64[4] shape = {{-1, 4, 6, 6}}> {{ r = Reshape (ids, shape)  {node} }}"""
+    path = models.write(tmp_path / "picture.onnx", text, {})
+    x = np.random.default_rng(0).integers(0, 256, (144, 2)).astype(np.uint8)
+    answers = [opened(path, engine).run({"ids": x})["y"] for engine in (OnnxRuntime(), OpenVino())]
+    np.testing.assert_array_equal(*answers)
+
+
+def test_what_a_branch_makes_larger_bounds_what_follows(opened: Opened, tmp_path: Path) -> None:
+    body = """l = ReduceMin <keepdims = 0> (ids)  c = Greater (l, seven)  b = If (c) <
+        then_branch = t () => (int64[m, 2] r) { r = Mul (ids, ids) },
+        else_branch = e () => (int64[m, 2] r2) { r2 = Identity (ids) }>  y = Mul (b, ids)"""
+    path = graph(tmp_path, body)
+    exact, session = opened(path, OnnxRuntime()), opened(path, OpenVino())
+    for amount in (11, 200):
+        np.testing.assert_array_equal(
+            session.run({"ids": given(amount)})["y"], exact.run({"ids": given(amount)})["y"]
+        )
+    with pytest.raises(BeyondRange, match=r"Multiply \(node 'y'\) in float32"):
+        session.run({"ids": given(1001)})
+
+
 def test_tokens_of_32_bits_are_not_looked_at(opened: Opened, tmp_path: Path) -> None:
     text = """tokens (int32[n, 2] ids) => (float[n, 2, 1] y)
         <float[5, 1] table = {0, 1, 2, 3, 4}> { y = Gather (table, ids) }"""

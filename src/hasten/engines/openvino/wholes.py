@@ -6,7 +6,7 @@ A plugin holds whole numbers in 32 bits, and calculates with most of them in flo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +26,8 @@ _TYPES: dict[str, Span] = {
 }
 _SIZES: Span = (-(2**20), 2**20)
 """Numbers that follow from no whole number of a request: sizes, places, rounded floats, truths."""
-_FIRST = """Broadcast Convert Gather GatherElements GatherND Identity Reshape Slice Split Squeeze StridedSlice Tile
-    TopK Transpose Unique Unsqueeze VariadicSplit"""
+_FIRST = """Broadcast Convert DepthToSpace Gather GatherElements GatherND Identity MaxPool Reshape Slice SpaceToDepth
+    Split Squeeze StridedSlice Tile TopK Transpose Unique Unsqueeze VariadicSplit"""
 _MOVES: dict[str, tuple[int, ...] | None] = {
     **dict.fromkeys(_FIRST.split(), (0,)),
     "Concat": None,
@@ -153,12 +153,7 @@ class _Step:
     def result(self, spans: list[Span], elements: int) -> Span | None:
         """Return the least and the largest result; None if a plugin may calculate it wrong."""
         if self.bodies:
-            whole = _hull(*spans)
-            inside = all(
-                not body.beyond(dict.fromkeys(body.sources, whole), elements)
-                for body in self.bodies
-            )
-            return whole if inside else None
+            return self._inside(_hull(*spans), elements)
         if self.kind == "Convert" and self.gives:  # higher bits are left out, as ONNX has it
             fits = self._held(spans[0], _WORD)
             return fits or (max(self.range[0], _WORD[0]), min(self.range[1], _WORD[1]))
@@ -181,6 +176,16 @@ class _Step:
             found = _around(_most(found) * (self.terms or elements), found)
         return self._held(found, limit)
 
+    def _inside(self, whole: Span, elements: int) -> Span | None:
+        """Return the least and the largest of what goes into graphs inside and what comes out of them."""
+        ends = [whole]
+        for body in self.bodies:
+            known, beyond = body.followed(dict.fromkeys(body.sources, whole), elements)
+            if beyond is not None:
+                return None
+            ends += [known[one] if isinstance(one, str) else one for one in body.results]
+        return _hull(*ends)
+
     def _held(self, span: Span, limit: Span) -> Span | None:
         """Return a span if it lies within a limit and the results' type."""
         least, most = max(limit[0], self.range[0]), min(limit[1], self.range[1])
@@ -195,11 +200,14 @@ class Wholes:
         sources: Least and largest number that the type of each whole-number input holds, by its place.
         names: Names of these inputs, by place.
         steps: Calculations, in order.
+        results: Places of the graph's whole numbers that follow from these inputs, and the least and largest of each
+            constant that it gives.
     """
 
     sources: Mapping[str, Span]
     names: Mapping[str, frozenset[str]]
     steps: tuple[_Step, ...]
+    results: tuple[str | Span, ...] = ()
     _found: dict[int, dict[str, Bound]] = field(default_factory=dict)
 
     @classmethod
@@ -228,7 +236,7 @@ class Wholes:
                 for port in operation.outputs():
                     if _place(port) in step.gives:
                         follow(port)
-        return cls(sources, names, tuple(steps))
+        return cls(sources, names, tuple(steps), tuple(_given(graph, followed)))
 
     def bounds(self, elements: int) -> dict[str, Bound]:
         """Return the bound of each whole-number input, by each of its names.
@@ -262,6 +270,12 @@ class Wholes:
             spans: Least and largest number of each whole-number input, by place.
             elements: Number of elements that no open axis exceeds.
         """
+        return self.followed(spans, elements)[1]
+
+    def followed(
+        self, spans: Mapping[str, Span], elements: int
+    ) -> tuple[dict[str, Span], tuple[str, frozenset[str]] | None]:
+        """Return the least and the largest number at each place, up to what `beyond` returns, and that."""
         known = dict(spans)
         causes = {place: frozenset({place}) for place in spans}
         for step in self.steps:
@@ -270,10 +284,10 @@ class Wholes:
             given = [known[one] if isinstance(one, str) else one for one in step.takes]
             found = step.result(given, elements)
             if found is None:
-                return step.words, own
+                return known, (step.words, own)
             known.update(dict.fromkeys(step.gives, found))
             causes.update(dict.fromkeys(step.gives, own))
-        return None
+        return known, None
 
 
 def check_wholes(graph: Any) -> None:
@@ -303,6 +317,16 @@ def _range(port: Any) -> Span | None:
     return _TYPES.get(port.get_element_type().get_type_name())
 
 
+def _given(graph: Any, followed: set[str]) -> Iterator[str | Span]:
+    """Yield what a graph gives of the numbers that are followed, and of constants."""
+    for result in graph.get_results():
+        port = result.input_value(0)
+        if _place(port) in followed:
+            yield _place(port)
+        elif port.get_node().get_type_name() == "Constant" and _range(port) is not None:
+            yield _known(port)
+
+
 def _step(operation: Any, followed: set[str]) -> _Step | None:
     """Return an operation that calculates with numbers that are followed; None for others."""
     kind = operation.get_type_name()
@@ -319,7 +343,9 @@ def _step(operation: Any, followed: set[str]) -> _Step | None:
     ):
         kind = ""
     bodies = tuple(map(Wholes.of, bodies_of(operation)))
-    results = operation.outputs()[: 1 if kind in ("TopK", "Unique") else None]
+    if bodies:  # truths and floats tell nothing of the whole numbers inside
+        sources = [one for one in sources if _range(one) is not None]
+    results = operation.outputs()[: 1 if kind in ("MaxPool", "TopK", "Unique") else None]
     results = [port for port in results if _range(port) is not None]
     return _Step(
         kind,
