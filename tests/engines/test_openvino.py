@@ -652,6 +652,38 @@ def test_a_large_topk_stays_fast(host: Target, tmp_path: Path) -> None:
     assert 'stable="true"' not in artifact.path.read_text()
 
 
+def test_the_largest_of_each_of_many_rows_stays_fast(host: Target, tmp_path: Path) -> None:
+    text = """scores (float[N, 672000] x) => (float[N, 8400, 1] v, int64[N, 8400, 1] i) <int64[3] s = {0, 8400, 80}> {
+        count = Constant <value_ints = [1]> ()  r = Reshape (x, s)  v, i = TopK (r, count) }"""
+    artifact = OpenVino().build(of_text(tmp_path, text), host, tmp_path)
+    assert 'stable="true"' not in artifact.path.read_text()
+
+
+def test_a_topk_of_an_open_number_of_axes_is_refused_with_the_plugins_reason(
+    host: Target, tmp_path: Path
+) -> None:
+    text = """opened (float[N, 3] x) => (float[N, 1] v, int64[N, 1] i)
+        <int64[1] one = {1}, float zero = {0}, int64[2] back = {-1, 1}> {
+        f = ReduceMax <keepdims = 0> (x)  c = Greater (f, zero)  z = If (c) <
+            then_branch = t () => (float[m, 3] r) { r = Identity (x) },
+            else_branch = e () => (float[m, 3, 1] q) { two = Constant <value_ints = [2]> ()  q = Unsqueeze (x, two) }>
+        a, b = TopK <axis = 1> (z, one)  v = Reshape (a, back)  i = Reshape (b, back) }"""
+    with pytest.raises(CandidateError, match="dynamic rank"):
+        OpenVino().build(of_text(tmp_path, text), host, tmp_path)
+
+
+def test_nan_of_16_bits_is_refused_and_infinity_is_not(host: Target, tmp_path: Path) -> None:
+    text = "rectified (float16[N, 3] x) => (float16[N, 3] y) { y = Relu (x) }"
+    artifact = OpenVino().build(of_text(tmp_path, text), host, tmp_path)
+    x = np.array([[-np.inf, np.inf, -0.0]], np.float16)
+    with OpenVino().open(artifact, host) as session:
+        assert session.run({"x": x})["y"].tolist() == [[0, np.inf, 0]]
+        for bits in (0x7C01, 0x7FFF, 0xFC01, 0xFFFF):
+            x[0, 2] = np.array(bits, np.uint16).view(np.float16)
+            with pytest.raises(BeyondRange, match="makes ordinary numbers of NaN"):
+                session.run({"x": x})
+
+
 def test_nan_is_refused_instead_of_answered_with_an_ordinary_number(
     host: Target, tmp_path: Path
 ) -> None:
@@ -681,3 +713,4 @@ def test_a_model_that_replaces_nan_itself_gets_it(host: Target, tmp_path: Path) 
         with one as session:
             (answer,) = session.run({"x": np.array([[1, np.nan, 3]], np.float32)}).values()
         assert answer.tolist() == [[1, 0, 3]]
+    assert OpenVino().profile(artifact, host, [{"x": np.array([[1, np.nan, 3]], np.float32)}])

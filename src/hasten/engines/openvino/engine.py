@@ -221,7 +221,9 @@ class OpenVino(Engine):
 
         def opened() -> tuple[Any, Callable[[Tensors], Any]]:
             compiled = self._compile(artifact, target, request, more={"PERF_COUNT": True})
-            return compiled, OpenVinoSession(artifact, compiled).run
+            with private(artifact) as copy:
+                session = OpenVinoSession(artifact, compiled, takes_nan=takes_nan(copy.path))
+            return compiled, session.run
 
         return profiled(opened, operations(self._read(artifact)[1]), requests)
 
