@@ -27,7 +27,12 @@ from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
 from hasten.engines.newer import every_node, newer_attribute
 from hasten.engines.openvino.layers import operations, profiled
-from hasten.engines.openvino.numbers import REFUSES, check_doubles, check_whole_numbers
+from hasten.engines.openvino.numbers import (
+    REFUSES,
+    check_doubles,
+    check_places,
+    check_whole_numbers,
+)
 from hasten.engines.openvino.runtime import new_core
 from hasten.engines.openvino.ties import keep_order
 from hasten.engines.openvino.unknown import check_nan, takes_nan
@@ -147,7 +152,7 @@ class OpenVino(Engine):
             CandidateError: the model can't be converted or compiled; the message names the operator
                 and node.
             NotCovered: these settings are exact, and the model computes in float64; or whole numbers of the model may
-                come out otherwise.
+                come out otherwise, or a request could name places beyond a tensor.
         """
         if model.format == "openvino":
             artifact = place(model, workdir)
@@ -331,7 +336,8 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
 
     Raises:
         CandidateError: it can't be converted.
-        NotCovered: it computes in float64, or with whole numbers that plugins hold in another type.
+        NotCovered: it computes in float64, with whole numbers that plugins hold in another type, or reads
+            from places that a request names and nothing checks.
     """
     ov = import_quietly("openvino")
     extensions = [str(library) for library in libraries(model.custom_ops, "create_extensions")]
@@ -343,6 +349,7 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
             converted = ov.convert_model([[model.path]], extension=extensions or None)
         _name_ports(converted, model)
         check_whole_numbers(converted)
+        check_places(converted)
         if keeps_doubles:
             check_doubles(converted)
         keep_order(converted)
