@@ -154,9 +154,7 @@ def _log(unit: Unit, events: list[Event]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _end(
-    unit: Unit, door: Door | None, known: Known, ways: list[Way], seed: int
-) -> list[str]:
+def _end(unit: Unit, door: Door | None, known: Known, ways: list[Way], seed: int) -> list[str]:
     """Ask once more after all faults, and end the server; say what is wrong."""
     if not unit.comes_back():
         return ["after all faults the server wasn't ready"]
