@@ -714,3 +714,26 @@ def test_a_model_that_replaces_nan_itself_gets_it(host: Target, tmp_path: Path) 
             (answer,) = session.run({"x": np.array([[1, np.nan, 3]], np.float32)}).values()
         assert answer.tolist() == [[1, 0, 3]]
     assert OpenVino().profile(artifact, host, [{"x": np.array([[1, np.nan, 3]], np.float32)}])
+
+
+def test_places_that_a_request_names_are_refused_where_nothing_checks_them(
+    host: Target, tmp_path: Path
+) -> None:
+    path = tmp_path / "pooled.onnx"
+    text = """<ir_version: 9, opset_import: ["": 17]>
+    pooled (float[N, 6, 4] x, int64[N, 6] mask) => (float[N, 4] y) <int64[1] axis = {1}, int64 one = {1}> {
+        length = ReduceSum (mask, axis)  last = Sub (length, one)  y = GatherND <batch_dims = 1> (x, last) }"""
+    onnx.save(onnx.parser.parse_model(text), path)
+    sample = {"x": np.zeros((6, 4), np.float32), "mask": np.ones(6, np.int64)}
+    with pytest.raises(
+        NotCovered, match="doesn't check the places that a request names, as GatherND"
+    ):
+        OpenVino().build(load(path).settled_by(sample), host, tmp_path)
+
+
+def test_places_that_the_model_finds_itself_are_taken(host: Target, tmp_path: Path) -> None:
+    text = """best (float[N, 6] x) => (float[N] y) {
+        i = ArgMax <axis = 1> (x)  y = GatherND <batch_dims = 1> (x, i) }"""
+    artifact = OpenVino().build(of_text(tmp_path, text), host, tmp_path)
+    with OpenVino().open(artifact, host) as session:
+        assert session.run({"x": np.array([[1, 5, 2, 5, 0, 3]], np.float32)})["y"].tolist() == [5]

@@ -163,7 +163,10 @@ def _open(
     facts = environment(here, of=distributions(item.engine)) | programs(item.engine)
     exact = which == "exact" or manifest.status == "exact"
     target = here.with_threads(threads)
-    with stored.opening(item, custom_ops, late=engine.reads_late) as artifact:
+    late = (
+        engine.reads_late and not custom_ops
+    )  # a library is hashed now, and nothing is cached with one
+    with stored.opening(item, custom_ops, late=late) as artifact:
         # An exact model's differences are about its speed, which isn't the same everywhere.
         notes = differences(manifest, here, facts, item, None if exact else artifact)
         if manifest.status == "uncertified" and not exact:

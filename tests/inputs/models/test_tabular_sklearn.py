@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support.tabular import CATEGORIES, FEW, ODD, Exported, training
 
 from hasten.core.tensors import Array
-from hasten.errors import InputError, NotCovered
+from hasten.errors import InputError
 from hasten.inputs.models.source import find_model
 from hasten.inputs.models.tabular.base import described
 
@@ -175,17 +175,15 @@ def test_what_goes_through_skl2onnx_agrees(tmp_path: Path) -> None:
         np.testing.assert_allclose(got, own_of(model, WHOLE), atol=2e-5)
 
 
-def test_svc_agrees_in_onnx_runtime_alone(tmp_path: Path) -> None:
+def test_svc_agrees(tmp_path: Path) -> None:
     pytest.importorskip("skl2onnx")
     from sklearn.svm import SVC
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn 1.8 advises against its probabilities
         model = SVC(probability=True, random_state=0).fit(WHOLE, TWO)
-    exported = Exported(model, tmp_path)
-    np.testing.assert_allclose(exported(WHOLE), own_of(model, WHOLE), atol=2e-6)
-    with pytest.raises(NotCovered, match="the compiled engine doesn't take SVMClassifier"):
-        exported.compiled(WHOLE)
+    for got in Exported(model, tmp_path).each(WHOLE):
+        np.testing.assert_allclose(got, own_of(model, WHOLE), atol=2e-6)
 
 
 STEPS = {

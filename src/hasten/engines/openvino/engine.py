@@ -147,7 +147,7 @@ class OpenVino(Engine):
             CandidateError: the model can't be converted or compiled; the message names the operator
                 and node.
             NotCovered: these settings are exact, and the model computes in float64; or its whole numbers may come
-                out otherwise.
+                out otherwise, or a request could name places beyond a tensor.
         """
         if model.format == "openvino":
             artifact = place(model, workdir)
@@ -342,10 +342,10 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
 
     Raises:
         CandidateError: it can't be converted.
-        NotCovered: it computes in float64, or with whole numbers that plugins hold in another type or that are too
-            large for them.
+        NotCovered: it computes in float64, with whole numbers that plugins hold in another type or that are too
+            large for them, or reads from places that a request names and nothing checks.
     """
-    from hasten.engines.openvino.numbers import check_doubles, check_whole_numbers
+    from hasten.engines.openvino.numbers import check_doubles, check_places, check_whole_numbers
     from hasten.engines.openvino.ties import keep_order
     from hasten.engines.openvino.wholes import check_wholes
 
@@ -358,6 +358,7 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
             # In a list twice, since it splits other paths at commas.
             converted = ov.convert_model([[model.path]], extension=extensions or None)
         _name_ports(converted, model)
+        check_places(converted)
         if keeps_doubles:
             check_doubles(converted)
         check_whole_numbers(converted)

@@ -1,4 +1,4 @@
-"""Graphs of OpenVINO whose numbers its plugins hold in another type than the model does."""
+"""Graphs that OpenVINO's plugins don't compute as the model says: numbers of another type, places that nothing checks."""
 
 from __future__ import annotations
 
@@ -34,6 +34,44 @@ _READING = frozenset(
     }
 )
 """Operations that compute with a constant's numbers; others, such as Slice, take a huge one for an end."""
+_CARRYING = frozenset(
+    {
+        *(
+            "Parameter",
+            "Convert",
+            "Reshape",
+            "Squeeze",
+            "Unsqueeze",
+            "Transpose",
+            "Concat",
+            "Broadcast",
+            "Tile",
+        ),
+        *(
+            "Slice",
+            "StridedSlice",
+            "Split",
+            "VariadicSplit",
+            "Gather",
+            "Select",
+            "Maximum",
+            "Abs",
+            "Negative",
+        ),
+        *(
+            "Add",
+            "Subtract",
+            "Multiply",
+            "Divide",
+            "ReduceSum",
+            "CumSum",
+            "Round",
+            "Floor",
+            "Ceiling",
+        ),
+    }
+)
+"""Operations that make large numbers of large ones. TopK, NonZero, Clamp and Mod, for example, bound what they make."""
 _SIZES = frozenset({"ShapeOf"})
 """Operations whose answers don't depend on the values of their input."""
 
@@ -73,6 +111,27 @@ def check_whole_numbers(graph: Any) -> None:
             raise NotCovered(
                 f"OpenVINO computes whole numbers with 32 bits, and {_named(operation)} reads the constant {number}"
             )
+
+
+def check_places(graph: Any) -> None:
+    """Refuse a graph that reads from places that a request names, where a plugin doesn't check them.
+
+    GatherND would read whatever is in memory beyond the tensor, or end the process.
+
+    Raises:
+        NotCovered: it does so; the message names the operation.
+    """
+    named = set[str]()
+    for operation in _on_values(graph):
+        sources = [port.get_source_output().get_node().get_name() for port in operation.inputs()]
+        kind = operation.get_type_name()
+        if kind == "GatherND" and sources[1] in named:
+            raise NotCovered(
+                f"OpenVINO doesn't check the places that a request names, as {_named(operation)} reads them: it would "
+                "read beyond the tensor"
+            )
+        if kind == "Parameter" or (kind in _CARRYING and named.intersection(sources)):
+            named.add(operation.get_name())
 
 
 def _on_values(graph: Any) -> Iterator[Any]:
