@@ -58,9 +58,8 @@ def _check_format(name: str, given: str) -> None:
 
 
 def _unreadable(name: str, error: Exception) -> InputError:
-    said = getattr(error, "error_string", "") or str(
-        error
-    )  # libsndfile's own words, without an object's address
+    # libsndfile's own words, without an object's address
+    said = getattr(error, "error_string", "") or str(error)
     return InputError(f"{name} can't be read as a sound: {' '.join(said.split())}")
 
 
