@@ -163,8 +163,11 @@ class DecodeAudio(Step):
 
         Raises:
             InputError: the file can't be read as a whole, or it is cut short, too long, takes too much memory for its
-                bytes, or has samples that aren't finite.
+                bytes, or has samples that aren't finite; or something else than a file was given.
         """
+        # libsndfile takes a number for a file that this process has open, and closes it
+        if not isinstance(value, (bytes, str, Path)):
+            raise unfit("decode_audio", value, "a sound file's bytes or its path")
         try:
             import soundfile
             import soxr

@@ -683,7 +683,8 @@ def _is_picture(value: Any) -> bool:
     """Whether a value is (height, width, channels), of any number of channels, and no planes as `to_layout` makes them."""
     if not isinstance(value, np.ndarray) or value.ndim != 3:
         return False
-    return value.shape[2] > 0 and (value.shape[2] <= 4 or value.shape[0] > 4)
+    height, _, channels = value.shape
+    return 0 < channels and (channels <= 4 or height > 4)
 
 
 def in_pixels(pipeline: Pipeline, folded: Sequence[Step]) -> Pipeline:
