@@ -684,7 +684,7 @@ def _is_picture(value: Any) -> bool:
     if not isinstance(value, np.ndarray) or value.ndim != 3:
         return False
     height, _, channels = value.shape
-    return 0 < channels and (channels <= 4 or height > 4)
+    return bool(channels > 0 and (channels <= 4 or height > 4))
 
 
 def in_pixels(pipeline: Pipeline, folded: Sequence[Step]) -> Pipeline:
