@@ -391,7 +391,7 @@ class Parts:
         two: The open classifier.
         client: Client of the server of this checkout.
         pictures: Pictures as JPEG files.
-        crops: What the detector's boxes cut out of each picture.
+        crops: Parts of each picture that the detector's boxes cut out.
         files: The crops as uncompressed files.
     """
 

@@ -425,6 +425,12 @@ def test_a_picture_that_is_sent_as_something_else_is_told_its_content_type(
     )
 
 
+def test_an_empty_body_is_not_taken_for_a_picture(server: ServerThread) -> None:
+    status, answer = post(server, b"", "application/json", "colour")
+    assert status == 400
+    assert "Content-Type" not in answer["error"]
+
+
 @pytest.mark.parametrize(
     ("shape", "datatype", "words"),
     [

@@ -65,17 +65,21 @@ def _loader(yaml: Any) -> Any:
 def _check_keys(parts: Sequence[Any]) -> None:
     """Check that no key of a mapping is given twice: the loader would keep the last one alone.
 
+    It keeps all merges (`<<`), and 1 and "1" are two keys.
+
     Args:
         parts: Pairs of a mapping's nodes, or the nodes of a list.
 
     Raises:
         InputError: one is.
     """
-    seen: set[str] = set()
-    for key in (part[0].value for part in parts if isinstance(part, tuple)):
-        if isinstance(key, str) and key in seen:
-            raise InputError(f"{visible(key):.80} is given twice: leave out one of them")
-        seen |= {key} if isinstance(key, str) else set()
+    seen: set[tuple[str, str]] = set()
+    for key in (part[0] for part in parts if isinstance(part, tuple)):
+        if not isinstance(key.value, str) or key.tag.endswith(":merge"):
+            continue
+        if (key.tag, key.value) in seen:
+            raise InputError(f"{visible(key.value):.80} is given twice: leave out one of them")
+        seen.add((key.tag, key.value))
 
 
 def _size(node: Any, known: dict[int, int]) -> int:

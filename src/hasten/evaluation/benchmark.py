@@ -138,8 +138,8 @@ def bench(
             folder of the files then, and a function gets a file's bytes.
         pipeline: Steps before and after the model that the bundle is compared with, where they
             aren't the bundle's own; only with `end_to_end`.
-        time_limit_s: Time for the whole comparison, in seconds, to within a tenth or 5 s; None for no limit.
-            Opening both models and two rounds aren't cut. A note says how many rounds were left.
+        time_limit_s: Time for the whole comparison, in seconds, which may end a tenth later, or 5 s if that is more; None
+            for no limit. Opening both models and two rounds aren't cut. A note says how many rounds were left.
 
     Returns:
         The latencies of both, and their ratio.

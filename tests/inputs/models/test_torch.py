@@ -218,6 +218,23 @@ def test_what_a_call_changes_in_a_module_is_said(tmp_path: Path, where: str, nam
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning", "ignore:.*Sparse:UserWarning")
+@pytest.mark.parametrize("kind", ["sparse", "compressed", "nested", "nowhere"])
+def test_tensors_that_can_not_be_compared_are_no_reason_to_refuse_a_module(
+    tmp_path: Path, kind: str
+) -> None:
+    module = nn.Linear(4, 3)
+    tensor = {
+        "sparse": lambda: torch.eye(4).to_sparse(),
+        "compressed": lambda: torch.eye(4).to_sparse_csr(),
+        "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        "nowhere": lambda: torch.empty(3, device="meta"),
+    }[kind]()
+    module.register_buffer("kept", tensor)
+    model = export(module, {"input": X}, tmp_path)
+    assert frozen.words(onnx.load(model.path), model.inputs) == []
+
+
 def test_a_module_that_takes_a_batch_of_one_only_is_exported_so(tmp_path: Path) -> None:
     model = export(BatchOfOne(), [X], tmp_path)
     assert model.inputs[0].shape == (1, 4)

@@ -1,4 +1,5 @@
 import io
+import os
 import sys
 import tracemalloc
 from pathlib import Path
@@ -326,3 +327,17 @@ def test_what_is_no_sound_is_said_without_an_address_in_memory(data: bytes) -> N
         DecodeAudio()(data)
     assert "0x" not in str(error.value)
     assert "opening" not in str(error.value)
+
+
+def test_a_number_is_no_open_file() -> None:
+    """libsndfile would read the file that this process has open under the number, and close it."""
+    place = os.open(os.devnull, os.O_RDONLY)
+    try:
+        with pytest.raises(InputError) as error:
+            DecodeAudio()(place)  # type: ignore[arg-type]
+        assert str(error.value) == (
+            "the step decode_audio takes a sound file's bytes or its path, but gets a value of type int"
+        )
+        os.fstat(place)
+    finally:
+        os.close(place)

@@ -103,7 +103,7 @@ def test_steps_in_any_order_prepare_a_value_or_refuse_it_in_one_line(folder: Pat
         ),
         (
             ["decode", "to_layout", {"center_crop": 16}],
-            "the step center_crop takes a picture, (height, width, 3 or 1), after decode and before to_layout, "
+            "the step center_crop takes a picture, (height, width, channels), after decode and before to_layout, "
             "but gets [3, 40, 30] of float32",
         ),
         (
@@ -141,3 +141,10 @@ def test_a_step_says_what_it_takes_and_what_it_gets(
     with pytest.raises(InputError) as error:
         steps(folder, *entries).prepared(png())
     assert str(error.value) == said
+
+
+def test_the_center_of_an_array_with_many_channels_is_cut_out(folder: Path) -> None:
+    """As of pictures with more than colors, which the user's own code decodes."""
+    value = np.arange(40 * 30 * 8, dtype=np.float32).reshape(40, 30, 8)
+    (cut, *_) = steps(folder, {"center_crop": 16}, "to_layout").prepared(value)
+    np.testing.assert_array_equal(cut, value[12:28, 7:23].transpose(2, 0, 1))

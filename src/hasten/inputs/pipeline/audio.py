@@ -58,9 +58,8 @@ def _check_format(name: str, given: str) -> None:
 
 
 def _unreadable(name: str, error: Exception) -> InputError:
-    said = getattr(error, "error_string", "") or str(
-        error
-    )  # libsndfile's own words, without an object's address
+    # libsndfile's own words, without an object's address
+    said = getattr(error, "error_string", "") or str(error)
     return InputError(f"{name} can't be read as a sound: {' '.join(said.split())}")
 
 
@@ -164,8 +163,11 @@ class DecodeAudio(Step):
 
         Raises:
             InputError: the file can't be read as a whole, or it is cut short, too long, takes too much memory for its
-                bytes, or has samples that aren't finite.
+                bytes, or has samples that aren't finite; or something else than a file was given.
         """
+        # libsndfile takes a number for a file that this process has open, and closes it
+        if not isinstance(value, (bytes, str, Path)):
+            raise unfit("decode_audio", value, "a sound file's bytes or its path")
         try:
             import soundfile
             import soxr

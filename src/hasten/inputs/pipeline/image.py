@@ -458,7 +458,7 @@ class CenterCrop(Step):
             InputError: the value is no picture.
         """
         if not _is_picture(value):
-            needed = "a picture, (height, width, 3 or 1), after decode and before to_layout"
+            needed = "a picture, (height, width, channels), after decode and before to_layout"
             raise unfit("center_crop", value, needed)
         # Crop before padding, or a tall thin image in a wide flat crop would become large both
         # ways.
@@ -680,7 +680,11 @@ class ToLayout(Step):
 
 
 def _is_picture(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim == 3 and 1 <= value.shape[2] <= 4
+    """Whether a value is (height, width, channels), of any number of channels, and no planes as `to_layout` makes them."""
+    if not isinstance(value, np.ndarray) or value.ndim != 3:
+        return False
+    height, _, channels = value.shape
+    return bool(channels > 0 and (channels <= 4 or height > 4))
 
 
 def in_pixels(pipeline: Pipeline, folded: Sequence[Step]) -> Pipeline:

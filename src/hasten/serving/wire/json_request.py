@@ -120,5 +120,6 @@ def _decoded(decoder: msgspec.json.Decoder[Any], data: Any) -> Any:
             Kind.INVALID, f"the request doesn't follow the protocol: {error}"
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        remedy = "" if bytes(data[:1]).isspace() or bytes(data[:1]) == b"{" else _PLAIN
+        first = bytes(data[:1]).strip()
+        remedy = _PLAIN if first not in (b"", b"{") else ""
         raise ProtocolError(Kind.INVALID, f"the request is not JSON: {error}{remedy}") from error
