@@ -724,7 +724,10 @@ def test_places_that_a_request_names_are_refused_where_nothing_checks_them(
     pooled (float[N, 6, 4] x, int64[N, 6] mask) => (float[N, 4] y) <int64[1] axis = {1}, int64 one = {1}> {
         length = ReduceSum (mask, axis)  last = Sub (length, one)  y = GatherND <batch_dims = 1> (x, last) }"""
     onnx.save(onnx.parser.parse_model(text), path)
-    sample = {"x": np.zeros((6, 4), np.float32), "mask": np.ones(6, np.int64)}
+    sample: dict[str, np.ndarray] = {
+        "x": np.zeros((6, 4), np.float32),
+        "mask": np.ones(6, np.int64),
+    }
     with pytest.raises(
         NotCovered, match="doesn't check the places that a request names, as GatherND"
     ):

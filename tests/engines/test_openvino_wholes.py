@@ -192,8 +192,10 @@ def test_bytes_of_pictures_are_moved_as_they_are(opened: Opened, tmp_path: Path,
         <int64[4] shape = {{-1, 4, 6, 6}}> {{ r = Reshape (ids, shape)  {node} }}"""
     path = models.write(tmp_path / "picture.onnx", text, {})
     x = np.random.default_rng(0).integers(0, 256, (144, 2)).astype(np.uint8)
-    answers = [opened(path, engine).run({"ids": x})["y"] for engine in (OnnxRuntime(), OpenVino())]
-    np.testing.assert_array_equal(*answers)
+    own, other = (
+        opened(path, engine).run({"ids": x})["y"] for engine in (OnnxRuntime(), OpenVino())
+    )
+    np.testing.assert_array_equal(own, other)
 
 
 def test_what_a_branch_makes_larger_bounds_what_follows(opened: Opened, tmp_path: Path) -> None:
