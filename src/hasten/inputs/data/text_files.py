@@ -325,10 +325,11 @@ def _is_text(value: Any) -> bool:
 
 def _file_and_label(source: str | Path) -> tuple[Path, str | None]:
     """Return a file, and the column of labels that a user named after it; None where there is none."""
-    head, _, label = str(source).rpartition(":")
-    if not is_file(source) and head.endswith(_TABLES) and label and is_file(head):
+    path = Path(source)
+    head, _, label = str(path).rpartition(":")
+    if head.endswith(_TABLES) and label and is_file(head) and not is_file(path):
         return Path(head), label
-    return Path(source), None
+    return path, None
 
 
 def _folder(folder: Path, pipeline: Pipeline) -> Texts:
