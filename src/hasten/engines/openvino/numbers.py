@@ -36,39 +36,10 @@ _READING = frozenset(
 """Operations that compute with a constant's numbers; others, such as Slice, take a huge one for an end."""
 _CARRYING = frozenset(
     {
-        *(
-            "Parameter",
-            "Convert",
-            "Reshape",
-            "Squeeze",
-            "Unsqueeze",
-            "Transpose",
-            "Concat",
-            "Broadcast",
-            "Tile",
-        ),
-        *(
-            "Slice",
-            "StridedSlice",
-            "Split",
-            "VariadicSplit",
-            "Gather",
-            "Select",
-            "Maximum",
-            "Abs",
-            "Negative",
-        ),
-        *(
-            "Add",
-            "Subtract",
-            "Multiply",
-            "Divide",
-            "ReduceSum",
-            "CumSum",
-            "Round",
-            "Floor",
-            "Ceiling",
-        ),
+        *("Parameter", "Convert", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Concat"),
+        *("Broadcast", "Tile", "Slice", "StridedSlice", "Split", "VariadicSplit", "Gather"),
+        *("Select", "Maximum", "Abs", "Negative", "Add", "Subtract", "Multiply", "Divide"),
+        *("ReduceSum", "CumSum", "Round", "Floor", "Ceiling"),
     }
 )
 """Operations that make large numbers of large ones. TopK, NonZero, Clamp and Mod, for example, bound what they make."""

@@ -72,7 +72,7 @@ class Ranges:
         """
         for name, array, most in self._watched:
             if array.max(initial=0) > most:
-                self._check_signed(name, self._buffers[name])
+                self._check_numbers(name, self._buffers[name])
         for name, flat in self._floats:
             check_nan(name, flat)
 
@@ -82,7 +82,7 @@ class Ranges:
         elements = max(array.size for array in self._buffers.values())
         return self._wholes.bounds(elements).get(name, _LONGEST)
 
-    def _check_signed(self, name: str, array: Array) -> None:
+    def _check_numbers(self, name: str, array: Array) -> None:
         if array.dtype == np.float64:
             large = array[np.abs(array) > _FLOAT32]  # NaN stays NaN, and infinity becomes finite
             if large.size:
