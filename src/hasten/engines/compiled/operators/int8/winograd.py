@@ -43,9 +43,7 @@ _MOST_SUM = (1 << 25) - 1
 """Largest magnitude of a sum of products that is known by its lower 32 - 6 bits."""
 _APART = 64
 """Bytes between points, so that they don't compete for the same lines of a cache."""
-_POINTS = np.array(
-    [[6, 0, 0], [1, 1, 1], [1, -1, 1], [1, 2, 4], [1, -2, 4], [0, 0, 6]], np.int16
-)
+_POINTS = np.array([[6, 0, 0], [1, 1, 1], [1, -1, 1], [1, 2, 4], [1, -2, 4], [0, 0, 6]], np.int16)
 """Weights' polynomial at each point; those at 0 and infinity six times, since others' results come times six."""
 
 
