@@ -1,0 +1,179 @@
+"""Products of bytes whose sums fit in 16 bits, for AVX2 alone, equal numpy's integers bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.engines.test_compiled_bytes import ENDS, ODD, SHAPES, Made
+from tests.engines.test_compiled_words import MadeOfWords
+from tests.support.plans import PROCESSORS, planned
+
+from hasten.core.target import Target
+from hasten.core.tensors import Array
+from hasten.engines.compiled import source
+from hasten.engines.compiled.operators.int8.convolutions import Conv8
+from hasten.engines.compiled.operators.int8.short_sums import grouped
+from hasten.engines.compiled.source import write
+
+AVX2 = ("avx2", "fma")
+DENSE = [
+    shape
+    for shape in (*SHAPES, *ODD)
+    if shape.get("groups", 1) != shape["channels"][0] and shape["channels"] != (1, 1)
+]
+EXTREMES = (0, 1, -1, 63, 64, 65, -63, -64, -65, 126, 127, -127, -128)
+"""Weights of which two, or four, just fit in 16 bits, times 255, or just don't."""
+
+
+def narrowed(made: Made, conv: Conv8, most: int) -> Conv8:
+    """Return a convolution with other weights, of at most so much, and with the largest and smallest bytes."""
+    taps, outs = conv.taps, conv.channels[1]
+    weights = made.rng.integers(-most, most + 1, (outs, taps)).astype(np.int8)
+    weights[0] = most
+    weights[-1] = -most
+    given_bytes = made.given[conv.input]
+    given_bytes[: len(given_bytes) // 2] = 255
+    return replace(conv, weight=made.constant(weights))
+
+
+def short(made: Made, isa: tuple[str, ...] = AVX2) -> int:
+    """Return in how many tiles of the C for a processor sums of bytes have 16 bits."""
+    plan, weights = planned(made.operations, made.constants, made.given, made.made)
+    text = write(plan, weights, replace(Target.host(), isa=isa)).text
+    return text.count("const vh each")
+
+
+@pytest.mark.parametrize("most", [16, 32, 64])
+def test_each_shape_equals_integers(most: int) -> None:
+    made = Made(most)
+    ends = itertools.cycle(ENDS)
+    made.operations = [narrowed(made, made.conv(next(ends), **shape), most) for shape in DENSE]
+    assert short(made) >= len(DENSE)
+    made.check(isa=AVX2)
+
+
+def test_results_of_16_bits_equal_integers() -> None:
+    made = MadeOfWords(1)
+    made.operations = [
+        narrowed(made, made.conv16("bytes", "words sloped", **shape), 20) for shape in DENSE[:4]
+    ]
+    assert short(made)
+    made.check(isa=AVX2)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_give_the_same_bytes(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "LEAST_SHARED", 0)
+    monkeypatch.setattr(source, "LEAST_TOGETHER", 0)
+    made = Made(threads)
+    few = {"channels": (12, 300), "size": (3, 2)}
+    shapes = [*DENSE[:3], few, *DENSE[-3:]]
+    made.operations = [narrowed(made, made.conv("residual", **shape), 40) for shape in shapes]
+    made.check(isa=AVX2, threads=threads)
+
+
+def test_rows_of_a_batch_are_those_of_one_row() -> None:
+    made = Made(4)
+    shapes = (DENSE[0], DENSE[1], {"channels": (48, 40), "size": (5, 5)})
+    made.operations = [narrowed(made, made.conv("all", **shape), 30) for shape in shapes]
+    made.check(isa=AVX2, rows=3)
+
+
+def bounded(weights: Array) -> None:
+    """Check that no sum that is to have 16 bits can exceed them, whatever the bytes are."""
+    quads = grouped(weights)
+    found = np.zeros(weights.shape, np.int64)
+    np.add.at(found, quads.places, quads.weights.astype(np.int64))
+    np.testing.assert_array_equal(found, weights)
+    whole = quads.weights.astype(np.int64).reshape(len(quads.places), -1, 2)
+    assert 0 <= 2 * quads.twos <= len(whole)
+    alone = whole[2 * quads.twos :]
+    together = whole[: 2 * quads.twos].reshape(quads.twos, 2, -1, 2).transpose(0, 2, 1, 3)
+    for sums in (alone, together.reshape(quads.twos, -1, 4)):
+        assert (255 * np.maximum(sums, 0).sum(-1) <= 32767).all()
+        assert (255 * np.minimum(sums, 0).sum(-1) >= -32768).all()
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_no_sum_can_exceed_16_bits(data: st.DataObject) -> None:
+    seed = data.draw(st.integers(0, 1 << 30))
+    rng = np.random.default_rng(seed)
+    shape = (data.draw(st.integers(1, 40)), data.draw(st.integers(1, 4)), 8, 4)
+    share = data.draw(st.sampled_from([0.02, 0.3, 1.0]))
+    weights = np.where(rng.random(shape) < share, rng.choice(EXTREMES, shape), 0)
+    bounded(weights.astype(np.int8))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("weights", "quads", "twos"),
+    [
+        ((64, 64, 0, 0), 1, 0),  # 255 * 128 fits
+        ((64, 65, 0, 0), 2, 0),  # 255 * 129 doesn't, so two have halves, which don't fit together
+        ((127, -127, 127, -127), 1, 0),
+        ((127, 0, 0, 127), 1, 0),
+    ],
+)
+def test_weights_that_just_fit_stay_as_they_are(
+    sign: int, weights: tuple[int, ...], quads: int, twos: int
+) -> None:
+    given_weights = np.zeros((1, 1, 8, 4), np.int8)
+    given_weights[0, 0, 3] = np.array(weights) * sign
+    found = grouped(given_weights)
+    assert (len(found.places), found.twos) == (quads, twos)
+    bounded(given_weights)
+
+
+@pytest.mark.parametrize(("second", "twos"), [(63, 1), (64, 1), (65, 0)])
+def test_quads_are_together_where_both_just_fit(second: int, twos: int) -> None:
+    weights = np.zeros((2, 2, 8, 4), np.int8)
+    weights[0, 1, 5], weights[1, 1, 5] = (64, 0, -32, -32), (second, 0, 0, 0)
+    assert grouped(weights).twos == twos
+    bounded(weights)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("weight", [32, 33, 64, 65, 127])
+def test_sums_of_the_largest_bytes_are_exact(weight: int, sign: int) -> None:
+    made = Made(0)
+    conv = made.conv("float", channels=(64, 40), size=(5, 7))
+    made.given[conv.input][:] = 255
+    weights = np.zeros((40, 64), np.int8)
+    weights[:5] = sign * weight
+    weights[7, ::2] = sign * weight
+    weights[21, ::5] = -128
+    made.operations = [replace(conv, weight=made.constant(weights))]
+    assert bool(short(made)) == (weight < 65)
+    made.check(isa=AVX2)
+
+
+def test_a_large_weight_here_and_there_is_halved() -> None:
+    made = Made(5)
+    conv = narrowed(made, made.conv("plain", channels=(96, 48), size=(6, 6)), 20)
+    made.constants[conv.weight][1, ::17] = 127
+    made.constants[conv.weight][9, 40:42] = -128
+    made.operations = [conv]
+    made.given[conv.input][:] = 255
+    assert short(made)
+    made.check(isa=AVX2)
+
+
+def test_layers_of_large_weights_are_calculated_otherwise() -> None:
+    made = Made(0)
+    made.operations = [made.conv("plain", channels=(96, 48), size=(6, 6))]
+    assert not short(made)
+
+
+def test_other_processors_calculate_otherwise() -> None:
+    made = Made(0)
+    made.operations = [narrowed(made, made.conv("plain", channels=(96, 48), size=(6, 6)), 20)]
+    assert short(made)
+    others = {name: target for name, (target, spelled) in PROCESSORS.items() if not spelled}
+    assert not any(short(made, target.isa) for target in others.values())
