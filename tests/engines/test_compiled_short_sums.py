@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -91,13 +90,15 @@ def bounded(weights: Array) -> None:
     found = np.zeros(weights.shape, np.int64)
     np.add.at(found, quads.places, quads.weights.astype(np.int64))
     np.testing.assert_array_equal(found, weights)
-    whole = quads.weights.astype(np.int64).reshape(len(quads.places), -1, 2)
-    assert 0 <= 2 * quads.twos <= len(whole)
-    alone = whole[2 * quads.twos :]
-    together = whole[: 2 * quads.twos].reshape(quads.twos, 2, -1, 2).transpose(0, 2, 1, 3)
-    for sums in (alone, together.reshape(quads.twos, -1, 4)):
-        assert (255 * np.maximum(sums, 0).sum(-1) <= 32767).all()
-        assert (255 * np.minimum(sums, 0).sum(-1) >= -32768).all()
+    whole = quads.weights.astype(np.int64).reshape(len(quads.places), weights[0].size // 2, 2)
+    begin = 0
+    for count, size in zip(quads.groups, (3, 2, 1), strict=True):
+        part = whole[begin : begin + count * size]
+        begin += len(part)
+        for sums, most in ((np.maximum(part, 0), 32767), (np.maximum(-part, 0), 32768)):
+            each = sums.sum(-1).reshape(count, size, whole.shape[1]).sum(1)
+            assert (255 * each <= most).all()
+    assert begin == len(whole)
 
 
 @given(st.data())
@@ -113,29 +114,31 @@ def test_no_sum_can_exceed_16_bits(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(
-    ("weights", "quads", "twos"),
+    ("weights", "groups"),
     [
-        ((64, 64, 0, 0), 1, 0),  # 255 * 128 fits
-        ((64, 65, 0, 0), 2, 0),  # 255 * 129 doesn't, so two have halves, which don't fit together
-        ((127, -127, 127, -127), 1, 0),
-        ((127, 0, 0, 127), 1, 0),
+        ((64, 64, 0, 0), (0, 0, 1)),  # 255 * 128 fits
+        ((64, 65, 0, 0), (0, 0, 2)),  # 255 * 129 doesn't: two have halves, which don't fit together
+        ((127, -127, 127, -127), (0, 0, 1)),
+        ((127, 0, 0, 127), (0, 0, 1)),
     ],
 )
 def test_weights_that_just_fit_stay_as_they_are(
-    sign: int, weights: tuple[int, ...], quads: int, twos: int
+    sign: int, weights: tuple[int, ...], groups: tuple[int, ...]
 ) -> None:
     given_weights = np.zeros((1, 1, 8, 4), np.int8)
     given_weights[0, 0, 3] = np.array(weights) * sign
-    found = grouped(given_weights)
-    assert (len(found.places), found.twos) == (quads, twos)
+    assert grouped(given_weights).groups == groups
     bounded(given_weights)
 
 
-@pytest.mark.parametrize(("second", "twos"), [(63, 1), (64, 1), (65, 0)])
-def test_quads_are_together_where_both_just_fit(second: int, twos: int) -> None:
-    weights = np.zeros((2, 2, 8, 4), np.int8)
-    weights[0, 1, 5], weights[1, 1, 5] = (64, 0, -32, -32), (second, 0, 0, 0)
-    assert grouped(weights).twos == twos
+@pytest.mark.parametrize(
+    ("last", "groups"), [(63, (1, 0, 0)), (64, (1, 0, 0)), (65, (0, 1, 1)), (127, (0, 1, 1))]
+)
+def test_quads_are_a_group_where_all_just_fit(last: int, groups: tuple[int, ...]) -> None:
+    weights = np.zeros((3, 2, 8, 4), np.int8)
+    weights[0, 1, 5], weights[1, 1, 5] = (32, 0, -64, -32), (0, 32, 0, -32)
+    weights[2, 1, 5] = (last, 0, 0, 0)
+    assert grouped(weights).groups == groups
     bounded(weights)
 
 
@@ -146,7 +149,7 @@ def test_sums_of_the_largest_bytes_are_exact(weight: int, sign: int) -> None:
     conv = made.conv("float", channels=(64, 40), size=(5, 7))
     made.given[conv.input][:] = 255
     weights = np.zeros((40, 64), np.int8)
-    weights[:5] = sign * weight
+    weights[::8] = sign * weight
     weights[7, ::2] = sign * weight
     weights[21, ::5] = -128
     made.operations = [replace(conv, weight=made.constant(weights))]
@@ -162,6 +165,17 @@ def test_a_large_weight_here_and_there_is_halved() -> None:
     made.operations = [conv]
     made.given[conv.input][:] = 255
     assert short(made)
+    made.check(isa=AVX2)
+
+
+def test_quads_without_weights_are_left_out() -> None:
+    made = Made(2)
+    conv = narrowed(made, made.conv("plain", channels=(32, 40), size=(6, 6)), 64)
+    weights = made.constants[conv.weight]
+    weights[:, 4:12] = 0
+    weights[8:, :] = 0
+    made.operations = [conv]
+    assert len(grouped(weights[:8].reshape(1, 8, 8, 4).transpose(2, 0, 1, 3)).places) == 6
     made.check(isa=AVX2)
 
 

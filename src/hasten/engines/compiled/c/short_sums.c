@@ -4,26 +4,23 @@
 #define QUAD(i) *(const vi *)(w + (i) * step)
 #if NATIVE && WIDE == 32
 /* All instructions together, or a compiler moves products away from their sums and runs out of registers. */
-#define SHORT_FIRST "vpmaddubsw %3, %7, %1\n\t"
+#define SHORT_FIRST "vpmaddubsw %3, %6, %1\n\t"
 #define SHORT_NEXT(w, x) "vpmaddubsw %" w ", %" x ", %2\n\tvpaddw %2, %1, %1\n\t"
-#define SHORT_LAST "vpmaddwd %11, %1, %1\n\tvpaddd %1, %0, %0"
-#define SHORT_SUM(products, x1, x2, x3, w1, w2, w3) \
+#define SHORT_LAST "vpmaddwd %9, %1, %1\n\tvpaddd %1, %0, %0"
+#define SHORT_SUM(products, x1, x2, w1, w2) \
   vi product, other; \
   __asm__(products SHORT_LAST \
           : "+v"(sum), "=&v"(product), "=&v"(other) \
-          : "m"(QUAD(0)), "m"(QUAD(w1)), "m"(QUAD(w2)), "m"(QUAD(w3)), "v"(x0), "v"(x1), "v"(x2), "v"(x3), "v"(ones)); \
+          : "m"(QUAD(0)), "m"(QUAD(w1)), "m"(QUAD(w2)), "v"(x0), "v"(x1), "v"(x2), "v"(ones)); \
   return sum;
 static inline vi short_dot1(vi sum, vi x0, const u8 *w, long step, vh ones) {
-  SHORT_SUM(SHORT_FIRST, x0, x0, x0, 0, 0, 0)
+  SHORT_SUM(SHORT_FIRST, x0, x0, 0, 0)
 }
 static inline vi short_dot2(vi sum, vi x0, vi x1, const u8 *w, long step, vh ones) {
-  SHORT_SUM(SHORT_FIRST SHORT_NEXT("4", "8"), x1, x1, x1, 1, 1, 1)
+  SHORT_SUM(SHORT_FIRST SHORT_NEXT("4", "7"), x1, x1, 1, 1)
 }
 static inline vi short_dot3(vi sum, vi x0, vi x1, vi x2, const u8 *w, long step, vh ones) {
-  SHORT_SUM(SHORT_FIRST SHORT_NEXT("4", "8") SHORT_NEXT("5", "9"), x1, x2, x2, 1, 2, 2)
-}
-static inline vi short_dot4(vi sum, vi x0, vi x1, vi x2, vi x3, const u8 *w, long step, vh ones) {
-  SHORT_SUM(SHORT_FIRST SHORT_NEXT("4", "8") SHORT_NEXT("5", "9") SHORT_NEXT("6", "10"), x1, x2, x3, 1, 2, 3)
+  SHORT_SUM(SHORT_FIRST SHORT_NEXT("4", "7") SHORT_NEXT("5", "8"), x1, x2, 1, 2)
 }
 #else
 PLAIN vi short_dot1(vi sum, vi x0, const u8 *w, long step, vh ones) {
@@ -35,8 +32,5 @@ PLAIN vi short_dot2(vi sum, vi x0, vi x1, const u8 *w, long step, vh ones) {
 }
 PLAIN vi short_dot3(vi sum, vi x0, vi x1, vi x2, const u8 *w, long step, vh ones) {
   return short_dot1(short_dot2(sum, x0, x1, w, step, ones), x2, w + 2 * step, step, ones);
-}
-PLAIN vi short_dot4(vi sum, vi x0, vi x1, vi x2, vi x3, const u8 *w, long step, vh ones) {
-  return short_dot1(short_dot3(sum, x0, x1, x2, w, step, ones), x3, w + 3 * step, step, ones);
 }
 #endif

@@ -67,8 +67,10 @@ class Table:
 
 def emit_rows(conv: Conv8, writer: Writer) -> bool:
     """Write a pointwise convolution of all rows at once; return whether it is one."""
+    if not conv.pointwise:
+        return False
     layout = _laid_out(conv, writer)
-    if not layout.pointwise or (layout.direct and layout.ragged):
+    if layout.direct and layout.ragged:
         return False
     _emit(layout, writer, f"n * {product(conv.size)}" if writer.plan.by_row else None)
     return True

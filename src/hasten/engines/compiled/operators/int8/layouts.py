@@ -236,8 +236,7 @@ class Layout:
     @property
     def pointwise(self) -> bool:
         """Whether pixels are read one after the other, so that rows don't matter."""
-        conv = self.conv
-        return product((*conv.kernel, *conv.strides)) == 1 and not any(conv.pads)
+        return self.conv.pointwise
 
     @cached_property
     def chunk_rows(self) -> int:

@@ -3,7 +3,7 @@
 `vpmaddubsw` multiplies 32 bytes by 32 weights and adds two products each; its sums are cut to 16 bits. Where the
 weights above 0 that such a sum has come to at most 128, and those below 0 too, nothing is cut whatever the bytes
 are, since 255 * 128 < 32768. Four neighbouring bytes of the picture, a quad, meet two such sums of each channel.
-The sums of up to four quads, a group, are added in 16 bits where that provably fits for all channels of a block, and
+The sums of up to three quads, a group, are added in 16 bits where that provably fits for all channels of a block, and
 go to those of 32 bits by one `vpmaddwd` together. Which quads are a group is looked for, block by block, so a block's
 table has the places of its quads. Of weights that are too large for a quad alone, two quads have half each.
 """
@@ -21,9 +21,9 @@ from hasten.engines.compiled.operators.int8.tiles import Tile
 if TYPE_CHECKING:
     from hasten.engines.compiled.operators.int8.layouts import Layout
 
-PIXELS = {1: 8, 2: 4, 3: 3, 4: 2}
+PIXELS = {1: 8, 2: 5, 3: 3, 4: 2}
 """Largest number of pixels of a tile for each number of vectors: a group of quads needs registers besides the sums."""
-_SIZES = (4, 3, 2, 1)
+_SIZES = (3, 2, 1)
 """Numbers of quads of a group, in the order in which they follow each other."""
 _MOST = 128
 """Largest sum of magnitudes of weights of one sign, times 255 of which fits in 16 bits."""
@@ -76,23 +76,21 @@ def grouped(weights: Array) -> Quads:
         weights: int8 of shape (quads, vectors, lanes, 4).
     """
     places, held = _halved(weights)
-    loads = _loads(held).reshape(len(held), -1)
+    loads = _loads(held).reshape(len(held), weights[0].size).astype(np.uint8)
+    room = np.full_like(loads, _MOST)  # of each group; none where it is full
     groups: list[list[int]] = []
-    filled = np.zeros_like(loads)
-    full = np.zeros(len(held), bool)
-    for quad in np.argsort(-loads.sum(1), kind="stable").tolist():
-        some = slice(max(0, len(groups) - _OPEN), len(groups))
-        fits = (filled[some] + loads[quad] <= _MOST).all(1) & ~full[some]
-        if fits.any():
-            at = some.start + int(fits.argmax())
-            groups[at].append(quad)
-        else:
-            at = len(groups)
-            groups.append([quad])
-        filled[at] += loads[quad]
-        full[at] = len(groups[at]) == _SIZES[0]
+    for quad in np.argsort(-loads.sum(1, dtype=np.int64), kind="stable").tolist():
+        first = max(0, len(groups) - _OPEN)
+        fits = (loads[quad] <= room[first : len(groups)]).all(1)
+        at = first + int(fits.argmax()) if fits.any() else len(groups)
+        if at == len(groups):
+            groups.append([])
+        groups[at].append(quad)
+        room[at] -= loads[quad]
+        if len(groups[at]) == _SIZES[0]:
+            room[at] = 0
     groups.sort(key=len, reverse=True)
-    order = np.array([quad for group in groups for quad in group])
+    order = np.array([quad for group in groups for quad in group], np.int64)
     sizes = [len(group) for group in groups]
     return Quads(places[order], held[order], tuple(map(sizes.count, _SIZES)))
 
@@ -105,13 +103,13 @@ def _loads(weights: Array) -> Array:
 
 
 def _halved(weights: Array) -> tuple[Array, Array]:
-    """Return which quads there are, and weights that each holds alone; two hold those that one can't."""
-    large = (_loads(weights) > _MOST).any(-1)
-    wide = large.reshape(len(weights), -1).any(1)
-    half = np.where(np.repeat(large, 2, -1), weights >> 1, 0)[wide]
-    held = weights.copy()
+    """Return which quads have weights, and what each holds alone; two hold what one can't."""
+    places = np.flatnonzero(weights.any((1, 2, 3)))
+    held = weights[places]
+    large = (_loads(held) > _MOST).any(-1)
+    wide = large.any((1, 2, 3))
+    half = np.where(np.repeat(large, 2, -1), held >> 1, 0)[wide]
     held[wide] -= half
-    places = np.arange(len(weights))
     return np.concatenate([places, places[wide]]), np.concatenate([held, half])
 
 
@@ -156,9 +154,7 @@ class ShortTile(Tile):
         lines = []
         for p in range(self.pixels):
             lines.append("{")
-            lines += [
-                f"const vi z{i} = splat(*(const i32_u *)(q{i} + x{p}));" for i in range(size)
-            ]
+            lines += [f"const vi z{i} = splat(*(const i32_u *)(q{i} + x{p}));" for i in range(size)]
             given = ", ".join(f"z{i}" for i in range(size))
             for v in range(self.vectors):
                 at = f"w + {v * self.wide}, {self.vectors * self.wide}"
