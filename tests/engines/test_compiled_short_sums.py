@@ -168,17 +168,6 @@ def test_a_large_weight_here_and_there_is_halved() -> None:
     made.check(isa=AVX2)
 
 
-def test_quads_without_weights_are_left_out() -> None:
-    made = Made(2)
-    conv = narrowed(made, made.conv("plain", channels=(32, 40), size=(6, 6)), 64)
-    weights = made.constants[conv.weight]
-    weights[:, 4:12] = 0
-    weights[8:, :] = 0
-    made.operations = [conv]
-    assert len(grouped(weights[:8].reshape(1, 8, 8, 4).transpose(2, 0, 1, 3)).places) == 6
-    made.check(isa=AVX2)
-
-
 def test_layers_of_large_weights_are_calculated_otherwise() -> None:
     made = Made(0)
     made.operations = [made.conv("plain", channels=(96, 48), size=(6, 6))]

@@ -76,21 +76,20 @@ def grouped(weights: Array) -> Quads:
         weights: int8 of shape (quads, vectors, lanes, 4).
     """
     places, held = _halved(weights)
-    loads = _loads(held).reshape(len(held), weights[0].size).astype(np.uint8)
-    room = np.full_like(loads, _MOST)  # of each group; none where it is full
+    loads = _loads(held).reshape(len(held), -1).astype(np.uint8)
+    room, full = np.full_like(loads, _MOST), np.zeros(len(held), bool)
     groups: list[list[int]] = []
     for quad in np.argsort(-loads.sum(1, dtype=np.int64), kind="stable").tolist():
         first = max(0, len(groups) - _OPEN)
-        fits = (loads[quad] <= room[first : len(groups)]).all(1)
+        fits = (loads[quad] <= room[first : len(groups)]).all(1) & ~full[first : len(groups)]
         at = first + int(fits.argmax()) if fits.any() else len(groups)
         if at == len(groups):
             groups.append([])
         groups[at].append(quad)
         room[at] -= loads[quad]
-        if len(groups[at]) == _SIZES[0]:
-            room[at] = 0
+        full[at] = len(groups[at]) == _SIZES[0]
     groups.sort(key=len, reverse=True)
-    order = np.array([quad for group in groups for quad in group], np.int64)
+    order = np.array([quad for group in groups for quad in group])
     sizes = [len(group) for group in groups]
     return Quads(places[order], held[order], tuple(map(sizes.count, _SIZES)))
 
@@ -103,13 +102,13 @@ def _loads(weights: Array) -> Array:
 
 
 def _halved(weights: Array) -> tuple[Array, Array]:
-    """Return which quads have weights, and what each holds alone; two hold what one can't."""
-    places = np.flatnonzero(weights.any((1, 2, 3)))
-    held = weights[places]
-    large = (_loads(held) > _MOST).any(-1)
+    """Return which quads there are, and weights that each holds alone; two hold what one can't."""
+    large = (_loads(weights) > _MOST).any(-1)
     wide = large.any((1, 2, 3))
-    half = np.where(np.repeat(large, 2, -1), held >> 1, 0)[wide]
+    half = np.where(np.repeat(large, 2, -1), weights >> 1, 0)[wide]
+    held = weights.copy()
     held[wide] -= half
+    places = np.arange(len(weights))
     return np.concatenate([places, places[wide]]), np.concatenate([held, half])
 
 
