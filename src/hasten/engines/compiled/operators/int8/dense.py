@@ -84,6 +84,8 @@ def emit(conv: Conv8, writer: Writer) -> None:
 def _laid_out(conv: Conv8, writer: Writer) -> Layout:
     """Return the layout for the processor that a plan is written for, and for the convolution's weights."""
     layout = Layout.of(conv, writer)
+    if layout.weights > MOST_BYTES:
+        raise IntegrityError(f"the plan asks for more than {MOST_BYTES / 1e6:,.0f} MB of tables")
     if not short_sums.possible(layout):
         return layout
     short = replace(layout, quads=True, short=())
@@ -95,8 +97,6 @@ def _laid_out(conv: Conv8, writer: Writer) -> Layout:
 def _emit(layout: Layout, writer: Writer, pixels: str | None) -> None:
     """Write calls for parts of the rows or of the blocks of channels; `pixels` are those of all rows."""
     conv = layout.conv
-    if layout.weights > MOST_BYTES:
-        raise IntegrityError(f"the plan asks for more than {MOST_BYTES / 1e6:,.0f} MB of tables")
     include(writer, layout.points or "int16" in (conv.given_type, conv.made_type))
     if layout.points:
         writer.part("winograd.c")

@@ -31,6 +31,8 @@ _OPEN = 64
 """Largest number of groups among which room for a quad is looked for."""
 _MOST_COST = 1.1
 """Multiplications for each one of 16 bits up to which the form is faster: it needs fewer additions."""
+_MOST_WEIGHTS = 8 << 20
+"""Largest number of weights of a layer: groups are found in about a second for as many."""
 _HEAD = 8
 """Whole numbers before a block's places."""
 _LINE = 32
@@ -104,7 +106,7 @@ def _loads(weights: Array) -> Array:
 def _halved(weights: Array) -> tuple[Array, Array]:
     """Return which quads there are, and weights that each holds alone; two hold what one can't."""
     large = (_loads(weights) > _MOST).any(-1)
-    wide = large.any((1, 2, 3))
+    wide = large.reshape(len(weights), -1).any(1)
     half = np.where(np.repeat(large, 2, -1), weights >> 1, 0)[wide]
     held = weights.copy()
     held[wide] -= half
@@ -113,8 +115,9 @@ def _halved(weights: Array) -> tuple[Array, Array]:
 
 
 def possible(layout: Layout) -> bool:
-    """Whether a convolution's processor has AVX2 without dot products, and its layout products of 16 bits for bytes."""
-    return layout.wide == 32 and not (layout.direct or layout.points)
+    """Whether the processor has AVX2 without dot products, and the layout multiplies numbers of 16 bits for bytes."""
+    of_words = not (layout.direct or layout.points)
+    return layout.wide == 32 and of_words and layout.weights <= _MOST_WEIGHTS
 
 
 def faster(quads: tuple[Quads, ...], layout: Layout) -> bool:
@@ -126,7 +129,7 @@ def faster(quads: tuple[Quads, ...], layout: Layout) -> bool:
     """
     vectors = layout.groups * sum(block.vectors for block in layout.blocks)
     needed = sum(one.multiplications * one.weights.shape[1] for one in quads)
-    return needed <= _MOST_COST * layout.steps.dots * vectors
+    return bool(needed <= _MOST_COST * layout.steps.dots * vectors)
 
 
 class ShortTile(Tile):
