@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,6 +155,19 @@ def test_sums_of_the_largest_bytes_are_exact(weight: int, sign: int) -> None:
     weights[21, ::5] = -128
     made.operations = [replace(conv, weight=made.constant(weights))]
     assert bool(short(made)) == (weight < 65)
+    made.check(isa=AVX2)
+
+
+@pytest.mark.parametrize("channels", [(12, 12), (12, 24), (18, 36), (40, 20), (60, 60)])
+def test_groups_that_are_joined_otherwise_equal_integers(channels: tuple[int, int]) -> None:
+    made = Made(6)
+    shapes: list[dict[str, Any]] = [
+        {"channels": channels, "groups": groups, "size": (5, 6), "kernel": kernel}
+        for groups in (2, 3, 4, 5, 6)
+        for kernel in ((1, 1), (3, 3))
+        if not (channels[0] % groups or channels[1] % groups)
+    ]
+    made.operations = [narrowed(made, made.conv("plain", **shape), 30) for shape in shapes]
     made.check(isa=AVX2)
 
 

@@ -90,7 +90,7 @@ def _laid_out(conv: Conv8, writer: Writer) -> Layout:
         return layout
     short = replace(layout, quads=True, short=())
     parts = list(_parts(short, writer))
-    quads = tuple(short_sums.grouped(part[g]) for g in range(layout.groups) for part in parts)
+    quads = tuple(short_sums.grouped(part[g]) for g in range(short.groups) for part in parts)
     return replace(short, short=quads) if short_sums.faster(quads, layout) else layout
 
 
