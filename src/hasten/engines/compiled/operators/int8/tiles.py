@@ -37,6 +37,16 @@ class Steps:
         """Dot products of a sum."""
         return self.down * self.across * self.run // 4
 
+    @property
+    def places(self) -> list[int]:
+        """Byte of each dot product from a pixel's first one on."""
+        return [
+            i * self.below + j * self.right + k
+            for i in range(self.down)
+            for j in range(self.across)
+            for k in range(0, self.run, 4)
+        ]
+
 
 @dataclass(frozen=True)
 class End:
@@ -151,13 +161,7 @@ class Tile:
     def _sums(self) -> list[str]:
         steps = self.steps
         if self.unrolled and steps.dots <= _MOST_UNROLLED:
-            places = [
-                i * steps.below + j * steps.right + k
-                for i in range(steps.down)
-                for j in range(steps.across)
-                for k in range(0, steps.run, 4)
-            ]
-            return ["{ const u8 *q = x;", *self._dots(places), "}"]
+            return ["{ const u8 *q = x;", *self._dots(steps.places), "}"]
         dots = steps.run // 4
         at_once = min(_UNROLLED, dots) if self.unrolled else 1
         step = at_once * self.vectors * self._vector
