@@ -21,7 +21,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8 import amx, arm, short_sums, winograd
 from hasten.engines.compiled.operators.int8.layouts import Block, Layout, whole
-from hasten.engines.compiled.operators.int8.tiles import End, Tile
+from hasten.engines.compiled.operators.int8.tiles import End, Tile, packed_together
 from hasten.engines.compiled.operators.int8.words import include
 from hasten.engines.compiled.plan import ALIGNMENT, MOST_BYTES, product
 from hasten.errors import IntegrityError
@@ -306,6 +306,7 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
             end,
             layout.arm != "" or (pixels == most and layout.wide > 16),
             "dot" if conv.given_type == "uint8" else "dot16",
+            layout.half(block),
         )
         name = writer.static("tile", f"static void @({head}) {{\n{one.text}\n}}")
         return f"{name}(x, at, w, b, e, f, y);"
@@ -365,7 +366,7 @@ def _order(layout: Layout, block: Block, start: int) -> Array:
     lanes = layout.lanes
     order = np.arange(block.vectors * lanes).reshape(block.vectors, lanes)
     if layout.conv.rounding is not None:
-        packed = block.vectors // 2 * 2
+        packed = packed_together(block.vectors, layout.half(block))
         if packed:
             together = order[:packed].reshape(-1, packed, 4)
             order[:packed] = together.transpose(1, 0, 2).reshape(packed, lanes)

@@ -220,13 +220,22 @@ class Layout:
         """Blocks of a group: all alike but the last two."""
         vectors = -(-self.outs // self.lanes)
         fours, rest = divmod(vectors, 4)
-        if rest in (1, 2) and fours:
+        if rest in (1, 2) and fours and not self._many:
             fours, rest = fours - 1, rest + 4
         last = {0: (), 5: (3, 2), 6: (3, 3)}.get(rest, (rest,))
         sizes = [*(4,) * fours, *last]
         ends = np.minimum(np.cumsum(sizes) * self.lanes, self.outs)
         counts = np.diff(ends, prepend=0).tolist()
         return tuple(Block(size, count) for size, count in zip(sizes, counts, strict=True))
+
+    @property
+    def _many(self) -> bool:
+        """Whether products are VNNI's in 32 registers of 64 bytes, where smaller blocks take no longer."""
+        return self.quads and self.wide == 64 and not self.rows
+
+    def half(self, block: Block) -> bool:
+        """Whether half a vector holds the last channels of a block, and only that half is summed."""
+        return self._many and 0 < block.channels % self.lanes <= self.lanes // 2
 
     @property
     def units(self) -> int:
