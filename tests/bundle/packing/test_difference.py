@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from tests.support import packed_files
 from tests.support.bundles import built, stated
 
 import hasten
@@ -433,9 +434,8 @@ def test_a_difference_that_states_another_size_of_the_manifest_takes_no_room(
     whole = (Piece(0, 0, claimed),)
     item = Item("w", "uint8", (claimed,), 1, whole, 1 << 18, relation="same", since=whole)
     head = Head((("model/a", claimed),), (), (item,), Base(known, (("manifest.json", claimed),)))
-    start = layout.to_bytes(head)
     packed = tmp_path / "small.hastenz"
-    packed.write_bytes(start + hashlib.sha256(start).digest())
+    packed.write_bytes(packed_files.of_head(head))
     assert refused(packed, old) == (
         f"{packed} is damaged: {old} has no 'manifest.json' of that size"
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from hasten.bundle.packing.codecs.base import Codec
+from hasten.bundle.packing.codecs.raw import Raw
 from hasten.bundle.packing.codecs.zstandard import Zstandard, compressed
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
@@ -90,6 +91,14 @@ class Coder:
             deep: Number of blocks that this one is in, itself included.
         """
         return self._coded(data, width, deep).block
+
+    def plain(self, data: Array) -> bytes:
+        """Return the block of some bytes as they are.
+
+        Args:
+            data: Bytes: uint8 of shape (n,).
+        """
+        return bytes([self.choice.index(Raw())]) + data.tobytes()
 
     def _coded(self, data: Array, width: int, deep: int) -> _Coded:
         tried = tuple(self._tried(data, width, deep))
