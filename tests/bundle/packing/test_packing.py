@@ -41,7 +41,7 @@ from hasten.bundle.packing.layout import Base, Head, Item, Piece, Relation
 from hasten.bundle.packing.reader import Packed
 from hasten.bundle.packing.source import FileSource, MemorySource
 from hasten.bundle.packing.unpacking import beside, write_files
-from hasten.bundle.packing.writer import Cut, pack, write_packed
+from hasten.bundle.packing.writer import Cut, PackedAs, pack, write_packed
 from hasten.cli import main
 from hasten.core.rooms import ArrayRoom, Room
 from hasten.core.target import Target
@@ -222,6 +222,43 @@ def test_a_packed_bundle_is_opened_from_the_web(two_models: Path, web: str) -> N
         np.testing.assert_array_equal(one(X)["logits"], other(X)["logits"])
     with pytest.raises(InputError, match=r"/none\.hastenz: the server answered 404"):
         hasten.load(f"{web}/none.hastenz")
+
+
+def test_a_damaged_model_at_an_address_is_named_by_that_address(two_models: Path, web: str) -> None:
+    def change(record: dict[str, Any]) -> None:
+        record["winner"]["artifact"]["files"] = ["model/none.bin"]
+
+    forge(two_models, change)
+    packed = pack(two_models).path
+    for place in (f"{web}/model.hastenz", packed):
+        with pytest.raises(IntegrityError) as error:
+            hasten.load(place)
+        assert str(error.value) == f"{place}: model/none.bin is not listed in the manifest"
+
+
+def test_the_share_that_is_saved_is_never_said_to_be_all() -> None:
+    def said(packed_bytes: int) -> str:
+        return PackedAs(Path("p.hastenz"), 1_000_000_000, packed_bytes, ()).in_words()[0]
+
+    assert said(556) == "p.hastenz: 0.6 kB, 99.9% less than the 1000.00 MB of its unpacked files"
+    assert " 99.2% less " in said(8_000_000)
+    assert " 61% less " in said(390_000_000)
+
+
+def test_damage_in_small_tensors_names_the_model_that_they_are_of(tmp_path: Path) -> None:
+    """Those of an IR lie in another file than the one that their name states."""
+    path, data = tmp_path / "p.hastenz", np.arange(30, dtype=np.uint8)
+    item = Item("3 small tensors of a.xml", "uint8", (30,), 1, (Piece(1, 0, 30),), 1 << 18)
+    head = Head((("a.xml", 0), ("a.bin", 30)), (), ())
+    write_packed(path, head, iter([Cut(item, data)]), all_codecs())
+    damaged = bytearray(path.read_bytes())
+    damaged[-40] ^= 1
+    path.write_bytes(damaged)
+    with FileSource(path) as source:
+        packed = Packed.open(source)
+        with pytest.raises(IntegrityError) as error:
+            packed.unpack({"a.bin": ArrayRoom(np.empty(30, np.uint8))})
+    assert str(error.value).startswith(f"{path}: '3 small tensors of a.xml' is damaged: ")
 
 
 def test_a_packed_bundle_is_read_from_memory(two_models: Path) -> None:

@@ -150,7 +150,8 @@ class Head:
     def told(self, item: Item) -> str:
         """Return an item's name for people, with its file where the name alone doesn't tell it."""
         file, name = self.files[item.pieces[0].file][0], f"{item.name[:100]!r}"
-        return name if file in item.name else f"the tensor {name} in {file[:100]}"
+        told = any(path in item.name for path, _ in self.files)
+        return name if told else f"the tensor {name} in {file[:100]}"
 
 
 def to_bytes(head: Head) -> bytes:

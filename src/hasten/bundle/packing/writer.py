@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import secrets
 import tempfile
@@ -77,7 +78,7 @@ class PackedAs:
         """Return the sizes as lines for people, and what they are good for."""
         share = 1 - self.packed_bytes / max(1, self.folder_bytes)
         return (
-            f"{self.path}: {_said(self.packed_bytes)}, {100 * share:.{1 if share > 0.99 else 0}f}% less "
+            f"{self.path}: {_said(self.packed_bytes)}, {_percent(share)}% less "
             f"than the {_said(self.folder_bytes)} of its unpacked files",
             *([_UNSIGNED.format(path=self.path)] if self.lost_signature else []),
             CODING_HELPS,
@@ -107,6 +108,11 @@ class Cut:
 def _said(size_bytes: int) -> str:
     """Return a size for people."""
     return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:.1f} kB"
+
+
+def _percent(share: float) -> str:
+    """Return a share for people: never 100 where something is left."""
+    return f"{math.floor(1000 * share) / 10:.1f}" if share > 0.99 else f"{100 * share:.0f}"
 
 
 def pack(
