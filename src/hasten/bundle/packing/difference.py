@@ -296,22 +296,21 @@ class _Older:
         fewer, the first ones go together.
         """
         role, dtype, shape = bundle.kind(cut)
-        others = [
-            other
-            for (owner, of, _), alike in self._tensors.items()
-            for other in alike
+        alike = [
+            one
+            for (owner, of, _), ones in self._tensors.items()
+            for one in ones
             if (owner, of) == (role, dtype)
         ]
-        groups = [other for other in others if len(other.item.pieces) > 1]
+        groups = [one for one in alike if len(one.item.pieces) > 1]
         if before is not None or _is_bytes(cut):
             return [(cut, before)]
         if len(cut.item.pieces) < 2:
-            named = (
-                o for o in others if (o.item.name, o.item.shape[1:]) == (cut.item.name, shape[1:])
-            )
+            same = (cut.item.name, shape[1:])
+            named = (one for one in alike if (one.item.name, one.item.shape[1:]) == same)
             return _by_rows(cut, next(named, None))
         if len(groups) != 1:
-            return [(cut, before)]
+            return [(cut, None)]
         both = _both(*([piece.length for piece in one.item.pieces] for one in (cut, groups[0])))
         others = sorted({*range(len(cut.item.pieces))} - {new for new, _ in both})
         there = _pieces_of(groups[0], [older for _, older in both])
