@@ -295,6 +295,8 @@ class _Older:
         their sizes and their order, go together. If a tensor has more rows than the older one of its name, or
         fewer, the first ones go together.
         """
+        if before is not None or _is_bytes(cut):
+            return [(cut, before)]
         role, dtype, shape = bundle.kind(cut)
         alike = [
             one
@@ -303,8 +305,6 @@ class _Older:
             if (owner, of) == (role, dtype)
         ]
         groups = [one for one in alike if len(one.item.pieces) > 1]
-        if before is not None or _is_bytes(cut):
-            return [(cut, before)]
         if len(cut.item.pieces) < 2:
             same = (cut.item.name, shape[1:])
             named = (one for one in alike if (one.item.name, one.item.shape[1:]) == same)
