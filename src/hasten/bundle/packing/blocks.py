@@ -39,7 +39,7 @@ class Codecs:
 
         Raises:
             IntegrityError: the block doesn't decode to exactly n bytes; the message says how.
-            InputError: its codec isn't installed.
+            InputError: its codec isn't installed, or unknown, as one of a later version is.
         """
         if deep > DEEPEST:
             raise IntegrityError(f"its codecs are nested more than {DEEPEST} deep")
@@ -58,8 +58,9 @@ class Codecs:
             try:
                 cls = Codec.member(name)
             except KeyError:
-                raise IntegrityError(
-                    f"it needs the codec {name!r:.60}; this version has {', '.join(Codec.registry)}"
+                raise InputError(
+                    f"it needs the codec {name!r:.60}, and this version of hasten has "
+                    f"{', '.join(Codec.registry)}: upgrade hasten"
                 ) from None
             if not cls.usable():
                 raise InputError(f"it needs the codec {name}: pip install 'hasten[{cls.extra}]'")
