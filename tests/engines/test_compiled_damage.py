@@ -206,7 +206,8 @@ extern void *malloc(unsigned long);
 extern int open(const char *, int, ...);
 extern long read(int, void *, unsigned long);
 int main(void) {
-  struct call c;
+  i64 beyond[2];
+  struct call c = {.beyond = beyond};
   c.rows = BY_ROW ? 27 : 1;
   for (int i = 0; i < INPUTS + OUTPUTS; i++) {
     u8 *p = malloc(c.rows * ROW_BYTES[i]);

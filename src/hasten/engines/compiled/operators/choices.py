@@ -10,6 +10,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.maps import place, seen
 from hasten.engines.compiled.plan import C_TYPES, Access, Operation, Plan, product
+from hasten.errors import BeyondRange
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.writer import Writer
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class Pick(Operation):
     """Elements at computed places along one axis.
 
-    A negative place counts from the end. What lies outside even so is the first or last element: the
+    A negative place counts from the end. What lies outside even so isn't read, and the request is refused: the
     places are a request's, so they may be anything.
 
     Attributes:
@@ -63,7 +64,13 @@ class Pick(Operation):
 
     def calculate(self, tensors: dict[str, Array]) -> None:
         places = seen(tensors, self.places, self.shape).astype(np.int64)
-        places = np.clip(np.where(places < 0, places + self.size, places), 0, self.size - 1)
+        outside = places[(places < -self.size) | (places >= self.size)]
+        if outside.size:
+            raise BeyondRange(
+                f"the model looks up place {outside[0]} of {self.size} for this request: give numbers for which its "
+                f"places are from {-self.size} to {self.size - 1}"
+            )
+        places = np.where(places < 0, places + self.size, places)
         along = Access(self.input.tensor, (*self.input.strides, self.stride), self.input.offset)
         read = seen(tensors, along, (*self.shape, self.size))
         found = np.take_along_axis(read, places[..., np.newaxis], -1)
@@ -81,8 +88,12 @@ class Pick(Operation):
                 f"i64 at = {places}[{place(Access('', self.places.strides[:inner], self.places.offset))}];"
             )
             writer.line("HERE(at);")  # a compiler that knows what a place can be drops its bounds
+            writer.line("const i64 asked = at;")
             writer.line(f"at = at < 0 ? at + {self.size} : at;")
-            writer.line(f"at = at < 0 ? 0 : at > {self.size - 1} ? {self.size - 1} : at;")
+            with writer.block(f"if ((u64)at >= {self.size})"):
+                keep = f"c->beyond[0] = asked, c->beyond[1] = {self.size};"
+                writer.line(f"if (!c->beyond[1]) {keep}")
+                writer.line("at = 0;")
             for axis in range(inner, len(self.shape)):
                 if axis == len(self.shape) - 1:
                     writer.line("#pragma GCC ivdep")
