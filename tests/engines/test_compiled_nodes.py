@@ -554,3 +554,39 @@ def test_whole_numbers_beyond_their_type_wrap_as_in_onnx_runtime(
         # Without care C takes it for granted that a sum is the larger one.
         drawn.output(drawn.node("Less", drawn.node(op, x, half), x))
     drawn.check(tmp_path)
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+@pytest.mark.parametrize("count", [2, 6])
+def test_nan_is_the_largest_number_as_in_onnx_runtime(
+    tmp_path: Path, count: int, largest: int
+) -> None:
+    drawn = Drawn(0)
+    x = drawn.input(6)
+    nan = np.nan
+    drawn.inputs[x][:4] = [
+        [3, nan, 1, 5, 2, 4],
+        [nan, 1, nan, 7, 3, 7],
+        [5, 4, 3, 2, np.inf, nan],
+        [nan] * 6,
+    ]
+    k = drawn.constant([count], "int64")
+    values = drawn.node("TopK", x, k, gives=2, axis=1, largest=largest)
+    drawn.output(values)
+    drawn.output(values.replace("_0", "_1"))
+    drawn.check(tmp_path)
+
+
+def test_infinite_exponents_stay_infinite_as_in_onnx_runtime(tmp_path: Path) -> None:
+    drawn = Drawn(0, opset=13)
+    x = drawn.input(3)
+    low, high = -np.inf, np.inf
+    drawn.inputs[x][:5] = [
+        [1, high, 2],
+        [low, low, low],
+        [low, 1, 2],
+        [low, high, 0],
+        [1, np.nan, low],
+    ]
+    drawn.output(drawn.node("ReduceLogSumExp", x, axes=[1], keepdims=0))
+    drawn.check(tmp_path)

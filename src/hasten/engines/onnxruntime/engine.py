@@ -36,8 +36,8 @@ _LARGEST_KEPT_BYTES = 1 << 30
 """Largest model whose optimized graph is kept: a copy of a larger one takes too long."""
 _SAVED_WEIGHTS = "session.optimized_model_external_initializers_file_name"
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_RECURRENT = (b"GRU", b"LSTM")
-"""Operators that end the process, in ONNX Runtime 1.32, where the batch is empty, and GRU also without steps."""
+_FATAL = (b"Einsum", b"GRU", b"LSTM")
+"""Operators that end the process, in ONNX Runtime 1.32, for some empty inputs: as a batch, or without steps."""
 _SPINNING = "session.intra_op.allow_spinning"
 _STOPS_SPINNING = "session.force_spinning_stop"
 
@@ -304,7 +304,7 @@ class OnnxRuntimeSession(Session):
         self._session = session
         self._optimization = optimization
         self._artifact = artifact
-        self._recurrent: bool | None = None
+        self._fatal: bool | None = None
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """Answer one request.
@@ -335,15 +335,15 @@ class OnnxRuntimeSession(Session):
         }
 
     def _check_empty(self, name: str, array: Array) -> None:
-        """Refuse an empty input if the model has a GRU or LSTM, or can't be read any more."""
-        if self._recurrent is None:
-            self._recurrent = True
+        """Refuse an empty input if the model has an operator that may end the process, or can't be read any more."""
+        if self._fatal is None:
+            self._fatal = True
             with contextlib.suppress(HastenError, OSError), private(self._artifact) as copy:
-                self._recurrent = _has_recurrent(copy.path)
-        if self._recurrent:
+                self._fatal = _has_fatal(copy.path)
+        if self._fatal:
             raise BeyondRange(
-                f"the input {name!r} has the shape {list(array.shape)}, and an empty GRU or LSTM ends ONNX Runtime's "
-                "process: give at least one number along each axis"
+                f"the input {name!r} has the shape {list(array.shape)}, and an empty Einsum, GRU or LSTM may end ONNX "
+                "Runtime's process: give at least one number along each axis"
             )
 
     def close(self) -> None:
@@ -351,7 +351,7 @@ class OnnxRuntimeSession(Session):
         self._session = None
 
 
-def _has_recurrent(path: Path) -> bool:
-    """Whether an ONNX file has the name of a recurrent operator anywhere."""
+def _has_fatal(path: Path) -> bool:
+    """Whether an ONNX file has the name of such an operator anywhere."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return any(content.find(name) >= 0 for name in _RECURRENT)
+        return any(content.find(name) >= 0 for name in _FATAL)
