@@ -120,6 +120,32 @@ def test_a_range_that_a_request_names_is_refused(host: Target, tmp_path: Path) -
         built(tmp_path, host, text)
 
 
+def looped(steps: str, count: str) -> str:
+    return f"""g (float[N, 3] x{steps}) => (float[M, 3] y) <bool yes = {{1}}, int64 first = {{0}}> {{
+        sizes = Shape (x)  rows = Gather (sizes, first)
+        y = Loop ({count}, yes) <body = b (int64 i, bool on) => (bool again, float[3] row) {{
+            again = Identity (on)  one = Gather (x, i)  row = Neg (one) }}> }}"""
+
+
+def test_a_loop_without_steps_never_gives_the_last_answer(host: Target, tmp_path: Path) -> None:
+    artifact = built(tmp_path, host, looped("", "rows"))
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    with OpenVino().open(artifact, host) as session:
+        for _ in range(2):
+            assert session.run({"x": x})["y"].tolist() == (-x).tolist()
+            with pytest.raises(BeyondRange) as error:
+                session.run({"x": x[:0]})
+            assert str(error.value) == (
+                "the input 'x' has the shape [0, 3], and a loop without steps gives OpenVINO's last answer: give at "
+                "least one number along each axis"
+            )
+
+
+def test_a_loop_whose_steps_a_request_names_is_refused(host: Target, tmp_path: Path) -> None:
+    with pytest.raises(NotCovered, match="last request's numbers where a loop has no steps, as"):
+        built(tmp_path, host, looped(", int64 n", "n"))
+
+
 def test_ir_of_a_pass_is_checked_as_a_model_is(host: Target, tmp_path: Path) -> None:
     import openvino
 

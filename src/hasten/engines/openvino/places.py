@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 _FAILING = (
     *("GatherElements", "GatherND", "ScatterElementsUpdate", "ScatterNDUpdate", "ScatterUpdate"),
@@ -13,11 +14,22 @@ _FAILING = (
 _TYPES = tuple(f'type="{one}'.encode() for one in _FAILING)
 
 
-def never_fails(path: Path) -> bool:
-    """Whether no number of a request makes the plugin fail, where all shapes are settled.
+_LOOPS = (b'type="Loop"', b'type="TensorIterator"')
 
-    Args:
-        path: The graph as IR.
+
+class Risks(NamedTuple):
+    """Risks of a graph.
+
+    Attributes:
+        fails: Whether a request's numbers may make the plugin fail even where all shapes are settled.
+        loops: Whether it has a loop, which without any step gives the last request's numbers.
     """
-    content = path.read_bytes()
-    return not any(one in content for one in _TYPES)
+
+    fails: bool = True
+    loops: bool = True
+
+    @classmethod
+    def of(cls, path: Path) -> Risks:
+        """Return those of a graph, given as IR."""
+        content = path.read_bytes()
+        return cls(*(any(one in content for one in types) for types in (_TYPES, _LOOPS)))
