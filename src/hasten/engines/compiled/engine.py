@@ -334,6 +334,7 @@ class CompiledSession(Session):
         Raises:
             CandidateError: an array is missing, or of another size.
             InputError: a constant input has other numbers.
+            BeyondRange: the request names a place beyond a tensor.
         """
         try:
             given = [inputs[name] for name in self._names]

@@ -25,10 +25,11 @@ from hasten.engines.checked import operators, private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
 from hasten.engines.newer import every_node, newer_attribute
+from hasten.engines.openvino.places import Risks
 from hasten.engines.openvino.ranges import Ranges
 from hasten.engines.openvino.runtime import new_core
-from hasten.engines.openvino.unknown import takes_nan
-from hasten.errors import CandidateError
+from hasten.engines.openvino.unknown import inputs_with_nan
+from hasten.errors import BeyondRange, CandidateError
 
 if TYPE_CHECKING:
     from hasten.engines.layers import LayerTime
@@ -49,6 +50,7 @@ _WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
 """Setting with which an exported graph refers to the weights of the artifact instead of copying them."""
 _REFUSED = b"OpenVINO refuses what it exports of this model"
 """Content of an entry that is kept so that nothing is exported and imported in vain."""
+_EVERY_RISK = Risks()
 _FAST_WITH = {"f16": {"amx_fp16"}, "bf16": {"avx512_bf16", "amx_bf16"}}
 """Instruction sets with which a precision is faster than f32. avx512_fp16 alone isn't among them,
 since oneDNN computes in f32 there."""
@@ -151,6 +153,7 @@ class OpenVino(Engine):
         """
         if model.format == "openvino":
             artifact = place(model, workdir)
+            _check_values(self._read(artifact)[1])
         else:
             artifact = converted(model, workdir, keeps_doubles=self.exact)
         self._compile(artifact, target)
@@ -198,12 +201,18 @@ class OpenVino(Engine):
             compile_(artifact.request),
             None if static else lambda: compile_(()),
             self._wholes(artifact) if whole else None,
-            takes_nan=takes_nan(graph),
+            self._with_nan(artifact, graph),
+            risks=Risks.of(graph),
         )
         try:
             yield session
         finally:
             session.close()
+
+    def _with_nan(self, artifact: Artifact, graph: Path) -> frozenset[str]:
+        if all(np.dtype(spec.dtype).kind != "f" for spec in artifact.inputs):
+            return frozenset()
+        return inputs_with_nan(graph, lambda: self._read(artifact)[1])
 
     def _wholes(self, artifact: Artifact) -> Wholes:
         from hasten.engines.openvino.wholes import Wholes
@@ -222,7 +231,8 @@ class OpenVino(Engine):
         def opened() -> tuple[Any, Callable[[Tensors], Any]]:
             compiled = self._compile(artifact, target, request, more={"PERF_COUNT": True})
             with private(artifact) as copy:
-                session = OpenVinoSession(artifact, compiled, takes_nan=takes_nan(copy.path))
+                known, risks = self._with_nan(artifact, copy.path), Risks.of(copy.path)
+                session = OpenVinoSession(artifact, compiled, with_nan=known, risks=risks)
             return compiled, session.run
 
         return profiled(opened, operations(self._read(artifact)[1]), requests)
@@ -345,9 +355,8 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
         NotCovered: it computes in float64, with whole numbers that plugins hold in another type or that are too
             large for them, or reads from places that a request names and nothing checks.
     """
-    from hasten.engines.openvino.numbers import check_doubles, check_places, check_whole_numbers
+    from hasten.engines.openvino.numbers import check_doubles
     from hasten.engines.openvino.ties import keep_order
-    from hasten.engines.openvino.wholes import check_wholes
 
     ov = import_quietly("openvino")
     extensions = [str(library) for library in libraries(model.custom_ops, "create_extensions")]
@@ -358,11 +367,9 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
             # In a list twice, since it splits other paths at commas.
             converted = ov.convert_model([[model.path]], extension=extensions or None)
         _name_ports(converted, model)
-        check_places(converted)
         if keeps_doubles:
             check_doubles(converted)
-        check_whole_numbers(converted)
-        check_wholes(converted)
+        _check_values(converted)
         keep_order(converted)
         ov.save_model(converted, path, compress_to_fp16=False)
     except CandidateError:
@@ -377,6 +384,20 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
         files=(path.with_suffix(".bin"),),
         custom_ops=model.custom_ops,
     )
+
+
+def _check_values(graph: Any) -> None:
+    """Refuse a graph that a plugin wouldn't compute as the model says for some values of a request.
+
+    Raises:
+        NotCovered: it is such; the message names the operation.
+    """
+    from hasten.engines.openvino.numbers import check_places, check_whole_numbers
+    from hasten.engines.openvino.wholes import check_wholes
+
+    check_places(graph)
+    check_whole_numbers(graph)
+    check_wholes(graph)
 
 
 def _check_attributes(path: Path) -> None:
@@ -443,7 +464,8 @@ class OpenVinoSession(Session):
         compile_open: Function that compiles the model for all shapes that it takes; None if
             `compiled` takes them.
         wholes: Calculations with whole numbers in the graph; None if it takes none.
-        takes_nan: Whether the model looks for NaN itself, so that requests may have it.
+        with_nan: Names of inputs that may have NaN, since the model looks for it itself.
+        risks: Risks of the graph.
     """
 
     def __init__(
@@ -452,8 +474,9 @@ class OpenVinoSession(Session):
         compiled: Any,
         compile_open: Callable[[], Any] | None = None,
         wholes: Wholes | None = None,
+        with_nan: frozenset[str] = frozenset(),
         *,
-        takes_nan: bool = False,
+        risks: Risks = _EVERY_RISK,
     ) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = batch_sizes(artifact)
@@ -462,7 +485,8 @@ class OpenVinoSession(Session):
         self._sizes = [(s.name, s.sizes) for s in artifact.request] if settled else []
         self._compile_open = compile_open
         self._compiled = compiled
-        self._ranges = partial(Ranges, wholes, takes_nan=takes_nan)
+        self._ranges = partial(Ranges, wholes, with_nan)
+        self._risks = risks
         self._first: _Request | None = self._requested(compiled)
         self._other: _Request | None = None
 
@@ -470,7 +494,8 @@ class OpenVinoSession(Session):
         """Answer one request.
 
         Raises:
-            BeyondRange: an input has a number with which the runtime may calculate wrong, or NaN.
+            BeyondRange: an input has a number with which the runtime may calculate wrong, or NaN; or it fails with
+                this request.
             CandidateError: the runtime failed.
         """
         request = self._first
@@ -483,11 +508,20 @@ class OpenVinoSession(Session):
                     break
             return dict(zip(self._names, request.infer(inputs), strict=True))
         except CandidateError:
+            if request.failed:
+                self._renew(request)
             raise
         except Exception as error:
             if missing := [spec.name for spec in self.inputs if spec.name not in inputs]:
                 raise CandidateError(f"OpenVINO didn't get the input {missing[0]!r}") from error
             raise failed("OpenVINO failed", error) from error
+
+    def _renew(self, request: _Request) -> None:
+        """Replace a request of open shapes that failed: the plugin may then refuse or mistake all later ones, too."""
+        if request is self._other:
+            self._other = None
+        elif not self._sizes and self._compile_open is not None:
+            self._first = self._requested(self._compile_open())
 
     def _opened(self) -> _Request:
         assert self._compile_open is not None
@@ -495,7 +529,10 @@ class OpenVinoSession(Session):
         return self._other
 
     def _requested(self, compiled: Any) -> _Request:
-        return _Request(compiled, self.inputs, self._ranges())
+        ports = (*compiled.inputs, *compiled.outputs)
+        open_ = not all(port.partial_shape.is_static for port in ports)
+        risks = self._risks._replace(fails=self._risks.fails or open_)
+        return _Request(compiled, self.inputs, self._ranges(), risks)
 
     def properties(self) -> Mapping[str, str]:
         """Settings of the plugin, and how many operators run in which precision."""
@@ -523,9 +560,22 @@ class _Request:
     """Infer request over its own input buffers.
 
     Filling a tensor that was set once costs 9 us a call; `infer([x])` costs 95 us.
+
+    Args:
+        compiled: Compiled model.
+        inputs: Specs of its inputs.
+        ranges: Guard of their numbers.
+        risks: Risks of the graph. Where the plugin fails, `infer` of OpenVINO 2026.4 doesn't raise: it returns the last
+            request's answers. `start_async` does, and takes some 30 us longer.
+
+    Attributes:
+        failed: Whether the plugin failed.
     """
 
-    def __init__(self, compiled: Any, inputs: Sequence[TensorSpec], ranges: Ranges) -> None:
+    def __init__(
+        self, compiled: Any, inputs: Sequence[TensorSpec], ranges: Ranges, risks: Risks
+    ) -> None:
+        self.failed, self._risks = False, risks
         self._order = [(spec.name, _port(compiled.inputs, spec.name)) for spec in inputs]
         self._request = compiled.create_infer_request()
         self._buffers: dict[str, Array] = {}
@@ -539,8 +589,29 @@ class _Request:
                 buffer = self._allocate(name, port, given)
             buffer[...] = given
         self._ranges.check()
-        answers: tuple[Array, ...] = self._request.infer().to_tuple()
+        if self._risks.loops:
+            self._check_steps()
+        answers: tuple[Array, ...]
+        if not self._risks.fails:
+            answers = self._request.infer().to_tuple()
+            return answers
+        try:
+            self._request.start_async()
+            self._request.wait()
+        except Exception as error:
+            self.failed = True
+            raise BeyondRange(str(failed("OpenVINO can't answer this request", error))) from error
+        answers = self._request.results.to_tuple()
         return answers
+
+    def _check_steps(self) -> None:
+        """Refuse an empty input, along which a loop has no steps."""
+        for name, array in self._buffers.items():
+            if not array.size:
+                raise BeyondRange(
+                    f"the input {name!r} has the shape {list(array.shape)}, and a loop without steps gives OpenVINO's "
+                    "last answer: give at least one number along each axis"
+                )
 
     def _allocate(self, name: str, port: int, like: Array) -> Array:
         """Give the request a new input buffer of another shape."""
