@@ -23,7 +23,6 @@ from tests.support.once import made_once, shared
 from tests.support.quick import quick_runs
 
 import hasten
-from hasten.core.garbage import RARE
 from hasten.core.telemetry import OFF
 from hasten.testing import models
 
@@ -51,8 +50,6 @@ _SAME = hypothesis.settings(hypothesis.settings.get_profile("explore"), derandom
 hypothesis.settings.register_profile("ci", _SAME, max_examples=200)
 hypothesis.settings.register_profile("home", _SAME, max_examples=25)
 hypothesis.settings.load_profile("home")  # --hypothesis-profile=ci for more
-
-gc.set_threshold(RARE, 10, 10)  # tests import much, one after another, and make little garbage
 
 _BEGAN_S = time.monotonic()
 _MANY_MODULES = 200

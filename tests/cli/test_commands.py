@@ -1,6 +1,5 @@
 """The commands where all goes well."""
 
-import gc
 import json
 import os
 import re
@@ -19,7 +18,6 @@ from tests.support.quick import quick_runs
 from hasten import __version__
 from hasten.bundle import read
 from hasten.cli import main
-from hasten.core.garbage import RARE
 from hasten.testing import models
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "help.txt"
@@ -59,14 +57,6 @@ def test_the_help_is_the_golden_one() -> None:
 
 def test_the_version_is_the_packages() -> None:
     assert run("--version").output == f"hasten, version {__version__}\n"
-
-
-def test_a_command_looks_for_garbage_rarely_until_it_ends(tmp_path: Path) -> None:
-    before, file = gc.get_threshold(), tmp_path / "telling.py"
-    file.write_text("import gc\ndef model():\n    raise ValueError(gc.get_threshold()[0])\n")
-    result = run("optimize", f"{file}:model")
-    assert f"ValueError: {RARE} (telling.py:3)" in result.stderr
-    assert gc.get_threshold() == before
 
 
 @pytest.mark.seconds

@@ -164,7 +164,9 @@ def test_a_run_killed_again_and_again_ends_with_a_certified_lighter_model(
     shutil.copytree(tmp_path / "left", tmp_path / "b.hasten.training")
     done = CliRunner().invoke(main, asked(tmp_path, limit_ms, "--resume"))
     assert done.exit_code == 2
-    assert done.stderr.splitlines()[-1].startswith("hasten: nothing to resume: the run has finished")
+    assert done.stderr.splitlines()[-1].startswith(
+        "hasten: nothing to resume: the run has finished"
+    )
     assert not (tmp_path / "b.hasten.training").exists()
 
 

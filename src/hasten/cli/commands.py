@@ -37,7 +37,6 @@ from hasten.cli.options import (
     trust_code_option,
     trusted_option,
 )
-from hasten.core.garbage import rare_collections
 from hasten.core.invocation import typed
 from hasten.core.words import amount
 from hasten.errors import CandidateError, InputError
@@ -59,7 +58,6 @@ if TYPE_CHECKING:
 @click.pass_context
 def main(ctx: click.Context, config: str | None) -> None:
     """Find the fastest version of your model that is certified to still give the right answers."""
-    ctx.with_resource(rare_collections())
     with one_line_errors():
         ctx.default_map = config_of(ctx, config)
 

@@ -27,7 +27,6 @@ import numpy as np
 
 from hasten.core.absent import absent
 from hasten.core.free_space import free_bytes
-from hasten.core.garbage import rare_collections
 from hasten.core.model import Model
 from hasten.core.raised import raised
 from hasten.core.records import from_record, to_record
@@ -657,11 +656,7 @@ def serve(channel_number: int, parent: int) -> NoReturn:
     if os.getppid() == parent:  # otherwise the parent died before the line above
         _first_to_go()
         process = _Process()
-        with (
-            rare_collections(),
-            socket.socket(fileno=channel_number) as channel,
-            channel.makefile("rwb") as stream,
-        ):
+        with socket.socket(fileno=channel_number) as channel, channel.makefile("rwb") as stream:
             for line in stream:
                 stream.write(json.dumps(_reply(process, json.loads(line))).encode() + b"\n")
                 stream.flush()
