@@ -136,9 +136,46 @@ def test_a_loop_without_steps_never_gives_the_last_answer(host: Target, tmp_path
             with pytest.raises(BeyondRange) as error:
                 session.run({"x": x[:0]})
             assert str(error.value) == (
-                "the input 'x' has the shape [0, 3], and a loop without steps gives OpenVINO's last answer: give at "
+                "the input 'x' has the shape [0, 3], and OpenVINO may answer it with the last request's numbers: give at "
                 "least one number along each axis"
             )
+
+
+@pytest.mark.parametrize(
+    ("text", "empty"),
+    [
+        (
+            f"(float[T, N, 2] x) => (float[1, N, 2] y) <{_WEIGHTS}> {{ o, y = GRU <hidden_size = 2> (x, w, r) }}",
+            0,
+        ),
+        (
+            "(float[2, 1, T] x) => (float[2, 1, U] y) <float[1, 1, 3] w = {1, 2, 3}> { y = Conv <pads = [2, 2]> (x, w) }",
+            2,
+        ),
+        ("(float[N, 1, T] x) => (int64[N, 1] y) { y = ArgMax <axis = 2, keepdims = 0> (x) }", 2),
+    ],
+)
+def test_numbers_made_of_an_empty_input_are_never_the_last_answers(
+    host: Target, tmp_path: Path, text: str, empty: int
+) -> None:
+    artifact = built(tmp_path, host, f"g {text}")
+    sizes = [size if isinstance(size, int) else 2 for size in artifact.inputs[0].shape]
+    x = np.arange(np.prod(sizes), dtype=np.float32).reshape(sizes)
+    with OpenVino().open(artifact, host) as session:
+        for _ in range(2):
+            assert session.run({"x": x})["y"].size
+            with pytest.raises(BeyondRange, match="may answer it with the last request's numbers"):
+                session.run({"x": x.take([], empty)})
+
+
+def test_an_empty_batch_of_a_recurrent_network_is_empty(host: Target, tmp_path: Path) -> None:
+    text = f"""g (float[T, N, 2] x) => (float[T, 1, N, 2] y, float[1, N, 2] h) <{_WEIGHTS}> {{
+        y, h = GRU <hidden_size = 2> (x, w, r) }}"""
+    artifact = built(tmp_path, host, text)
+    with OpenVino().open(artifact, host) as session:
+        for rows in (2, 0, 1):
+            found = session.run({"x": np.ones((4, rows, 2), np.float32)})
+            assert (found["y"].shape, found["h"].shape) == ((4, 1, rows, 2), (1, rows, 2))
 
 
 def test_a_loop_whose_steps_a_request_names_is_refused(host: Target, tmp_path: Path) -> None:
@@ -172,7 +209,22 @@ _OTHER = "known = Equal (x, x)  lost = Not (known)  y0 = Where (lost, zero, x)"
         (f"{_SELF}  y = Relu (y0)", True),
         (f"{_OTHER}  y = Relu (y0)", True),
         ("h = Add (x, x)  lost = IsNaN (h)  y0 = Where (lost, zero, h)  y = Relu (y0)", True),
+        ("h = Add (x, x)  lost = IsNaN (x)  y0 = Where (lost, zero, h)  y = Relu (y0)", True),
         (f"{_SELF}  bent = Relu (x)  y = Add (bent, y0)", False),
+        ("lost = IsNaN (x)  y0 = Where (lost, x, zero)  y = Relu (y0)", False),
+        ("same = Equal (x, x)  y0 = Where (same, zero, x)  y = Relu (y0)", False),
+        (
+            "lost = IsNaN (x)  few = And (lost, some)  y0 = Where (few, zero, x)  y = Relu (y0)",
+            False,
+        ),
+        (
+            "t = Concat <axis = 0> (x, z)  y1 = Gather (t, at)  lost = IsNaN (y1)  y0 = Where (lost, zero, x)  y = Relu (y0)",
+            False,
+        ),
+        (
+            "lost = IsNaN (x)  w = Cast <to = 7> (x)  v = Cast <to = 1> (w)  y0 = Where (lost, zero, v)  y = Relu (y0)",
+            False,
+        ),
         (f"{_SELF}  more = Greater (x, zero)  y = Where (more, y0, zero)", False),
         ("same = Equal (x, zero)  y = Where (same, x, zero)", False),
     ],
@@ -180,7 +232,7 @@ _OTHER = "known = Equal (x, x)  lost = Not (known)  y0 = Where (lost, zero, x)"
 def test_nan_is_taken_where_the_graph_asks_for_it_before_anything_else(
     host: Target, tmp_path: Path, text: str, takes: bool
 ) -> None:
-    whole = f"g (float[N, 3] x, float[N, 3] z) => (float[N, 3] y, float[N, 3] o) <float zero = {{0}}> {{ {text}  o = Relu (z) }}"
+    whole = f"g (float[N, 3] x, float[N, 3] z) => (float[N, 3] y, float[N, 3] o) <float zero = {{0}}, bool[3] some = {{1, 0, 1}}, int64[1] at = {{1}}> {{ {text}  o = Relu (z) }}"
     x, z = np.array([[1, np.nan, 3]], np.float32), np.ones((1, 3), np.float32)
     artifact = built(tmp_path, host, whole, x=x[0], z=z[0])
     with OpenVino().open(artifact, host) as session:

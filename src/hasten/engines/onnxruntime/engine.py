@@ -36,8 +36,10 @@ _LARGEST_KEPT_BYTES = 1 << 30
 """Largest model whose optimized graph is kept: a copy of a larger one takes too long."""
 _SAVED_WEIGHTS = "session.optimized_model_external_initializers_file_name"
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_FATAL = (b"Einsum", b"GRU", b"LSTM")
+_FATAL = ("DynamicQuantizeLSTM", "Einsum", "GRU", "LSTM")
 """Operators that end the process, in ONNX Runtime 1.32, for some empty inputs: as a batch, or without steps."""
+_OF_TYPE = 0x22
+"""Byte before the length and the type of a node's operator in an ONNX file: field 4 of NodeProto, a string."""
 _SPINNING = "session.intra_op.allow_spinning"
 _STOPS_SPINNING = "session.force_spinning_stop"
 
@@ -352,6 +354,7 @@ class OnnxRuntimeSession(Session):
 
 
 def _has_fatal(path: Path) -> bool:
-    """Whether an ONNX file has the name of such an operator anywhere."""
+    """Whether an ONNX file has such an operator. Three letters alone are also somewhere among many weights."""
+    types = [bytes([_OF_TYPE, len(name)]) + name.encode() for name in _FATAL]
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return any(content.find(name) >= 0 for name in _FATAL)
+        return any(content.find(one) >= 0 for one in types)

@@ -25,7 +25,7 @@ from hasten.engines.checked import operators, private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
 from hasten.engines.newer import every_node, newer_attribute
-from hasten.engines.openvino.places import Risks
+from hasten.engines.openvino.places import may_fail
 from hasten.engines.openvino.ranges import Ranges
 from hasten.engines.openvino.runtime import new_core
 from hasten.engines.openvino.unknown import inputs_with_nan
@@ -50,7 +50,6 @@ _WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
 """Setting with which an exported graph refers to the weights of the artifact instead of copying them."""
 _REFUSED = b"OpenVINO refuses what it exports of this model"
 """Content of an entry that is kept so that nothing is exported and imported in vain."""
-_EVERY_RISK = Risks()
 _FAST_WITH = {"f16": {"amx_fp16"}, "bf16": {"avx512_bf16", "amx_bf16"}}
 """Instruction sets with which a precision is faster than f32. avx512_fp16 alone isn't among them,
 since oneDNN computes in f32 there."""
@@ -202,7 +201,7 @@ class OpenVino(Engine):
             None if static else lambda: compile_(()),
             self._wholes(artifact) if whole else None,
             self._with_nan(artifact, graph),
-            risks=Risks.of(graph),
+            fails=may_fail(graph),
         )
         try:
             yield session
@@ -231,8 +230,8 @@ class OpenVino(Engine):
         def opened() -> tuple[Any, Callable[[Tensors], Any]]:
             compiled = self._compile(artifact, target, request, more={"PERF_COUNT": True})
             with private(artifact) as copy:
-                known, risks = self._with_nan(artifact, copy.path), Risks.of(copy.path)
-                session = OpenVinoSession(artifact, compiled, with_nan=known, risks=risks)
+                known, fails = self._with_nan(artifact, copy.path), may_fail(copy.path)
+                session = OpenVinoSession(artifact, compiled, with_nan=known, fails=fails)
             return compiled, session.run
 
         return profiled(opened, operations(self._read(artifact)[1]), requests)
@@ -465,7 +464,7 @@ class OpenVinoSession(Session):
             `compiled` takes them.
         wholes: Calculations with whole numbers in the graph; None if it takes none.
         with_nan: Names of inputs that may have NaN, since the model looks for it itself.
-        risks: Risks of the graph.
+        fails: Whether a request's numbers may make the plugin fail even where all shapes are settled.
     """
 
     def __init__(
@@ -476,7 +475,7 @@ class OpenVinoSession(Session):
         wholes: Wholes | None = None,
         with_nan: frozenset[str] = frozenset(),
         *,
-        risks: Risks = _EVERY_RISK,
+        fails: bool = True,
     ) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = batch_sizes(artifact)
@@ -486,7 +485,7 @@ class OpenVinoSession(Session):
         self._compile_open = compile_open
         self._compiled = compiled
         self._ranges = partial(Ranges, wholes, with_nan)
-        self._risks = risks
+        self._fails = fails
         self._first: _Request | None = self._requested(compiled)
         self._other: _Request | None = None
 
@@ -531,8 +530,7 @@ class OpenVinoSession(Session):
     def _requested(self, compiled: Any) -> _Request:
         ports = (*compiled.inputs, *compiled.outputs)
         open_ = not all(port.partial_shape.is_static for port in ports)
-        risks = self._risks._replace(fails=self._risks.fails or open_)
-        return _Request(compiled, self.inputs, self._ranges(), risks)
+        return _Request(compiled, self.inputs, self._ranges(), fails=self._fails or open_)
 
     def properties(self) -> Mapping[str, str]:
         """Settings of the plugin, and how many operators run in which precision."""
@@ -565,20 +563,21 @@ class _Request:
         compiled: Compiled model.
         inputs: Specs of its inputs.
         ranges: Guard of their numbers.
-        risks: Risks of the graph. Where the plugin fails, `infer` of OpenVINO 2026.4 doesn't raise: it returns the last
-            request's answers. `start_async` does, and takes some 30 us longer.
+        fails: Whether the plugin may fail. `infer` of OpenVINO 2026.4 doesn't raise then: it returns the last request's
+            answers. `start_async` does, and takes some 30 us longer.
 
     Attributes:
         failed: Whether the plugin failed.
     """
 
     def __init__(
-        self, compiled: Any, inputs: Sequence[TensorSpec], ranges: Ranges, risks: Risks
+        self, compiled: Any, inputs: Sequence[TensorSpec], ranges: Ranges, *, fails: bool
     ) -> None:
-        self.failed, self._risks = False, risks
+        self.failed, self._fails = False, fails
         self._order = [(spec.name, _port(compiled.inputs, spec.name)) for spec in inputs]
         self._request = compiled.create_infer_request()
         self._buffers: dict[str, Array] = {}
+        self._empty: str | None = None
         self._ranges = ranges
 
     def infer(self, inputs: Tensors) -> tuple[Array, ...]:
@@ -589,10 +588,8 @@ class _Request:
                 buffer = self._allocate(name, port, given)
             buffer[...] = given
         self._ranges.check()
-        if self._risks.loops:
-            self._check_steps()
         answers: tuple[Array, ...]
-        if not self._risks.fails:
+        if not self._fails:
             answers = self._request.infer().to_tuple()
             return answers
         try:
@@ -602,16 +599,19 @@ class _Request:
             self.failed = True
             raise BeyondRange(str(failed("OpenVINO can't answer this request", error))) from error
         answers = self._request.results.to_tuple()
+        if self._empty is not None and any(answer.size for answer in answers):
+            raise self._stale(self._empty)
         return answers
 
-    def _check_steps(self) -> None:
-        """Refuse an empty input, along which a loop has no steps."""
-        for name, array in self._buffers.items():
-            if not array.size:
-                raise BeyondRange(
-                    f"the input {name!r} has the shape {list(array.shape)}, and a loop without steps gives OpenVINO's "
-                    "last answer: give at least one number along each axis"
-                )
+    def _stale(self, name: str) -> BeyondRange:
+        """Return the error for numbers that are made of an empty input: the plugin passes over nodes that get none.
+
+        What such a node answered before then stays in place, as of a convolution, a recurrent layer or a loop.
+        """
+        return BeyondRange(
+            f"the input {name!r} has the shape {list(self._buffers[name].shape)}, and OpenVINO may answer it with the "
+            "last request's numbers: give at least one number along each axis"
+        )
 
     def _allocate(self, name: str, port: int, like: Array) -> Array:
         """Give the request a new input buffer of another shape."""
@@ -620,6 +620,7 @@ class _Request:
         buffer = np.empty(like.shape, like.dtype)
         self._request.set_input_tensor(port, ov.Tensor(buffer, shared_memory=True))
         self._buffers[name] = buffer
+        self._empty = next((one for one, array in self._buffers.items() if not array.size), None)
         self._ranges.watch(name, buffer)
         return buffer
 

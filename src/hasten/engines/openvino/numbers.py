@@ -89,13 +89,12 @@ def check_whole_numbers(graph: Any) -> None:
 def check_places(graph: Any) -> None:
     """Refuse a graph that reads from places that a request names, where a plugin doesn't check them.
 
-    GatherND would read whatever is in memory beyond the tensor, or end the process. So does Range with a step of 0, and
-    with steps away from its end it gives numbers instead of none. So does a loop without steps: those of the last
-    request. Sequences with lengths of their own are computed whole
-    where their number of steps is open.
+    GatherND would read whatever is in memory beyond the tensor, or end the process. Range ends the process with a step of
+    0, and gives numbers instead of none with steps away from its end. A loop without steps gives the last request's
+    numbers. Sequences with lengths of their own are computed whole where their number of steps is open.
 
     Raises:
-        NotCovered: it does so; the message names the operation.
+        NotCovered: it has such an operation; the message names it.
     """
     named, known = set[str](), set[str]()
     for operation in _on_values(graph):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 _FAILING = (
     *("GatherElements", "GatherND", "ScatterElementsUpdate", "ScatterNDUpdate", "ScatterUpdate"),
@@ -14,22 +13,7 @@ _FAILING = (
 _TYPES = tuple(f'type="{one}'.encode() for one in _FAILING)
 
 
-_LOOPS = (b'type="Loop"', b'type="TensorIterator"')
-
-
-class Risks(NamedTuple):
-    """Risks of a graph.
-
-    Attributes:
-        fails: Whether a request's numbers may make the plugin fail even where all shapes are settled.
-        loops: Whether it has a loop, which without any step gives the last request's numbers.
-    """
-
-    fails: bool = True
-    loops: bool = True
-
-    @classmethod
-    def of(cls, path: Path) -> Risks:
-        """Return those of a graph, given as IR."""
-        content = path.read_bytes()
-        return cls(*(any(one in content for one in types) for types in (_TYPES, _LOOPS)))
+def may_fail(path: Path) -> bool:
+    """Whether a request's numbers may make the plugin fail, though all shapes of a graph, given as IR, are settled."""
+    content = path.read_bytes()
+    return any(one in content for one in _TYPES)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,10 @@ _ASKING = (b'type="IsNaN"', b'type="Equal"', b'type="NotEqual"')
 """What a graph that looks for NaN has in its file; `x == x` is true except for NaN."""
 _HANDING_ON = """Add Broadcast Concat Convert Divide Gather Identity Multiply Negative Reshape Result Select Slice Split
     Squeeze StridedSlice Subtract Tile Transpose Unsqueeze VariadicSplit"""
+_ELEMENTWISE = frozenset(
+    ["Add", "Convert", "Divide", "Identity", "Multiply", "Negative", "Subtract"]
+)
+"""Operations of which each number is made of those at the same place, so NaN stays there."""
 _CARRYING = frozenset(_HANDING_ON.split())
 """Operations whose kernels make NaN of NaN."""
 _TELLING = frozenset(["Equal", "IsFinite", "IsInf", "IsNaN", "NotEqual", "ShapeOf"])
@@ -44,32 +48,62 @@ def inputs_with_nan(path: Path, read: Callable[[], Any]) -> frozenset[str]:
     return frozenset(found)
 
 
+class _Asked(NamedTuple):
+    """Truths that tell where a tensor has NaN.
+
+    Attributes:
+        origin: Place of the tensor, or of the one that it was calculated from element by element.
+        is_nan: Truth for NaN.
+    """
+
+    origin: str
+    is_nan: bool
+
+
 def _replaces(parameter: Any, operations: list[Any]) -> bool:
     """Whether the graph asks an input's numbers whether they are NaN, and nothing else reads NaN of it."""
-    unknown, truths, asked = {_place(parameter.output(0))}, set[str](), False
+    start = _place(parameter.output(0))
+    unknown, asked = {start: start}, dict[str, _Asked]()
     for one in operations:
         kind = one.get_type_name()
         sources = [_place(port.get_source_output()) for port in one.inputs()]
-        if kind == "Select" and sources[0] in truths:
+        made = [_place(port) for port in one.outputs()]
+        origins = {unknown[source] for source in sources if source in unknown}
+        if kind == "LogicalNot" and sources[0] in asked:
+            origin, is_nan = asked[sources[0]]
+            asked[made[0]] = _Asked(origin, not is_nan)
+        elif not origins or (kind == "Select" and _stops(sources, unknown, asked)):
             continue
-        if unknown.isdisjoint(sources):
-            told = not truths.isdisjoint(sources)
-            reach = truths if told and _is_truth(one) else None
         elif kind in _TELLING:
-            asks = kind == "IsNaN" or (kind in ("Equal", "NotEqual") and len({*sources}) == 1)
-            asked |= asks
-            reach = truths if asks else None
-        elif kind in _CARRYING:
-            reach = unknown
-        else:
+            if kind == "IsNaN" or (kind in ("Equal", "NotEqual") and len({*sources}) == 1):
+                asked[made[0]] = _Asked(origins.pop(), kind != "Equal")
+        elif kind not in _CARRYING or _is_whole(one):
             return False
-        if reach is not None:
-            reach.update(map(_place, one.outputs()))
-    return asked
+        elif kind in _ELEMENTWISE and len(origins) == 1:
+            unknown[made[0]] = origins.pop()
+        else:
+            unknown.update({place: place for place in made})
+    return bool(asked)
 
 
-def _is_truth(operation: Any) -> bool:
-    return all(port.get_element_type().get_type_name() == "boolean" for port in operation.outputs())
+def _stops(sources: Sequence[str], unknown: Mapping[str, str], asked: Mapping[str, _Asked]) -> bool:
+    """Whether a Select takes no NaN: it takes another tensor wherever the one that may have NaN has it.
+
+    Args:
+        sources: Places of its truths, of what it takes where they are true, and where they are false.
+        unknown: Places of tensors that may have NaN, with their origins.
+        asked: Places of truths that tell where.
+    """
+    truths = asked.get(sources[0])
+    if truths is None:
+        return False
+    instead, kept = sources[1:] if truths.is_nan else sources[:0:-1]
+    return instead not in unknown and unknown.get(kept, truths.origin) == truths.origin
+
+
+def _is_whole(operation: Any) -> bool:
+    """Whether an operation makes whole numbers, which have no NaN."""
+    return any(not port.get_element_type().is_real() for port in operation.outputs())
 
 
 def _place(port: Any) -> str:
