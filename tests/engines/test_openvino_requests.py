@@ -58,15 +58,16 @@ def test_a_request_that_openvino_fails_at_never_gets_the_last_ones_answer(
             )
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("settled", [True, False])
 def test_an_empty_batch_is_refused_and_spoils_no_later_request(
-    host: Target, tmp_path: Path, settled: bool
+    host: Target, tmp_path: Path, settled: bool, threads: int
 ) -> None:
     text = """g (float[N, 1, 4, 4] x) => (float[N, 1, 2, 2] y) {
         p = MaxPool <kernel_shape = [3, 3], strides = [2, 2], ceil_mode = 1> (x)  y = Neg (p) }"""
     sample = {"x": np.ones((1, 4, 4), np.float32)} if settled else {}
     artifact = built(tmp_path, host, text, **sample)
-    with OpenVino().open(artifact, host) as session:
+    with OpenVino(threads=threads).open(artifact, host) as session:
         for rows in (2, 1, 3):
             x = np.random.default_rng(rows).random((rows, 1, 4, 4), np.float32)
             (found,) = session.run({"x": x}).values()
@@ -141,6 +142,7 @@ def test_a_loop_without_steps_never_gives_the_last_answer(host: Target, tmp_path
             )
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     ("text", "empty"),
     [
@@ -156,12 +158,12 @@ def test_a_loop_without_steps_never_gives_the_last_answer(host: Target, tmp_path
     ],
 )
 def test_numbers_made_of_an_empty_input_are_never_the_last_answers(
-    host: Target, tmp_path: Path, text: str, empty: int
+    host: Target, tmp_path: Path, text: str, empty: int, threads: int
 ) -> None:
     artifact = built(tmp_path, host, f"g {text}")
     sizes = [size if isinstance(size, int) else 2 for size in artifact.inputs[0].shape]
     x = np.arange(np.prod(sizes), dtype=np.float32).reshape(sizes)
-    with OpenVino().open(artifact, host) as session:
+    with OpenVino(threads=threads).open(artifact, host) as session:
         for _ in range(2):
             assert session.run({"x": x})["y"].size
             with pytest.raises(BeyondRange, match="may answer it with the last request's numbers"):
