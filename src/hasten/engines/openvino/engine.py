@@ -595,14 +595,15 @@ class _Request:
             return answers
         try:
             if self._raises:
-                self._request.infer()
+                found = self._request.infer()
             else:
                 self._request.start_async()
                 self._request.wait()
+                found = self._request.results
         except Exception as error:
             self.failed = True
             raise BeyondRange(str(failed("OpenVINO can't answer this request", error))) from error
-        answers = self._request.results.to_tuple()
+        answers = found.to_tuple()
         if self._empty is not None and any(answer.size for answer in answers):
             raise self._stale(self._empty)
         return answers
