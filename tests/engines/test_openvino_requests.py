@@ -10,9 +10,11 @@ import numpy.typing as npt
 import onnx
 import pytest
 
+from hasten.core.cache_folder import CacheFolder
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.engines.base import Artifact
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import BeyondRange, NotCovered
 from hasten.inputs.models.onnx import load
@@ -56,6 +58,23 @@ def test_a_request_that_openvino_fails_at_never_gets_the_last_ones_answer(
                 "OpenVINO can't answer this request: GatherElements (node 'y'): indices values of GatherElement exceed "
                 "data size"
             )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_graph_from_the_cache_fails_as_a_compiled_one(
+    host: Target, tmp_path: Path, threads: int
+) -> None:
+    text = "g (float[N, 4] x, int64[N, 3] i) => (float[N, 3] y) { [pick] y = GatherElements <axis = 1> (x, i) }"
+    x, i = np.array([[5, 6, 7, 8]], np.float32), np.array([[0, -1, 2]])
+    artifact = built(tmp_path, host, text, x=x[0], i=i[0])
+    for _ in range(2):
+        cache = CompileCache(CacheFolder(tmp_path / "cache", 1 << 30))
+        with OpenVino(threads=threads).open_cached(artifact, host, cache) as session:
+            assert session.properties()["threads"] == str(threads)
+            assert session.run({"x": x, "i": i})["y"].tolist() == [[5, 8, 7]]
+            with pytest.raises(BeyondRange):
+                session.run({"x": x, "i": i + 2})
+    assert (cache.found, cache.kept) == (1, 0)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

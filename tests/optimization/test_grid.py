@@ -152,7 +152,9 @@ def test_an_engine_whose_sums_never_saturate_gets_8_bit_weights(
     assert _ranges(proposals) == {*others, (CompiledC, bool(isa))}
     varied = variations(proposals[::-1], desk.model, narrow)
     assert (CompiledC, False) in _ranges(varied)
-    usual = replace(proposals[0].passes[-1], reduce_range=False)
+    first = proposals[0].passes[-1]
+    assert isinstance(first, StaticQuantization)
+    usual = replace(first, reduce_range=False)
     compiled = [c for c in varied if isinstance(c.engine, CompiledC)]
     assert (usual in [c.passes[-1] for c in compiled]) == bool(isa)
     assert all(not getattr(c.passes[-1], "reduce_range", False) for c in compiled)

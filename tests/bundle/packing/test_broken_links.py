@@ -39,7 +39,7 @@ class Web:
 
     Attributes:
         data: The file.
-        answer: What answers each request; by default `ranges`.
+        answer: Function that answers each request; by default `ranges`.
         asked: The range that each request asked for; "" for all.
     """
 

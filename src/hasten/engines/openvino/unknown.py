@@ -12,7 +12,7 @@ from hasten.core.tensors import Array
 from hasten.errors import BeyondRange
 
 _ASKING = (b'type="IsNaN"', b'type="Equal"', b'type="NotEqual"')
-"""What a graph that looks for NaN has in its file; `x == x` is true except for NaN."""
+"""Text in the file of each graph that looks for NaN; `x == x` is true except for NaN."""
 _HANDING_ON = """Add Broadcast Concat Convert Divide Gather Identity Multiply Negative Reshape Result Select Slice Split
     Squeeze StridedSlice Subtract Tile Transpose Unsqueeze VariadicSplit"""
 _ELEMENTWISE = frozenset(
