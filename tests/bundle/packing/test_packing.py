@@ -281,7 +281,8 @@ def test_a_packed_bundle_is_read_from_a_memory_map_which_closes(
         request.getfixturevalue("threads")
     path = pack(two_models).path
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        found = read_all(MemorySource(mapped))
+        source = MemorySource(mapped)
+        found = read_all(source)
     assert mapped.closed
     assert found == {name: (two_models / name).read_bytes() for name in found}
     assert found
