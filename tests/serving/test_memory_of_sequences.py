@@ -19,6 +19,8 @@ from hasten.core.sequences import Sequences
 EACH = 4 * recurrent.HIDDEN
 """Bytes of the state of a sequence."""
 MOST = 6
+"""States that may be kept, besides the copies of one step."""
+TOTAL = (MOST + 3) * EACH
 TOKENS = {name: f"the-token-of-the-{name}" for name in ("greedy", "other")}
 Ask = Callable[..., Any]
 
@@ -35,7 +37,7 @@ def server(bundle: Path, tmp_path: Path) -> Iterator[ServerThread]:
     tables = [f'[{n}]\nscopes = ["infer"]\ntoken = "{token}"\n' for n, token in TOKENS.items()]
     file.write_text("".join(tables))
     file.chmod(0o600)
-    places = [place_of(bundle, name, sequence_bytes=MOST * EACH) for name in ("one", "two")]
+    places = [place_of(bundle, name, sequence_bytes=TOTAL) for name in ("one", "two")]
     with ServerThread(*places, tokens=file) as running:
         yield running
 
@@ -102,10 +104,10 @@ def test_a_client_that_took_all_memory_loses_the_oldest_sequence_of_any_model(
 
 
 def test_a_state_that_is_larger_than_the_bound_is_refused(bundle: Path) -> None:
-    with ServerThread(place_of(bundle, sequence_bytes=EACH - 1)) as server:
+    with ServerThread(place_of(bundle, sequence_bytes=4 * EACH - 1)) as server:
         assert ask(server, "gru", "greedy", 1, sequence_start=True) == (
-            f"a sequence of 'gru' has a state of {EACH:,} bytes, and the server keeps at most {EACH - 1:,}: start it "
-            "with a larger --sequence-bytes"
+            f"a sequence of 'gru' has a state of {EACH:,} bytes, with 3 copies of it in a step, and the server has "
+            f"{4 * EACH - 1:,} bytes for states: start it with --sequence-bytes {4 * EACH} or more"
         )
 
 

@@ -38,12 +38,15 @@ class LoopBudget:
             client: Client that the body is counted under.
             size: Size of the body, in bytes.
         """
-        if self.took(size):
-            return
+        if not self.took(size):
+            await self.asked(client, size)
+
+    def asked(self, client: str, size: int) -> asyncio.Future[None]:
+        """Wait in line for bytes of a turn; return the future of their being taken, which may be cancelled."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client, deque()).append((size, waiter))
         self._schedule()
-        await waiter
+        return waiter
 
     def _is_room(self, size: int) -> bool:
         return not self._spent or self._spent + size <= self._turn_bytes

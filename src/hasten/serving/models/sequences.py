@@ -27,7 +27,9 @@ _MOST_WAITING = 256
 """Largest number of requests of one sequence that wait for their turn."""
 _MOST_GONE = 4096
 """Number of ended sequences whose end can still be explained to a client that comes late."""
-
+_COPIES = 3
+"""Copies of its sequence's states that a step takes: as a batch's inputs, as its outputs, and the sequence's own of
+those, until the older states go."""
 
 _FAILED = "its first request failed"
 
@@ -124,6 +126,7 @@ class _Record:
         "begun",
         "carrier",
         "client",
+        "copied",
         "kept",
         "key",
         "latest",
@@ -133,17 +136,20 @@ class _Record:
         "running",
         "unavailable",
         "used_ns",
+        "waits",
     )
 
-    def __init__(
-        self, kept: KeptSequences, key: _Key, client: str, carrier: Carrier, now_ns: int
-    ) -> None:
-        self.kept, self.key, self.carrier, self.used_ns = kept, key, carrier, now_ns
+    def __init__(self, kept: KeptSequences, key: _Key, client: str, now_ns: int) -> None:
+        self.kept, self.key, self.used_ns = kept, key, now_ns
+        self.carrier: Carrier | None = None
+        """States; None until a start was answered."""
         self.client = client
         """Client in whose share it is counted."""
         self.line: deque[StepTicket] = deque()
         self.running: StepTicket | None = None
         self.looping = False
+        self.copied = self.waits = False
+        """Whether there is memory for a step's copies, and whether the sequence waits for some."""
         self._starts = 0
         """Number of starts that have arrived."""
         self.begun = 0
@@ -177,19 +183,78 @@ Records: TypeAlias = "OrderedDict[_Key, _Record]"
 
 
 class StateBytes:
-    """Memory that the states of all models' sequences share; used on the event loop's thread only.
+    """Memory that the states of all models' sequences share, and their copies; used on the event loop's thread only.
+
+    A step waits until there is room for its copies. What those of one step take is always left free of states, so
+    that steps go on.
 
     Args:
-        total: Largest size of all states together, in bytes.
+        total: Largest size of all states and copies together, in bytes.
 
     Attributes:
-        shares: Bytes that each client's sequences take of it.
+        total: Largest size of all states and copies together, in bytes.
+        shares: Bytes that each client's sequences take, without copies.
+        copied: Bytes of the copies that steps have now.
         kept: Sequences of each model.
     """
 
     def __init__(self, total: int) -> None:
+        self.total, self.copied = total, 0
         self.shares = Shares(total)
         self.kept: WeakSet[KeptSequences] = WeakSet()
+        self._waiting: deque[_Record] = deque()
+        self._scheduled = False
+
+    def reserve(self, each_bytes: int) -> None:
+        """Leave states of this size, and all smaller ones, as much as the copies of one step don't take."""
+        largest = max([each_bytes, *(one.each_bytes for one in self.kept if len(one))])
+        self.shares.total = self.total - _COPIES * largest
+
+    def took(self, record: _Record) -> bool:
+        """Take the memory for a step's copies; if there is none, the sequence goes on once there is."""
+        if record.copied:
+            return True
+        if not self._waiting and self._fits(record):
+            self._take(record)
+            return True
+        if not record.waits:
+            record.waits = True
+            self._waiting.append(record)
+        return False
+
+    def give(self, record: _Record) -> None:
+        """Give back what a sequence's step took."""
+        if record.copied:
+            record.copied = False
+            self.copied -= _COPIES * record.kept.each_bytes
+            if self._waiting:
+                self._schedule()
+
+    def _fits(self, record: _Record) -> bool:
+        size = _COPIES * record.kept.each_bytes
+        return not self.copied or self.shares.taken + self.copied + size <= self.total
+
+    def _take(self, record: _Record) -> None:
+        record.copied = True
+        self.copied += _COPIES * record.kept.each_bytes
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._let_in)
+
+    def _let_in(self) -> None:
+        """Let sequences go on that wait, as far as there is room; after one that is answered at once, later."""
+        self._scheduled = False
+        while self._waiting and (not self._waiting[0].line or self._fits(self._waiting[0])):
+            record = self._waiting.popleft()
+            record.waits = False
+            if not record.line:
+                continue
+            self._take(record)
+            record.kept.go_on(record)
+            if not record.copied:
+                break
 
 
 class KeptSequences:
@@ -280,7 +345,7 @@ class KeptSequences:
         record.line.append(ticket)
         self._pending += 1
         self._none_left.clear()
-        self._next(record)
+        self.go_on(record)
         if not ticket.over and record.running is not ticket:
             self._wait(record, ticket, self._clock_ns())
         return ticket
@@ -295,13 +360,14 @@ class KeptSequences:
             left_s = (end_ns - now_ns) / 1e9
             ticket.timer = self._loop.call_later(left_s, self._wait, record, ticket, queued_ns)
             return
+        of = "of other sequences" if record.running is None else "of the sequence"
         failure = ProtocolError(
             Kind.OVERLOADED,
-            "overloaded: earlier requests of the sequence took all the time; retry later",
+            f"overloaded: earlier requests {of} took all the time; retry later",
             retry_s=1.0,
         )
         if late_ns <= now_ns:
-            why = "the deadline passed while earlier requests of the sequence ran"
+            why = f"the deadline passed while earlier requests {of} ran"
             failure = ProtocolError(Kind.LATE, why)
         self.model.refused(query, failure)
         with handed_over():
@@ -334,9 +400,7 @@ class KeptSequences:
             if not step.start:
                 raise ProtocolError(Kind.INVALID, self._unknown(key, None))
             self._take_place(query.client)
-            record = self._records[key] = _Record(
-                self, key, query.client, Carrier(self._loaded, self._sequences), now_ns
-            )
+            record = self._records[key] = _Record(self, key, query.client, now_ns)
             self._gone.pop(key, None)
             self._sweep_later()
         if len(record.line) >= _MOST_WAITING:
@@ -357,12 +421,15 @@ class KeptSequences:
             ProtocolError: there is no room, or too much is this client's while others are there.
         """
         places, memory = self._shares, self._memory.shares
-        if self.each_bytes > memory.total:
+        least = (1 + _COPIES) * self.each_bytes
+        if least > self._memory.total:
             raise ProtocolError(
                 Kind.INVALID,
-                f"a sequence of {self.model.name!r} has a state of {self.each_bytes:,} bytes, and the server keeps "
-                f"at most {memory.total:,}: start it with a larger --sequence-bytes",
+                f"a sequence of {self.model.name!r} has a state of {self.each_bytes:,} bytes, with {_COPIES} copies of "
+                f"it in a step, and the server has {self._memory.total:,} bytes for states: start it with "
+                f"--sequence-bytes {least} or more",
             )
+        self._memory.reserve(self.each_bytes)
         if not self._took(places, client, 1, (self,)):
             raise _crowded(places, client, "sequences", "open")
         if not self._took(memory, client, self.each_bytes, self._memory.kept):
@@ -407,13 +474,13 @@ class KeptSequences:
         why = why or self._gone.get(key, "it was not started here")
         return f"there is no sequence {key[1]!r:.100}: {why}; start it with a request that sets sequence_start"
 
-    def _next(self, record: _Record) -> None:
-        """Send the sequence's next steps to the engine, one after another."""
+    def go_on(self, record: _Record) -> None:
+        """Send the sequence's next steps to the engine, one after another, as there is memory for their copies."""
         if record.looping:  # a step was answered at once: the loop below goes on
             return
         record.looping = True
         try:
-            while record.running is None and record.line:
+            while record.running is None and record.line and self._memory.took(record):
                 self._run(record, record.line.popleft())
         finally:
             record.looping = False
@@ -434,7 +501,8 @@ class KeptSequences:
                 ticket.tell(failure)
             self.left(record, ticket)
             return
-        states = self._start if step.start else record.carrier.states
+        carried = None if step.start else record.carrier
+        states = self._start if carried is None else carried.states
         part: list[Any] = []
         answered = partial(self._answered, record, ticket, part)
         try:
@@ -474,7 +542,7 @@ class KeptSequences:
         if isinstance(answer, Answer):
             try:
                 carrier = record.carrier
-                if step.start:  # the older states are kept until this succeeded
+                if step.start or carrier is None:  # older states are kept until this succeeded
                     carrier = Carrier(self._loaded, self._sequences)
                 carrier.take(_owned(answer.outputs, self._sequences))
                 told = self._chosen(answer, ticket.query)
@@ -508,6 +576,7 @@ class KeptSequences:
         """Go on with a sequence after a request that is answered or given up."""
         if record.running is ticket:
             record.running = None
+            self._memory.give(record)
         else:
             try:
                 record.line.remove(ticket)
@@ -517,7 +586,7 @@ class KeptSequences:
         self._pending -= 1
         if not self._pending:
             self._none_left.set()
-        self._next(record)
+        self.go_on(record)
 
     def _end(self, record: _Record, why: str) -> None:
         if self._records.get(record.key) is record:
