@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import os
+import signal
+import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tritonclient.http as triton
+from fuzz.isolated import peak_kib, reset_peak
 from tests.support import recurrent
-from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.servers import ServerProcess, ServerThread, bundle_of, place_of
+from tests.support.waiting import PATIENCE_S
 from tritonclient.utils import InferenceServerException
 
 from hasten.core.sequences import Sequences
@@ -126,3 +134,56 @@ def test_states_of_a_model_that_is_replaced_take_no_memory_while_it_still_answer
     why = "the model was replaced, and the state belonged to the old model"
     assert why in ask(server, "two", "other", 1)
     assert ask(server, "two", "other", 1, sequence_start=True) == ""
+
+
+LARGE = """<ir_version: 9, opset_import: ["" : 17]>
+large (float[batch, 1] x, float[batch, 262144] h) => (float[batch, 1] y, float[batch, 262144] h_out) {
+    y = Add(x, x)
+    h_out = Add(h, x)
+}"""
+"""A model whose state has 1 MiB."""
+
+
+def started(server: ServerProcess, count: int) -> list[int]:
+    """Start sequences, all at once on a connection each; return the statuses of the answers."""
+    sockets, sent = [], 0
+    for _ in range(count):
+        place = ("127.0.0.1", server.http_port)
+        sockets.append(socket.create_connection(place, PATIENCE_S))
+    os.kill(server.serving_pid(), signal.SIGSTOP)  # so that the requests share batches
+    for number, one in enumerate(sockets):
+        parameters = {"sequence_id": number + 1, "sequence_start": True}
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [number]}
+        body = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
+        head = (
+            "POST /v2/models/large/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+        )
+        request = (head % len(body)).encode() + body
+        one.sendall(request)
+        sent += len(request)
+    os.kill(server.serving_pid(), signal.SIGCONT)
+    assert sent < 64 << 10
+    statuses = []
+    for one in sockets:
+        response = http.client.HTTPResponse(one)
+        response.begin()
+        response.read()
+        statuses.append(response.status)
+        response.close()
+        one.close()
+    return statuses
+
+
+@pytest.mark.seconds
+def test_states_and_all_copies_of_them_take_less_than_64_mib(tmp_path: Path) -> None:
+    model = tmp_path / "large.onnx"
+    onnx.save(onnx.parser.parse_model(LARGE), model)
+    bundle = bundle_of(tmp_path, model, sequences=Sequences((("h", "h_out"),)))
+    with ServerProcess(bundle, "--compiled", "off", "--max-wait", "60s") as server:
+        pid = server.serving_pid()
+        before_kib = reset_peak(pid)
+        statuses = started(server, 100)
+        took_mib = (peak_kib(pid) - before_kib) >> 10
+        print("TOOK", took_mib, statuses.count(200))
+        assert (statuses.count(200), statuses.count(503)) == (61, 39)
+        assert took_mib < 64

@@ -252,7 +252,7 @@ class StateBytes:
             if not record.line:
                 continue
             self._take(record)
-            record.kept.go_on(record)
+            record.kept._next(record)
             if not record.copied:
                 break
 
@@ -345,7 +345,7 @@ class KeptSequences:
         record.line.append(ticket)
         self._pending += 1
         self._none_left.clear()
-        self.go_on(record)
+        self._next(record)
         if not ticket.over and record.running is not ticket:
             self._wait(record, ticket, self._clock_ns())
         return ticket
@@ -474,7 +474,7 @@ class KeptSequences:
         why = why or self._gone.get(key, "it was not started here")
         return f"there is no sequence {key[1]!r:.100}: {why}; start it with a request that sets sequence_start"
 
-    def go_on(self, record: _Record) -> None:
+    def _next(self, record: _Record) -> None:
         """Send the sequence's next steps to the engine, one after another, as there is memory for their copies."""
         if record.looping:  # a step was answered at once: the loop below goes on
             return
@@ -586,7 +586,7 @@ class KeptSequences:
         self._pending -= 1
         if not self._pending:
             self._none_left.set()
-        self.go_on(record)
+        self._next(record)
 
     def _end(self, record: _Record, why: str) -> None:
         if self._records.get(record.key) is record:
