@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import math
 from collections import OrderedDict, deque
@@ -295,8 +296,8 @@ class KeptSequences:
         self.model = model
         self._deadline_ns, self._most_wait_ns = deadline_ns, most_wait_ns
         self.idle_ns = idle_ns
-        self._loaded, self._sequences = loaded, sequences
-        carrier = Carrier(loaded, sequences)
+        self._sequences = sequences
+        self._carrier = carrier = Carrier(loaded, sequences)
         self.each_bytes = sum(state.nbytes for state in carrier.states.values())
         self.most, self._memory = most, states
         states.kept.add(self)
@@ -543,7 +544,7 @@ class KeptSequences:
             try:
                 carrier = record.carrier
                 if step.start or carrier is None:  # older states are kept until this succeeded
-                    carrier = Carrier(self._loaded, self._sequences)
+                    carrier = copy.copy(self._carrier)
                 carrier.take(_owned(answer.outputs, self._sequences))
                 told = self._chosen(answer, ticket.query)
                 record.carrier, record.begun = carrier, ticket.begins
