@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -15,9 +16,12 @@ from hasten.serving.fairness import client_at
 from hasten.serving.loop_budget import TURN_BYTES, LoopBudget
 from hasten.serving.tls_records import PACES, Pace
 
+_TURN_NS = 100_000
+"""Time after which a connection's turn is over: many records cost little, and an expensive one comes last in it."""
+
 
 class Handshakes:
-    """Turns of connections of TLS for records without data, one in each turn of the event loop.
+    """Turns of connections of TLS for records without data: one connection in each turn of the event loop.
 
     Used on the loop's thread only.
     """
@@ -88,11 +92,15 @@ class ConnectionPace:
         self._turns, self._client = turns, client
         self.first = b""
         self.shaken = self._waits = self._may = False
+        self._end_ns = 0
 
     def may_go(self) -> bool:
         """Whether the connection may handle a record now; if not, it is told to go on once it may."""
+        now_ns = time.perf_counter_ns()
+        if now_ns < self._end_ns:
+            return True
         if self._may or (not self._waits and self._turns.took(TURN_BYTES)):
-            self._may = False
+            self._may, self._end_ns = False, now_ns + _TURN_NS
             return True
         if not self.shaken:  # later the protocol itself bounds what it reads ahead
             self.raw.pause_reading()
