@@ -92,7 +92,7 @@ class Secured:
 
     def __init__(self, server: ServerThread, listener: socket.socket) -> None:
         self.server, self._listener = server, listener
-        self.read: list[tuple[int, Any, int]] = []
+        self.read: list[tuple[int, int, int]] = []
         self._turn = 0
         tls = server.server._tls.value
         assert tls is not None
@@ -102,11 +102,11 @@ class Secured:
 
     def _note(self, one: Any, way: str, _: Any, kind: int, message: int, __: bytes) -> None:
         if way == "read" and kind == 22:
-            self.read.append((self._turn, one, message))
+            self.read.append((self._turn, id(one), message))  # it shall not keep it
 
     def crowded(self, *kinds: int) -> int:
         """Return the most connections of which one turn has read messages, or such of these types."""
-        turns: dict[int, set[Any]] = {}
+        turns: dict[int, set[int]] = {}
         for turn, one, kind in self.read:
             if not kinds or kind in kinds:
                 turns.setdefault(turn, set()).add(one)
