@@ -243,7 +243,14 @@ class Places:
     sending = answered = resting = working
 
 
-@pytest.mark.parametrize("flights", [0, 1, 2])
+def hang_up(reset: bool, connections: list[socket.socket]) -> None:
+    for one in connections:
+        if reset:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        one.close()
+
+
+@pytest.mark.parametrize("flights", [-1, 0, 1, 2], ids="{} flights".format)
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 def test_who_goes_away_in_the_handshake_leaves_nothing(
     tmp_path: Path, certificate: Path, flights: int, reset: bool
@@ -261,20 +268,19 @@ def test_who_goes_away_in_the_handshake_leaves_nothing(
     try:
         with secured(tmp_path, certificate) as server:
             both = [server.connected() for _ in range(10)]
+            if flights < 0:  # before the server takes them
+                hang_up(reset, [ours for ours, _ in both])
             server.take(*(theirs for _, theirs in both), slot=places)
-            clients = [Client(ours, trust) for ours, _ in both]
+            clients = [Client(ours, trust) for ours, _ in both if ours.fileno() >= 0]
             for _ in range(flights):
                 for client in clients:
                     client.socket.sendall(client.flight())
-            for client in clients:
-                if reset:
-                    hard = struct.pack("ii", 1, 0)
-                    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, hard)
-                client.socket.close()
+            hang_up(reset, [client.socket for client in clients])
             until(lambda: places.free == 10)
             until(lambda: server.server.call(lambda: server.server.server._arriving) == 0)
             server._taking.clear()
-            del both, client, clients
+            del both, clients
+            client = None
             if flights < 2:  # a whole connection stays until a garbage collection
                 until(lambda: not left())
             ours, theirs = server.connected()
