@@ -11,6 +11,7 @@ import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
@@ -182,7 +183,7 @@ def test_a_turn_of_the_loop_has_one_step_of_all_handshakes(
         rounds = [flight[before:] for flight in flights]
         while any(rounds):
             sent = list(zip(clients, rounds, strict=True))
-            server.at_once(lambda sent=sent: [one.socket.sendall(data) for one, data in sent])
+            server.at_once(partial(send_all, sent))
             rounds = [b"" if client.shaken else client.flight() for client in clients]
         assert [client.answer().status for client in clients] == [200] * 10
     messages = len(server.read) // 10
@@ -243,6 +244,11 @@ class Places:
     sending = answered = resting = working
 
 
+def send_all(flights: list[tuple[Client, bytes]]) -> None:
+    for client, flight in flights:
+        client.socket.sendall(flight)
+
+
 def hang_up(reset: bool, connections: list[socket.socket]) -> None:
     for one in connections:
         if reset:
@@ -273,14 +279,12 @@ def test_who_goes_away_in_the_handshake_leaves_nothing(
             server.take(*(theirs for _, theirs in both), slot=places)
             clients = [Client(ours, trust) for ours, _ in both if ours.fileno() >= 0]
             for _ in range(flights):
-                for client in clients:
-                    client.socket.sendall(client.flight())
+                send_all([(client, client.flight()) for client in clients])
             hang_up(reset, [client.socket for client in clients])
             until(lambda: places.free == 10)
             until(lambda: server.server.call(lambda: server.server.server._arriving) == 0)
             server._taking.clear()
             del both, clients
-            client = None
             if flights < 2:  # a whole connection stays until a garbage collection
                 until(lambda: not left())
             ours, theirs = server.connected()
