@@ -23,8 +23,10 @@ from tests.support.models import solid
 from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import PATIENCE_S, until
 
+from hasten.serving import handshakes
 from hasten.serving.handshakes import ConnectionPace
 from hasten.serving.http.requests import Slot
+from hasten.serving.loop_budget import LoopBudget
 from hasten.serving.tls_records import SecuredByRecords
 
 KEY_UPDATE = 24
@@ -228,6 +230,42 @@ def test_new_keys_on_many_connections_take_one_turn_of_the_loop_each(
     later = server.read[[kind for *_, kind in server.read].index(KEY_UPDATE) + 8 :]
     server.read = [one for one in later if one[0] > later[0][0]]
     assert server.crowded(KEY_UPDATE) == 1
+
+
+class Raw:
+    """Transport that can always be read, and a protocol whose records a test handles."""
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None: ...
+
+    resume_reading = pause_reading
+
+    def get_protocol(self) -> Raw:
+        return self
+
+    def buffer_updated(self, size: int) -> None: ...
+
+
+def test_a_turn_that_is_not_used_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else connections could collect turns while nothing is read from them, and use them at once."""
+    monkeypatch.setattr(handshakes, "_TURN_NS", 60_000_000_000)
+
+    async def work() -> None:
+        turns = LoopBudget()
+        one, *others = (ConnectionPace(turns, "a client") for _ in range(5))
+        for pace in (one, *others):
+            pace.raw = cast(asyncio.Transport, Raw())
+        assert [one.may_go() for _ in range(2)] == [True, True]
+        for _ in range(2):
+            assert [pace.may_go() for pace in others] == [False] * 4
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert one.may_go()
+        assert [pace.may_go() for pace in others] == [False] * 4
+
+    asyncio.run(work())
 
 
 class Places:

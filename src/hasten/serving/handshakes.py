@@ -91,16 +91,15 @@ class ConnectionPace:
     def __init__(self, turns: LoopBudget, client: str) -> None:
         self._turns, self._client = turns, client
         self.first = b""
-        self.shaken = self._waits = self._may = False
-        self._end_ns = 0
+        self.shaken = self._waits = False
+        self._turn, self._end_ns = -1, 0
 
     def may_go(self) -> bool:
         """Whether the connection may handle a record now; if not, it is told to go on once it may."""
-        now_ns = time.perf_counter_ns()
-        if now_ns < self._end_ns:
+        if self._turn == self._turns.turn and time.perf_counter_ns() < self._end_ns:
             return True
-        if self._may or (not self._waits and self._turns.took(TURN_BYTES)):
-            self._may, self._end_ns = False, now_ns + _TURN_NS
+        if not self._waits and self._turns.took(TURN_BYTES):
+            self._begin()
             return True
         if not self.shaken:  # later the protocol itself bounds what it reads ahead
             self.raw.pause_reading()
@@ -114,8 +113,13 @@ class ConnectionPace:
         self.shaken = True
         self.raw.pause_reading()
 
+    def _begin(self) -> None:
+        """Begin a turn, which ends with that of the event loop: what isn't used of it is lost."""
+        self._turn, self._end_ns = self._turns.turn, time.perf_counter_ns() + _TURN_NS
+
     def _go_on(self, _: asyncio.Future[None]) -> None:
-        self._waits, self._may = False, True
+        self._waits = False
+        self._begin()
         if self.raw.is_closing():
             return
         if not self.shaken:

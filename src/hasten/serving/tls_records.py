@@ -20,6 +20,9 @@ _MOST_BYTES = (16 << 10) + 2048
 _IN_HANDSHAKE, _WITHOUT_DATA = 256, 32
 """Records that a handshake may have (two to five are usual), and records without data that may come after it (none is
 usual)."""
+_HANDSHAKE_BYTES = 32 << 10
+"""Bytes of a client that a handshake may take: most take less than 4 KiB, and a long chain of certificates 16 KiB. What
+one step costs grows with the square of some messages' length: 40 ms for 64 kB of shares of keys."""
 _DATA_BYTES = 1 << 20
 """Data for which a connection may have one record more without data."""
 
@@ -53,8 +56,8 @@ class SecuredByRecords(ssl.SSLObject):
     """Bytes that OpenSSL got; it reads them whenever there are any."""
     _head = b""
     """Head of the record whose content isn't there yet."""
-    _data_bytes = _without_data = 0
-    """Data that was read, in bytes, and number of records without data since the handshake, or in it."""
+    _data_bytes = _without_data = _handshake_bytes = 0
+    """Data that was read, in bytes, number of records without data since the handshake, or in it, and its bytes."""
     _most = _IN_HANDSHAKE
     _pace: Pace | None = None
     _waits = True
@@ -73,9 +76,12 @@ class SecuredByRecords(ssl.SSLObject):
 
         Raises:
             ssl.SSLWantReadError: more must come from the client.
-            ssl.SSLError: the handshake failed, or it had too many records.
+            ssl.SSLError: the handshake failed, or it had too many records or bytes.
         """
         while self._give():
+            self._handshake_bytes += self._given.pending
+            if self._handshake_bytes > _HANDSHAKE_BYTES:
+                raise ssl.SSLError("the handshake is too long")
             try:
                 super().do_handshake()
             except ssl.SSLWantReadError:
