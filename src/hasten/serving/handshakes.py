@@ -32,7 +32,7 @@ class Handshakes:
     async def secure(
         self,
         accepted: socket.socket,
-        context: ssl.SSLContext,
+        context: Callable[[], ssl.SSLContext],
         made: Callable[[], asyncio.BaseProtocol],
         most_s: float,
     ) -> None:
@@ -40,9 +40,9 @@ class Handshakes:
 
         Args:
             accepted: Connection on which nothing was read; it is closed if this fails.
-            context: Context of the server, whose connections read one record at a time.
+            context: Function that returns the context of now, whose connections read one record at a time.
             made: Function that returns the protocol once the handshake is complete.
-            most_s: Longest time for the handshake, in seconds.
+            most_s: Longest time for all of it, in seconds.
 
         Raises:
             OSError: the client is gone, the handshake failed or took too long.
@@ -53,24 +53,27 @@ class Handshakes:
         paces: list[Pace] = [pace]
         PACES.set(paces)
         loop = asyncio.get_running_loop()
-        raw, first = await loop.connect_accepted_socket(_First, accepted)
-        pace.raw, pace.first = raw, first.data
+        pace.raw, first = await loop.connect_accepted_socket(_First, accepted)
         try:
-            if raw.is_closing():  # nothing would end the wait for the handshake
-                raise ConnectionResetError("the client went away before the handshake")
-            transport = await loop.start_tls(
-                raw, first, context, server_side=True, ssl_handshake_timeout=most_s
-            )
+            async with asyncio.timeout(most_s):
+                await first.there
+                await self._turns.take(client, TURN_BYTES)
+                pace.first = first.data
+                if pace.raw.is_closing():  # nothing would end the wait for the handshake
+                    raise ConnectionResetError("the client went away before the handshake")
+                transport = await loop.start_tls(
+                    pace.raw, first, context(), server_side=True, ssl_handshake_timeout=most_s
+                )
             if transport is None or transport.is_closing() or not pace.shaken:
                 raise ConnectionResetError("the client went away in the handshake")
         except BaseException:
             paces.clear()  # else it and its transport's context would keep each other in memory
-            raw.abort()
+            pace.raw.abort()
             raise
         protocol = made()
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
-        raw.resume_reading()
+        pace.raw.resume_reading()
 
 
 class ConnectionPace:
@@ -129,10 +132,16 @@ class ConnectionPace:
 
 
 class _First(asyncio.Protocol):
-    """Protocol that keeps what arrives before TLS begins to read, and gets nothing until the handshake is complete."""
+    """Protocol that keeps what arrives before TLS begins to read, and gets nothing until the handshake is complete.
+
+    Attributes:
+        data: Bytes that arrived.
+        there: Future that is done once some have arrived, or none can.
+    """
 
     def __init__(self) -> None:
         self.data = b""
+        self.there = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Note the transport."""
@@ -142,3 +151,12 @@ class _First(asyncio.Protocol):
         """Keep what arrived."""
         self.data += data
         self._raw.pause_reading()
+        self._end()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """End the wait, since nothing will arrive."""
+        self._end()
+
+    def _end(self) -> None:
+        if not self.there.done():
+            self.there.set_result(None)

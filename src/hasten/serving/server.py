@@ -153,7 +153,9 @@ class Server:
             if context is None:
                 await self._loop.connect_accepted_socket(made, accepted)
             else:
-                await self._handshakes.secure(accepted, context, made, handshake_s)
+                await self._handshakes.secure(
+                    accepted, lambda: self._context or context, made, handshake_s
+                )
         except asyncio.CancelledError:  # the server ends
             accepted.close()
             raise
