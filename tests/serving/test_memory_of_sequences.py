@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,10 +21,11 @@ import tritonclient.http as triton
 from fuzz.isolated import peak_kib, reset_peak
 from tests.support import recurrent
 from tests.support.servers import ServerProcess, ServerThread, bundle_of, place_of, with_curve
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, until
 from tritonclient.utils import InferenceServerException
 
 from hasten.core.sequences import Sequences
+from hasten.serving.models.served import ServedModel
 
 EACH = 4 * recurrent.HIDDEN
 """Bytes of the state of a sequence."""
@@ -137,6 +139,48 @@ def test_steps_wait_for_room_for_their_copies(
                 assert [each.result(PATIENCE_S) for each in told] == [""] * MOST
         left = two.call(lambda: (states.copied, states.shares.taken, len(states._waiting)))
     assert (most, left) == (TOTAL, (0, 0, 0))
+
+
+@pytest.mark.parametrize("over", ["given up", "late"])
+def test_copies_of_a_step_that_is_over_count_until_its_batch_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: str
+) -> None:
+    """Else a client could fill the memory again and again, while the engine still has the copies."""
+    long, gru = with_curve({1: 50.0}), Sequences((("h", "h_out"),))
+    bundle = bundle_of(tmp_path, recurrent.gru(tmp_path), sequences=gru, extra=long)
+    with ServerThread(place_of(bundle, "one", sequence_bytes=TOTAL)) as server:
+        repository = server.server.state.repository
+        states, model = repository.states, repository.find("one")
+        assert isinstance(model, ServedModel)
+        assert model.sequences is not None
+        kept, (engine,), runs = model.sequences, model._batching._threads, threading.Event()
+        run, goes_on = engine._model, threading.Event()
+
+        def held(inputs: Any) -> Any:
+            runs.set()
+            assert goes_on.wait(PATIENCE_S)
+            return run(inputs)
+
+        monkeypatch.setattr(engine, "_model", held)
+        data = [0.0] * recurrent.WIDE
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, recurrent.WIDE], "data": data}
+        parameters: dict[str, Any] = {"sequence_id": 1, "sequence_start": True}
+        if over == "late":
+            parameters["timeout"] = 300_000
+        body = json.dumps({"inputs": [tensor], "parameters": parameters})
+        connection = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
+        try:
+            connection.request("POST", "/v2/models/one/infer", body)
+            assert runs.wait(PATIENCE_S)
+            if over == "late":
+                assert connection.getresponse().status == 504
+        finally:
+            connection.close()
+        until(lambda: server.call(lambda: kept.idle))
+        assert server.call(lambda: (states.copied, states.shares.taken)) == (3 * EACH, 0)
+        goes_on.set()
+        until(lambda: server.call(lambda: states.copied) == 0)
+        assert ask(server, "one", "other", 1, sequence_start=True) == ""
 
 
 def test_a_state_that_is_larger_than_the_bound_is_refused(bundle: Path) -> None:

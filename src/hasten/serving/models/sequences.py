@@ -47,6 +47,9 @@ class Asked(Protocol):
     def submit(self, query: Query, done: Done) -> Cancellable:
         """Accept a step, states included."""
 
+    def after(self, ticket: Any, done: Callable[[], None]) -> None:
+        """Call a function once no thread runs a step that was accepted; at once if none does."""
+
     def answered(self, query: Query, rows: int, part: Sequence[Any]) -> None:
         """Count a step that is answered now."""
 
@@ -88,7 +91,7 @@ class StepTicket:
             inner.cancel()
         else:
             self._kept.model.refused(self.query, ProtocolError(Kind.GONE, "the client went away"))
-        self._kept.left(self._record, self)
+        self._kept.left(self._record, self, inner)
 
     def withdraw(self) -> bool:
         """Give up the request, uncounted, before the model runs; return whether that was done."""
@@ -223,13 +226,11 @@ class StateBytes:
             self._waiting.append(record)
         return False
 
-    def give(self, record: _Record) -> None:
-        """Give back what a sequence's step took."""
-        if record.copied:
-            record.copied = False
-            self.copied -= _COPIES * record.kept.each_bytes
-            if self._waiting:
-                self._schedule()
+    def give(self, size_bytes: int) -> None:
+        """Give back what a step took."""
+        self.copied -= size_bytes
+        if self._waiting:
+            self._schedule()
 
     def _fits(self, record: _Record) -> bool:
         size = _COPIES * record.kept.each_bytes
@@ -538,7 +539,7 @@ class KeptSequences:
         part.clear()  # else it and the step at the engine would keep each other in memory
         if ticket.over:
             return
-        told, step = answer, ticket.query.sequence
+        told, step, inner = answer, ticket.query.sequence, None
         assert step is not None
         if isinstance(answer, Answer):
             try:
@@ -559,11 +560,13 @@ class KeptSequences:
                 log.exception("the answer to a step of %s couldn't be made", self.model.name)
                 told = unmade()
                 self.model.refused(ticket.query, told)
-        elif step.start and answer.kind is Kind.UNAVAILABLE:
-            record.unavailable = str(answer)
+        else:
+            inner = ticket.inner
+            if step.start and answer.kind is Kind.UNAVAILABLE:
+                record.unavailable = str(answer)
         with handed_over():
             ticket.tell(told)
-        self.left(record, ticket)
+        self.left(record, ticket, inner)
 
     def _chosen(self, answer: Answer, query: Query) -> Answer:
         """Return an answer with the outputs that were asked for; without the states by default."""
@@ -573,11 +576,21 @@ class KeptSequences:
         answer.parameters = {**answer.parameters, **query.sequence.parameters()}
         return answer
 
-    def left(self, record: _Record, ticket: StepTicket) -> None:
-        """Go on with a sequence after a request that is answered or given up."""
+    def left(self, record: _Record, ticket: StepTicket, inner: Cancellable | None = None) -> None:
+        """Go on with a sequence after a request that is answered or given up.
+
+        Args:
+            record: Sequence.
+            ticket: Request.
+            inner: Step at the engine if a thread may still run it, which then keeps the copies; else None.
+        """
         if record.running is ticket:
-            record.running = None
-            self._memory.give(record)
+            record.running, record.copied = None, False
+            given = partial(self._memory.give, _COPIES * self.each_bytes)
+            if inner is None:
+                given()
+            else:
+                self.model.after(inner, given)
         else:
             try:
                 record.line.remove(ticket)
