@@ -586,11 +586,11 @@ class KeptSequences:
         """
         if record.running is ticket:
             record.running, record.copied = None, False
-            given = partial(self._memory.give, _COPIES * self.each_bytes)
+            size_bytes = _COPIES * self.each_bytes
             if inner is None:
-                given()
+                self._memory.give(size_bytes)
             else:
-                self.model.after(inner, given)
+                self.model.after(inner, partial(self._memory.give, size_bytes))
         else:
             try:
                 record.line.remove(ticket)
