@@ -48,24 +48,14 @@ class Handshakes:
             OSError: the client is gone, the handshake failed or took too long.
         """
         peer = accepted.getpeername()
-        client = client_at(peer[0]) if isinstance(peer, tuple) else ""
-        pace = ConnectionPace(self._turns, client)
+        pace = ConnectionPace(self._turns, client_at(peer[0]) if isinstance(peer, tuple) else "")
         paces: list[Pace] = [pace]
         PACES.set(paces)
         loop = asyncio.get_running_loop()
         pace.raw, first = await loop.connect_accepted_socket(_First, accepted)
         try:
             async with asyncio.timeout(most_s):
-                await first.there
-                await self._turns.take(client, TURN_BYTES)
-                pace.first = first.data
-                if pace.raw.is_closing():  # nothing would end the wait for the handshake
-                    raise ConnectionResetError("the client went away before the handshake")
-                transport = await loop.start_tls(
-                    pace.raw, first, context(), server_side=True, ssl_handshake_timeout=most_s
-                )
-            if transport is None or transport.is_closing() or not pace.shaken:
-                raise ConnectionResetError("the client went away in the handshake")
+                transport = await self._secured(pace, first, context, most_s)
         except BaseException:
             paces.clear()  # else it and its transport's context would keep each other in memory
             pace.raw.abort()
@@ -74,6 +64,26 @@ class Handshakes:
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         pace.raw.resume_reading()
+
+    async def _secured(
+        self,
+        pace: ConnectionPace,
+        first: _First,
+        context: Callable[[], ssl.SSLContext],
+        most_s: float,
+    ) -> asyncio.Transport:
+        """Return the secured transport of a connection; what it needs is made in a turn, after the first bytes."""
+        await first.there
+        await self._turns.take(pace.client, TURN_BYTES)
+        pace.first = first.data
+        if pace.raw.is_closing():  # nothing would end the wait for the handshake
+            raise ConnectionResetError("the client went away before the handshake")
+        transport = await asyncio.get_running_loop().start_tls(
+            pace.raw, first, context(), server_side=True, ssl_handshake_timeout=most_s
+        )
+        if transport is None or transport.is_closing() or not pace.shaken:
+            raise ConnectionResetError("the client went away in the handshake")
+        return transport
 
 
 class ConnectionPace:
@@ -84,7 +94,8 @@ class ConnectionPace:
         client: Client that the connection is counted under.
 
     Attributes:
-        raw: What the encrypted bytes arrive by.
+        client: Client that the connection is counted under.
+        raw: Transport of the encrypted bytes.
         first: Bytes that arrived before TLS began to read.
         shaken: Whether the handshake is complete.
     """
@@ -92,7 +103,7 @@ class ConnectionPace:
     raw: asyncio.Transport
 
     def __init__(self, turns: LoopBudget, client: str) -> None:
-        self._turns, self._client = turns, client
+        self._turns, self.client = turns, client
         self.first = b""
         self.shaken = self._waits = False
         self._turn, self._end_ns = -1, 0
@@ -108,7 +119,7 @@ class ConnectionPace:
             self.raw.pause_reading()
         if not self._waits:
             self._waits = True
-            self._turns.asked(self._client, TURN_BYTES).add_done_callback(self._go_on)
+            self._turns.asked(self.client, TURN_BYTES).add_done_callback(self._go_on)
         return False
 
     def shook(self) -> None:
