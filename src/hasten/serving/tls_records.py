@@ -22,7 +22,7 @@ _IN_HANDSHAKE, _WITHOUT_DATA = 256, 32
 usual)."""
 _HANDSHAKE_BYTES = 32 << 10
 """Bytes of a client that a handshake may take: most take less than 4 KiB, and a long chain of certificates 16 KiB. What
-one step costs grows with the square of some messages' length: 40 ms for 64 kB of shares of keys."""
+one step costs grows with the square of some messages' length: 37 ms for 64 kB of shares of keys."""
 _DATA_BYTES = 1 << 20
 """Data for which a connection may have one record more without data."""
 
