@@ -235,6 +235,28 @@ def test_new_keys_on_many_connections_take_one_turn_of_the_loop_each(
     assert server.crowded(KEY_UPDATE) == 1
 
 
+def test_requests_between_new_keys_are_all_answered(tmp_path: Path, certificate: Path) -> None:
+    """Though each waits for a turn, and the answers aren't read meanwhile."""
+    with secured(tmp_path, certificate) as server, contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(8):
+            ours, theirs = server.connected()
+            server.take(theirs)
+            patience = struct.pack("ll", int(PATIENCE_S), 0)  # OpenSSL itself reads
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
+            clients.append(KeyChanger(stack.enter_context(ours)))
+        for _ in range(30):
+            for client in clients:
+                assert client.send_keys(1)
+                client.send(ASKED)
+        for client in clients:
+            said = b""
+            while said.count(b"HTTP/1.1 200 ") < 30:
+                more = client.read()
+                assert more, "the server has closed the connection"
+                said += more
+
+
 def test_connections_are_made_ready_for_tls_one_in_a_turn_once_their_first_bytes_are_there(
     tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

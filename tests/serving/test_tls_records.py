@@ -224,13 +224,18 @@ class KeyChanger:
 
     def ask(self) -> bytes:
         """Ask for the server's name; return the answer's beginning, or nothing if the connection has ended."""
-        question, answer = (
-            b"GET /v2 HTTP/1.1\r\nHost: here\r\n\r\n",
-            ctypes.create_string_buffer(1000),
-        )
-        self._library.SSL_write(self._ssl, question, len(question))
-        size = self._library.SSL_read(self._ssl, answer, 1000)
-        return answer.raw[: max(0, size)]
+        self.send(b"GET /v2 HTTP/1.1\r\nHost: here\r\n\r\n")
+        return self.read()
+
+    def send(self, data: bytes) -> None:
+        """Send data, if the connection is still open."""
+        self._library.SSL_write(self._ssl, data, len(data))
+
+    def read(self) -> bytes:
+        """Return what has arrived, up to 1,000 bytes; nothing if the connection has ended."""
+        data = ctypes.create_string_buffer(1000)
+        size = self._library.SSL_read(self._ssl, data, 1000)
+        return data.raw[: max(0, size)]
 
 
 def test_a_flood_of_new_keys_ends_its_connection(tmp_path: Path, certificate: Path) -> None:
