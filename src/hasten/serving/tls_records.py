@@ -1,8 +1,8 @@
 """Give OpenSSL one record of TLS after another, and end connections that send too many without data.
 
-OpenSSL handles all records without data that it finds before it returns. Thousands of new keys of TLS 1.3, of 27 bytes
-each, so held the event loop up for 0.2 s. Many connections could do the same together, so those in a handshake, and
-those that sent more records without data than is usual, wait for a turn for each record.
+OpenSSL handles all records without data that it finds before it returns. So thousands of new keys of TLS 1.3, of 27
+bytes each, held the event loop up for 0.2 seconds. Many connections could do the same together. Therefore each record
+of a connection in a handshake waits for a turn, and so does each record of one that sent more without data than is usual.
 """
 
 from __future__ import annotations
