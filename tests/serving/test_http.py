@@ -12,7 +12,6 @@ import json
 import os
 import select
 import socket
-import ssl
 import sys
 import threading
 import time
@@ -30,7 +29,6 @@ from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import PATIENCE_S, until
 
 from hasten.serving import server as server_module
-from hasten.serving.handshakes import FirstMessage
 from hasten.serving.http import connection
 from hasten.serving.http.connection import Connection
 from hasten.serving.loop_budget import TURN_BYTES, LoopBudget
@@ -1043,99 +1041,6 @@ def test_handshakes_that_never_end_make_room_where_nearly_all_places_are_taken(
             theirs.setblocking(False)
             server.call(functools.partial(take, theirs))
         until(lambda: sum(each.done() for each in taking) == 1)
-
-
-@pytest.mark.parametrize("size", [517, 60, 3, 0], ids="{} bytes before".format)
-def test_a_turn_of_the_loop_begins_one_handshake(
-    tmp_path: Path, certificate: Path, size: int
-) -> None:
-    """488 of them in 62 kB held everybody up for half a second, or for 2.5 s with a key of 4,096 bits."""
-    place, key = place_of(bundle_of(tmp_path, solid(tmp_path))), certificate.with_name("key.pem")
-    hello, begun, turn = first_message(), [], 0
-    with (
-        ServerThread(place, limits=LIMITS, certificate=certificate, key=key) as server,
-        socket.create_server(("127.0.0.1", 0)) as listener,
-        contextlib.ExitStack() as stack,
-    ):
-        tls = server.server._tls.value
-        assert tls is not None
-        tls.context.sni_callback = lambda *_: begun.append(turn)
-
-        def pairs() -> Iterator[tuple[socket.socket, socket.socket]]:
-            for _ in range(10):
-                ours = stack.enter_context(socket.create_connection(listener.getsockname()))
-                theirs, _ = listener.accept()
-                theirs.setblocking(False)
-                ours.sendall(hello[:size])
-                yield ours, theirs
-
-        def count() -> None:
-            nonlocal turn
-            turn += 1
-            asyncio.get_running_loop().call_soon(count)
-
-        async def take() -> None:
-            taking.extend(asyncio.create_task(server.server.take(one, None)) for _, one in both)
-
-        def end() -> None:
-            for one, _ in both:
-                one.sendall(hello[size:])
-
-        both, taking = list(pairs()), list[asyncio.Task[None]]()
-        server.call(take)
-        server.call(count)
-        server.call(lambda: time.sleep(0.01))  # else some might not have come to wait
-        server.call(end)
-        until(lambda: len(begun) == 10)
-    assert len(set(begun)) == 10
-
-
-def first_message() -> bytes:
-    """Return what a client of TLS sends first."""
-    said = ssl.MemoryBIO()
-    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), said, server_hostname="here")
-    with contextlib.suppress(ssl.SSLWantReadError):
-        client.do_handshake()
-    return said.read()
-
-
-@pytest.mark.parametrize(
-    ("data", "size"),
-    [
-        (b"", 5),
-        (b"GET / HTTP/1.1", 0),
-        (b"\x16\x03\x01", 5),
-        (b"\x16\x03\x01\x00\x00", 5),
-        (b"\x16\x03\x01\x00\x06\x01\x00\x00\x02", 11),
-        (b"\x16\x03\x01\x00\x06\x01\x00\x00\x02ab", 11),
-        (b"\x16\x03\x01\x00\x06\x01\x00\x00\x05ab", 16),
-        (b"\x16\x03\x01\x00\x02\x01\x00\x16\x03\x01\x00\x04\x00\x02ab", 16),
-        (b"\x16\x03\x01\x00\x02\x01\x00\x17\x03\x01\x00\x04\x00\x02ab", 7),
-    ],
-)
-def test_the_first_message_may_be_in_several_records(data: bytes, size: int) -> None:
-    assert FirstMessage().wanted(data) == size
-
-
-def test_a_first_message_of_countless_records_is_not_looked_at_again_and_again() -> None:
-    """32 kB that came byte by byte took half a minute of the loop's thread, in which nobody was answered."""
-    message, steps = FirstMessage(), 0
-    content = b"\x01" + (4000).to_bytes(3, "big") + bytes(4000)
-    data = b"".join(b"\x16\x03\x01\x00\x01" + bytes([one]) for one in content)
-
-    def count(*_: Any) -> None:
-        nonlocal steps
-        steps += 1
-
-    there, before = 1, sys.getprofile()
-    sys.setprofile(count)
-    try:
-        while there < (wanted := message.wanted(data[:there])):
-            there = wanted
-    finally:
-        sys.setprofile(before)
-    assert there == len(data)
-    assert steps < 100 * len(content)
 
 
 def test_an_idle_connection_is_left_alone(hurried: ServerThread) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import gzip
 import heapq
@@ -26,6 +27,7 @@ from tests.support.servers import ServerProcess, ServerThread
 from tests.support.waiting import PATIENCE_S, until
 from tritonclient.utils import InferenceServerException
 
+from hasten.core.target import Target
 from hasten.inputs.pipeline.audio import LogMel
 from hasten.inputs.pipeline.base import Origin
 from hasten.inputs.pipeline.image import Decode
@@ -216,6 +218,30 @@ def test_what_takes_much_belongs_on_the_thread_for_large_samples() -> None:
     assert not prepared(place, 2)
     assert begun == [(True, 2 * MIB)]
     assert prepared(place, 2)
+
+
+def test_the_more_threads_there_are_the_less_a_step_may_leave_on_each() -> None:
+    room = Room(ROOM_BYTES)
+    for threads, takes_any in ((12, True), (36, False), (-36, True)):
+        room.count_threads(threads)
+        place = Place(room, "a", 0, None)
+        place.go = lambda: None
+        assert prepared(place, 1) == takes_any
+        assert place.large == (not takes_any)
+        place.leave()
+
+
+def test_a_machine_with_many_processors_has_few_threads_for_samples(
+    bundles: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 of them kept 34 MiB of what small pictures had taken."""
+    many, before = dataclasses.replace(Target.host(), threads=64), ROOM.small_bytes
+    monkeypatch.setattr(Target, "host", lambda: many)
+    with ServerThread(
+        *settings_of([bundles[2], bundles[-1]]).models
+    ):  # a model, and a chain of two
+        assert ROOM.small_bytes == (12 * MIB) // (4 * 12)
+    until(lambda: ROOM.small_bytes == before)
 
 
 def test_a_text_that_is_not_short_says_what_it_takes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import ctypes.util
+import os
 import socket
 import ssl
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.certificates import certified
 from tests.support.models import solid
 from tests.support.servers import ServerThread, bundle_of, place_of
 
@@ -25,13 +27,24 @@ _VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 class Pair:
     """A client and the server's side of one connection, in memory."""
 
-    def __init__(self, certificate: Path, version: ssl.TLSVersion) -> None:
+    def __init__(
+        self,
+        certificate: Path,
+        version: ssl.TLSVersion,
+        *,
+        key: Path | None = None,
+        client_ca: Path | None = None,
+        own: Path | None = None,
+    ) -> None:
         client = ssl.create_default_context(cafile=str(certificate))
         client.maximum_version = version
+        if own is not None:
+            client.load_cert_chain(own)
         self.to_server, self.to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.sent = ssl.MemoryBIO()
         self.client = client.wrap_bio(self.to_client, self.sent, server_hostname="127.0.0.1")
-        context = read_tls(certificate, certificate.with_name("key.pem"), None).context
+        key = key or certificate.with_name("key.pem")
+        context = read_tls(certificate, key, client_ca).context
         self.server = context.wrap_bio(self.to_server, self.to_client, server_side=True)
 
     def shake_hands(self, piece: int) -> None:
@@ -133,6 +146,59 @@ def test_a_handshake_of_countless_records_is_ended(certificate: Path) -> None:
         pair.server.do_handshake()
 
 
+def extension(kind: int, content: bytes) -> bytes:
+    return kind.to_bytes(2, "big") + len(content).to_bytes(2, "big") + content
+
+
+def listed(content: bytes, size_bytes: int = 2) -> bytes:
+    return len(content).to_bytes(size_bytes, "big") + content
+
+
+def hello(groups: int, shares: int) -> bytes:
+    """Return a client's first message of TLS 1.3 in records, with that many groups and shares of keys that nobody knows."""
+    unknown, x25519 = b"\x99\x99", b"\x00\x1d"
+    keys = (unknown + listed(b"k")) * shares + x25519 + listed(os.urandom(32))
+    extensions = (
+        extension(43, listed(b"\x03\x04", 1))
+        + extension(10, listed(b"\x7a\x7a" * groups + unknown + x25519))
+        + extension(13, listed(b"\x04\x03\x08\x04"))
+        + extension(51, listed(keys))
+    )
+    suites = listed(b"\x13\x01\x13\x02\x13\x03")
+    content = b"\x03\x03" + os.urandom(32) + b"\x00" + suites + b"\x01\x00" + listed(extensions)
+    message = b"\x01" + listed(content, 3)
+    pieces = [message[begin : begin + 16384] for begin in range(0, len(message), 16384)]
+    return b"".join(b"\x16\x03\x01" + listed(piece) for piece in pieces)
+
+
+def test_a_long_first_message_is_refused_before_it_is_handled(certificate: Path) -> None:
+    """OpenSSL looks each share of a key up in the list of groups: 64 kB took 37 ms, and others waited for 150 ms while 30 came."""
+    pair = Pair(certificate, ssl.TLSVersion.TLSv1_3)
+    pair.to_server.write(hello(4000, 2000))
+    with pytest.raises(ssl.SSLWantReadError):
+        pair.server.do_handshake()
+    assert pair.to_client.pending > 500  # it was answered
+    pair = Pair(certificate, ssl.TLSVersion.TLSv1_3)
+    pair.to_server.write(hello(16_000, 6300))
+    with pytest.raises(ssl.SSLError, match="the handshake is too long"):
+        pair.server.do_handshake()
+    assert not pair.to_client.pending
+
+
+@pytest.mark.parametrize("version", _VERSIONS)
+def test_a_client_cannot_send_hundreds_of_certificates(
+    tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    """In 3 kB, where the client may compress them; they took 26 ms of the loop."""
+    authority, own = certified(tmp_path, "authority"), certified(tmp_path, "own")
+    many = tmp_path / "many.pem"
+    many.write_bytes(own.read_bytes() * 200 + own.with_suffix(".key").read_bytes())
+    key = authority.with_suffix(".key")
+    pair = Pair(authority, version, key=key, client_ca=authority, own=many)
+    with pytest.raises(ssl.SSLError, match="the handshake is too long"):
+        pair.shake_hands(1 << 20)
+
+
 class KeyChanger:
     """A client of TLS 1.3 that can send new keys, which Python's `ssl` can't."""
 
@@ -158,13 +224,18 @@ class KeyChanger:
 
     def ask(self) -> bytes:
         """Ask for the server's name; return the answer's beginning, or nothing if the connection has ended."""
-        question, answer = (
-            b"GET /v2 HTTP/1.1\r\nHost: here\r\n\r\n",
-            ctypes.create_string_buffer(1000),
-        )
-        self._library.SSL_write(self._ssl, question, len(question))
-        size = self._library.SSL_read(self._ssl, answer, 1000)
-        return answer.raw[: max(0, size)]
+        self.send(b"GET /v2 HTTP/1.1\r\nHost: here\r\n\r\n")
+        return self.read()
+
+    def send(self, data: bytes) -> None:
+        """Send data, if the connection is still open."""
+        self._library.SSL_write(self._ssl, data, len(data))
+
+    def read(self) -> bytes:
+        """Return what has arrived, up to 1,000 bytes; nothing if the connection has ended."""
+        data = ctypes.create_string_buffer(1000)
+        size = self._library.SSL_read(self._ssl, data, 1000)
+        return data.raw[: max(0, size)]
 
 
 def test_a_flood_of_new_keys_ends_its_connection(tmp_path: Path, certificate: Path) -> None:

@@ -106,9 +106,9 @@ _PLAIN = ("http", "grpc", "host", "trace", "json_logs")
 @click.option(
     "--sequence-bytes",
     type=Size(),
-    default="64MiB",
+    default="60MiB",
     show_default=True,
-    help="Largest size of the states of all models' sequences together.",
+    help="Largest size of the states of all models' sequences together, with three copies of one for each step that runs.",
 )
 @click.option(
     "--sequence-idle",

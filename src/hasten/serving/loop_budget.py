@@ -16,11 +16,14 @@ class LoopBudget:
 
     Args:
         turn_bytes: Bytes of one turn; a longer body has a turn of its own.
+
+    Attributes:
+        turn: Number of the turn that bytes are taken of now.
     """
 
     def __init__(self, turn_bytes: int = TURN_BYTES) -> None:
         self._turn_bytes, self._spent = turn_bytes, 0
-        self._scheduled = False
+        self._scheduled, self.turn = False, 0
         self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
 
     def took(self, size: int) -> bool:
@@ -38,12 +41,15 @@ class LoopBudget:
             client: Client that the body is counted under.
             size: Size of the body, in bytes.
         """
-        if self.took(size):
-            return
+        if not self.took(size):
+            await self.asked(client, size)
+
+    def asked(self, client: str, size: int) -> asyncio.Future[None]:
+        """Wait in line for bytes of a turn; return the future of their being taken, which may be cancelled."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client, deque()).append((size, waiter))
         self._schedule()
-        await waiter
+        return waiter
 
     def _is_room(self, size: int) -> bool:
         return not self._spent or self._spent + size <= self._turn_bytes
@@ -55,7 +61,7 @@ class LoopBudget:
 
     def _next(self) -> None:
         """Begin a turn's budget, and let those go on in the next turn that there is room for."""
-        self._spent, self._scheduled = 0, False
+        self._spent, self._scheduled, self.turn = 0, False, self.turn + 1
         while self._waiting:
             client, queue = next(iter(self._waiting.items()))
             size, waiter = queue[0]

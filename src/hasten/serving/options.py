@@ -69,7 +69,8 @@ class SequenceLimits:
 
     Attributes:
         max_sequences: Largest number of sequences of one model whose states are kept at once; 0 to keep none.
-        sequence_bytes: Largest size of the states of all models' sequences together, in bytes.
+        sequence_bytes: Largest size of the states of all models' sequences together, with the copies of the steps that
+            run, in bytes. A step takes three copies of its sequence's state.
         sequence_idle_s: Time without a request after which a sequence's states are dropped, in seconds.
 
     Raises:
@@ -77,7 +78,7 @@ class SequenceLimits:
     """
 
     max_sequences: int = 1024
-    sequence_bytes: int = 64 << 20
+    sequence_bytes: int = 60 << 20
     sequence_idle_s: float = 60.0
 
     def __post_init__(self) -> None:

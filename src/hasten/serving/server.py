@@ -10,6 +10,7 @@ import ssl
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hasten.errors import InputError
@@ -148,15 +149,13 @@ class Server:
         handshake_s = _HANDSHAKE_S if self._surplus() < 0 else _CROWDED_HANDSHAKE_S
         self._arriving += 1
         try:
-            if self._context is not None:
-                await self._handshakes.turn(accepted, handshake_s)
-            context = self._context
-            await self._loop.connect_accepted_socket(
-                lambda: self.connection(slot),
-                accepted,
-                ssl=context,
-                ssl_handshake_timeout=handshake_s if context is not None else None,
-            )
+            context, made = self._context, partial(self.connection, slot)
+            if context is None:
+                await self._loop.connect_accepted_socket(made, accepted)
+            else:
+                await self._handshakes.secure(
+                    accepted, lambda: self._context or context, made, handshake_s
+                )
         except asyncio.CancelledError:  # the server ends
             accepted.close()
             raise

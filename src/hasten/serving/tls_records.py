@@ -1,13 +1,15 @@
 """Give OpenSSL one record of TLS after another, and end connections that send too many without data.
 
-OpenSSL handles all records without data that it finds before it returns. Thousands of new keys of TLS 1.3, of 27 bytes
-each, so held the event loop up for 0.2 s.
+OpenSSL handles all records without data that it finds before it returns. So thousands of new keys of TLS 1.3, of 27
+bytes each, held the event loop up for 0.2 seconds. Many connections could do the same together. Therefore each record
+of a connection in a handshake waits for a turn, and so does each record of one that sent more without data than is usual.
 """
 
 from __future__ import annotations
 
 import ssl
-from typing import Any, ClassVar
+from contextvars import ContextVar
+from typing import Any, ClassVar, Protocol
 
 _TYPES = b"\x14\x15\x16\x17"
 """Types of records (RFC 8446, 5.1)."""
@@ -18,8 +20,31 @@ _MOST_BYTES = (16 << 10) + 2048
 _IN_HANDSHAKE, _WITHOUT_DATA = 256, 32
 """Records that a handshake may have (two to five are usual), and records without data that may come after it (none is
 usual)."""
+_HANDSHAKE_BYTES = 32 << 10
+"""Bytes of a client that a handshake may take: most take less than 4 KiB, and a long chain of certificates 16 KiB. What
+one step costs grows with the square of some messages' length: 37 ms for 64 kB of shares of keys."""
 _DATA_BYTES = 1 << 20
 """Data for which a connection may have one record more without data."""
+
+
+class Pace(Protocol):
+    """Turns of a connection for its records.
+
+    Attributes:
+        first: Bytes that arrived before the connection was secured.
+    """
+
+    first: bytes
+
+    def may_go(self) -> bool:
+        """Whether a record may be handled now; if not, the connection is read again once it may."""
+
+    def shook(self) -> None:
+        """Note that the handshake is complete."""
+
+
+PACES: ContextVar[list[Pace]] = ContextVar("PACES")
+"""Pace of the connection that is secured next in this context; it is taken out then. Others never wait."""
 
 
 class SecuredByRecords(ssl.SSLObject):
@@ -31,28 +56,40 @@ class SecuredByRecords(ssl.SSLObject):
     """Bytes that OpenSSL got; it reads them whenever there are any."""
     _head = b""
     """Head of the record whose content isn't there yet."""
-    _data_bytes = _without_data = 0
-    """Data that was read, in bytes, and number of records without data since the handshake, or in it."""
+    _data_bytes = _without_data = _handshake_bytes = 0
+    """Data that was read, in bytes, number of records without data since the handshake, or in it, and its bytes."""
     _most = _IN_HANDSHAKE
+    _pace: Pace | None = None
+    _waits = True
+    """Whether each record waits for a turn: in the handshake, and after more records without data than the data pay for."""
 
     def begin(self, incoming: ssl.MemoryBIO, given: ssl.MemoryBIO) -> None:
         """Begin to take records from `incoming`, and to give them to OpenSSL through `given`."""
         self._incoming, self._given = incoming, given
+        if paces := PACES.get(None):
+            self._pace = paces.pop()
+            incoming.write(self._pace.first)
+            self._pace.first = b""
 
     def do_handshake(self) -> None:
         """Go on with the handshake.
 
         Raises:
             ssl.SSLWantReadError: more must come from the client.
-            ssl.SSLError: the handshake failed, or it had too many records.
+            ssl.SSLError: the handshake failed, or it had too many records or bytes.
         """
         while self._give():
+            self._handshake_bytes += self._given.pending
+            if self._handshake_bytes > _HANDSHAKE_BYTES:
+                raise ssl.SSLError("the handshake is too long")
             try:
                 super().do_handshake()
             except ssl.SSLWantReadError:
                 self._count()
             else:
-                self._most, self._without_data = _WITHOUT_DATA, 0
+                self._most, self._without_data, self._waits = _WITHOUT_DATA, 0, False
+                if self._pace is not None:
+                    self._pace.shook()
                 return
         super().do_handshake()
 
@@ -93,16 +130,14 @@ class SecuredByRecords(ssl.SSLObject):
         return super().unwrap()
 
     def _take(self, most: int, buffer: Any) -> Any:
-        if buffer is None:
-            data = super().read(most)
-            self._data_bytes += len(data)
-            return data
-        size = int(super().read(most, buffer))  # typeshed takes it for bytes
-        self._data_bytes += size
-        return size
+        data: Any = super().read(most) if buffer is None else super().read(most, buffer)
+        self._data_bytes += len(data) if buffer is None else data
+        if self._waits:
+            self._waits = self._without_data > self._data_bytes // _DATA_BYTES
+        return data
 
     def _give(self) -> bool:
-        """Give OpenSSL the next record; return whether it is there."""
+        """Give OpenSSL the next record; return whether it is there, and may be handled."""
         incoming, head = self._incoming, self._head
         if not head:
             if incoming.pending < _HEAD_BYTES:
@@ -112,6 +147,9 @@ class SecuredByRecords(ssl.SSLObject):
         if head[0] not in _TYPES or size > _MOST_BYTES:
             size = incoming.pending  # OpenSSL refuses it
         elif incoming.pending < size:
+            self._head = head
+            return False
+        if self._waits and self._pace is not None and not self._pace.may_go():
             self._head = head
             return False
         self._head = b""
@@ -125,8 +163,10 @@ class SecuredByRecords(ssl.SSLObject):
             ssl.SSLError: there were too many.
         """
         self._without_data += 1
-        if self._without_data > self._most + self._data_bytes // _DATA_BYTES:
+        paid = self._data_bytes // _DATA_BYTES
+        if self._without_data > self._most + paid:
             raise ssl.SSLError("too many records without data")
+        self._waits = self._most == _IN_HANDSHAKE or self._without_data > paid
 
 
 class ContextByRecords(ssl.SSLContext):

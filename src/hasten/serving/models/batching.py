@@ -167,6 +167,9 @@ class Batching:
         self._clock_ns = clock_ns
         self._threads = [_Thread(model, loop, self._landed, clock_ns, padder) for model in models]
         self._free = list(self._threads)
+        self._runs: dict[int, BatchRun[ServerTask]] = {}
+        self._afterwards: dict[int, list[Callable[[], None]]] = {}
+        """Number of a batch -> batch that a thread runs, and functions to call after it."""
         self._inline_factor = 1.0
         """Ratio of a batch's time on the loop's own thread to the curve's. Times on other threads
         don't count, since they include waits for the interpreter lock."""
@@ -207,6 +210,14 @@ class Batching:
         if not running:
             item.forget()
         self._look_soon()
+
+    def after(self, item: ServerTask, done: Callable[[], None]) -> None:
+        """Call a function once no thread runs a request, whether that is over or not; at once if none does."""
+        for number, run in self._runs.items():
+            if item in run.items:
+                self._afterwards.setdefault(number, []).append(done)
+                return
+        done()
 
     def stay_away(self) -> None:
         """Never again run a long batch on the loop's thread; may be called from any thread."""
@@ -293,6 +304,7 @@ class Batching:
     def _run_there(self, run: BatchRun[ServerTask], now_ns: int) -> None:
         """Run a batch on an engine thread."""
         number = self.scheduler.begun(run, now_ns)
+        self._runs[number] = run
         self._free.pop().jobs.put((run, number))
 
     def _run_here(self, run: BatchRun[ServerTask], now_ns: int) -> None:
@@ -359,9 +371,12 @@ class Batching:
     ) -> None:
         """Handle a batch that its thread ran: start the next one before answering this one."""
         self._ended(thread, number, outputs, timing)
+        del self._runs[number]
         if self.scheduler.queued_rows and not isinstance(outputs, Exception):
             self._look()
         self._answer(run, outputs, timing)
+        for done in self._afterwards.pop(number, ()):
+            done()
         self._look_soon()
 
     def _ended(

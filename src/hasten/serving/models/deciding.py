@@ -44,6 +44,8 @@ _QUICK_NS = 100_000
 """Time below which work is done on the event loop's thread: about the cost of another thread's."""
 _SHORT_BYTES = 4096
 """Size of a request's samples up to which its work may be done there."""
+_MOST_THREADS = 12
+"""Largest number of a model's threads for samples: each keeps some of the memory that it freed."""
 _RECENT = 16
 """Number of latest spans whose median says how long a stage takes."""
 
@@ -223,8 +225,10 @@ class Deciding:
         self._longest = longest_of(pipeline)
         self._loop, self._deadline_ns, self._clock_ns = loop, deadline_ns, clock_ns
         # The processors that an engine leaves idle while it waits are few: one thread for each.
-        self._at_once = Target.host().threads
+        self._at_once = min(Target.host().threads, _MOST_THREADS)
         self._threads = ThreadPoolExecutor(self._at_once, "hasten-deciding")
+        self._counted = self._at_once
+        ROOM.count_threads(self._counted)
         self._bounded = bool(pipeline.steps) and pipeline.steps[0].bounded
         self._repeatable = pipeline.deterministic
         """Whether an equal request gets an equal decision, so that it can be cached."""
@@ -347,6 +351,8 @@ class Deciding:
             with handed_over():
                 ticket.tell(failure)
         self._threads.shutdown(wait=False, cancel_futures=True)
+        ROOM.count_threads(-self._counted)
+        self._counted = 0
 
     def _samples(self, query: Query) -> list[bytes]:
         array = query.inputs[RAW]

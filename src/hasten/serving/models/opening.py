@@ -70,8 +70,8 @@ class ModelSettings:
         most_length: Largest size of a request's open dimensions other than the batch; None for the one that
             follows from the data that the bundle was made with.
         most_sequences: Largest number of sequences whose states are kept at once; 0 to keep none.
-        sequence_bytes: Largest size of the states of all models' sequences together; the largest such setting of
-            any model counts.
+        sequence_bytes: Largest size of the states of all models' sequences together, with the copies of steps;
+            the largest such setting of any model counts.
         sequence_idle_ns: Time without a request after which a sequence's states go.
         shadow_limit: Share of changed answers from which the monitor raises an alarm; 0 for the one
             that follows from the certificate.
@@ -97,7 +97,7 @@ class ModelSettings:
     any_batch: bool = False
     most_length: int | None = None
     most_sequences: int = 1024
-    sequence_bytes: int = 64 << 20
+    sequence_bytes: int = 60 << 20
     sequence_idle_ns: int = 60_000_000_000
     shadow_limit: float = 0.0
     on_alarm: Literal["tell", "exact"] = "tell"

@@ -30,7 +30,9 @@ COPIES = 2
 _TURN_BYTES = 64 << 10
 """Memory that a client gets for one of its turns."""
 _SMALL_BYTES = 1 << 20
-"""Memory that a step takes on any thread; samples that take more are prepared on one thread, for all models."""
+"""Most memory that a step takes on any thread; samples that take more are prepared on one thread, for all models."""
+_KEPT_BYTES = 12 << 20
+"""Memory that the threads for small samples may keep together once it is freed."""
 
 
 class NoRoomError(Exception):
@@ -133,7 +135,7 @@ class Place:
     @property
     def _is_large(self) -> bool:
         """Whether a step takes much more than the sample's bytes pay for."""
-        return self._step_bytes > self.paid_bytes + _SMALL_BYTES
+        return self._step_bytes > self.paid_bytes + self.room.small_bytes
 
     def _need(self, size_bytes: int) -> None:
         """Reserve what a step takes, or give up the work."""
@@ -145,7 +147,7 @@ class Place:
         """Let only one request at a time take more than it has reserved, until its stage ends."""
         self._check(size_bytes)
         left = self.paid_bytes + self.size_bytes - self._base_bytes
-        if size_bytes > max(left, _SMALL_BYTES) and not self._alone:
+        if size_bytes > max(left, self.room.small_bytes) and not self._alone:
             self.room.alone.acquire()
             self._alone = True
 
@@ -172,16 +174,24 @@ class Room:
         total_bytes: Size of the memory.
         alone: Lock of the one request that takes more than it has reserved. Whoever has it only computes.
         taken_bytes: Memory that is reserved.
+        small_bytes: Memory that a step takes on any thread: the less, the more threads there are.
     """
 
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes, self.taken_bytes = total_bytes, 0
+        self.small_bytes, self._threads = _SMALL_BYTES, 0
         self._lock, self.alone = threading.Lock(), threading.Lock()
         self._turns, self._orders = Turns(), itertools.count()
         self._line: list[tuple[int, int, Place]] = []
         """Heap of the requests that wait, by the client's turn and the order of arrival; some have left since."""
         self._left = 0
         """Number of the requests in the line that have left."""
+
+    def count_threads(self, more: int) -> None:
+        """Note that there are more threads for small samples, or fewer."""
+        with self._lock:
+            self._threads += more
+            self.small_bytes = min(_SMALL_BYTES, _KEPT_BYTES // max(1, self._threads))
 
     def took(self, place: Place, size_bytes: int) -> bool:
         """Reserve memory for a request if it is free and nobody waits for it; return whether it was."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import math
 from collections import OrderedDict, deque
@@ -27,7 +28,9 @@ _MOST_WAITING = 256
 """Largest number of requests of one sequence that wait for their turn."""
 _MOST_GONE = 4096
 """Number of ended sequences whose end can still be explained to a client that comes late."""
-
+_COPIES = 3
+"""Copies of its sequence's states that a step takes: as a batch's inputs, as its outputs, and the sequence's own of
+those, until the older states go."""
 
 _FAILED = "its first request failed"
 
@@ -43,6 +46,9 @@ class Asked(Protocol):
 
     def submit(self, query: Query, done: Done) -> Cancellable:
         """Accept a step, states included."""
+
+    def after(self, ticket: Any, done: Callable[[], None]) -> None:
+        """Call a function once no thread runs a step that was accepted; at once if none does."""
 
     def answered(self, query: Query, rows: int, part: Sequence[Any]) -> None:
         """Count a step that is answered now."""
@@ -85,7 +91,7 @@ class StepTicket:
             inner.cancel()
         else:
             self._kept.model.refused(self.query, ProtocolError(Kind.GONE, "the client went away"))
-        self._kept.left(self._record, self)
+        self._kept.left(self._record, self, inner)
 
     def withdraw(self) -> bool:
         """Give up the request, uncounted, before the model runs; return whether that was done."""
@@ -124,6 +130,7 @@ class _Record:
         "begun",
         "carrier",
         "client",
+        "copied",
         "kept",
         "key",
         "latest",
@@ -133,17 +140,20 @@ class _Record:
         "running",
         "unavailable",
         "used_ns",
+        "waits",
     )
 
-    def __init__(
-        self, kept: KeptSequences, key: _Key, client: str, carrier: Carrier, now_ns: int
-    ) -> None:
-        self.kept, self.key, self.carrier, self.used_ns = kept, key, carrier, now_ns
+    def __init__(self, kept: KeptSequences, key: _Key, client: str, now_ns: int) -> None:
+        self.kept, self.key, self.used_ns = kept, key, now_ns
+        self.carrier: Carrier | None = None
+        """States; None until a start was answered."""
         self.client = client
         """Client in whose share it is counted."""
         self.line: deque[StepTicket] = deque()
         self.running: StepTicket | None = None
         self.looping = False
+        self.copied = self.waits = False
+        """Whether there is memory for a step's copies, and whether the sequence waits for some."""
         self._starts = 0
         """Number of starts that have arrived."""
         self.begun = 0
@@ -177,19 +187,76 @@ Records: TypeAlias = "OrderedDict[_Key, _Record]"
 
 
 class StateBytes:
-    """Memory that the states of all models' sequences share; used on the event loop's thread only.
+    """Memory that the states of all models' sequences share, and their copies; used on the event loop's thread only.
+
+    A step waits until there is room for its copies. What those of one step take is always left free of states, so
+    that steps go on.
 
     Args:
-        total: Largest size of all states together, in bytes.
+        total: Largest size of all states and copies together, in bytes.
 
     Attributes:
-        shares: Bytes that each client's sequences take of it.
+        total: Largest size of all states and copies together, in bytes.
+        shares: Bytes that each client's sequences take, without copies.
+        copied: Bytes of the copies that steps have now.
         kept: Sequences of each model.
     """
 
     def __init__(self, total: int) -> None:
+        self.total, self.copied = total, 0
         self.shares = Shares(total)
         self.kept: WeakSet[KeptSequences] = WeakSet()
+        self._waiting: deque[_Record] = deque()
+        self._scheduled = False
+
+    def reserve(self, each_bytes: int) -> None:
+        """Leave states of this size, and all smaller ones, as much as the copies of one step don't take."""
+        largest = max([each_bytes, *(one.each_bytes for one in self.kept if len(one))])
+        self.shares.total = self.total - _COPIES * largest
+
+    def took(self, record: _Record) -> bool:
+        """Take the memory for a step's copies; if there is none, the sequence goes on once there is."""
+        if record.copied:
+            return True
+        if not self._waiting and self._fits(record):
+            self._take(record)
+            return True
+        if not record.waits:
+            record.waits = True
+            self._waiting.append(record)
+        return False
+
+    def give(self, size_bytes: int) -> None:
+        """Give back what a step took."""
+        self.copied -= size_bytes
+        if self._waiting:
+            self._schedule()
+
+    def _fits(self, record: _Record) -> bool:
+        size = _COPIES * record.kept.each_bytes
+        return not self.copied or self.shares.taken + self.copied + size <= self.total
+
+    def _take(self, record: _Record) -> None:
+        record.copied = True
+        self.copied += _COPIES * record.kept.each_bytes
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._let_in)
+
+    def _let_in(self) -> None:
+        """Let sequences go on that wait, as far as there is room; after one that is answered at once, later."""
+        self._scheduled = False
+        while self._waiting and (not self._waiting[0].line or self._fits(self._waiting[0])):
+            record = self._waiting.popleft()
+            record.waits = False
+            if not record.line:
+                continue
+            self._take(record)
+            record.kept._next(record)
+            if not record.copied:
+                break
 
 
 class KeptSequences:
@@ -230,8 +297,8 @@ class KeptSequences:
         self.model = model
         self._deadline_ns, self._most_wait_ns = deadline_ns, most_wait_ns
         self.idle_ns = idle_ns
-        self._loaded, self._sequences = loaded, sequences
-        carrier = Carrier(loaded, sequences)
+        self._sequences = sequences
+        self._carrier = carrier = Carrier(loaded, sequences)
         self.each_bytes = sum(state.nbytes for state in carrier.states.values())
         self.most, self._memory = most, states
         states.kept.add(self)
@@ -295,13 +362,14 @@ class KeptSequences:
             left_s = (end_ns - now_ns) / 1e9
             ticket.timer = self._loop.call_later(left_s, self._wait, record, ticket, queued_ns)
             return
+        of = "of other sequences" if record.running is None else "of the sequence"
         failure = ProtocolError(
             Kind.OVERLOADED,
-            "overloaded: earlier requests of the sequence took all the time; retry later",
+            f"overloaded: earlier requests {of} took all the time; retry later",
             retry_s=1.0,
         )
         if late_ns <= now_ns:
-            why = "the deadline passed while earlier requests of the sequence ran"
+            why = f"the deadline passed while earlier requests {of} ran"
             failure = ProtocolError(Kind.LATE, why)
         self.model.refused(query, failure)
         with handed_over():
@@ -334,9 +402,7 @@ class KeptSequences:
             if not step.start:
                 raise ProtocolError(Kind.INVALID, self._unknown(key, None))
             self._take_place(query.client)
-            record = self._records[key] = _Record(
-                self, key, query.client, Carrier(self._loaded, self._sequences), now_ns
-            )
+            record = self._records[key] = _Record(self, key, query.client, now_ns)
             self._gone.pop(key, None)
             self._sweep_later()
         if len(record.line) >= _MOST_WAITING:
@@ -357,12 +423,15 @@ class KeptSequences:
             ProtocolError: there is no room, or too much is this client's while others are there.
         """
         places, memory = self._shares, self._memory.shares
-        if self.each_bytes > memory.total:
+        least = (1 + _COPIES) * self.each_bytes
+        if least > self._memory.total:
             raise ProtocolError(
                 Kind.INVALID,
-                f"a sequence of {self.model.name!r} has a state of {self.each_bytes:,} bytes, and the server keeps "
-                f"at most {memory.total:,}: start it with a larger --sequence-bytes",
+                f"a sequence of {self.model.name!r} has a state of {self.each_bytes:,} bytes, with {_COPIES} copies of "
+                f"it in a step, and the server has {self._memory.total:,} bytes for states: start it with "
+                f"--sequence-bytes {least} or more",
             )
+        self._memory.reserve(self.each_bytes)
         if not self._took(places, client, 1, (self,)):
             raise _crowded(places, client, "sequences", "open")
         if not self._took(memory, client, self.each_bytes, self._memory.kept):
@@ -408,12 +477,12 @@ class KeptSequences:
         return f"there is no sequence {key[1]!r:.100}: {why}; start it with a request that sets sequence_start"
 
     def _next(self, record: _Record) -> None:
-        """Send the sequence's next steps to the engine, one after another."""
+        """Send the sequence's next steps to the engine, one after another, as there is memory for their copies."""
         if record.looping:  # a step was answered at once: the loop below goes on
             return
         record.looping = True
         try:
-            while record.running is None and record.line:
+            while record.running is None and record.line and self._memory.took(record):
                 self._run(record, record.line.popleft())
         finally:
             record.looping = False
@@ -434,7 +503,8 @@ class KeptSequences:
                 ticket.tell(failure)
             self.left(record, ticket)
             return
-        states = self._start if step.start else record.carrier.states
+        carried = None if step.start else record.carrier
+        states = self._start if carried is None else carried.states
         part: list[Any] = []
         answered = partial(self._answered, record, ticket, part)
         try:
@@ -469,13 +539,13 @@ class KeptSequences:
         part.clear()  # else it and the step at the engine would keep each other in memory
         if ticket.over:
             return
-        told, step = answer, ticket.query.sequence
+        told, step, inner = answer, ticket.query.sequence, None
         assert step is not None
         if isinstance(answer, Answer):
             try:
                 carrier = record.carrier
-                if step.start:  # the older states are kept until this succeeded
-                    carrier = Carrier(self._loaded, self._sequences)
+                if step.start or carrier is None:  # older states are kept until this succeeded
+                    carrier = copy.copy(self._carrier)
                 carrier.take(_owned(answer.outputs, self._sequences))
                 told = self._chosen(answer, ticket.query)
                 record.carrier, record.begun = carrier, ticket.begins
@@ -490,11 +560,13 @@ class KeptSequences:
                 log.exception("the answer to a step of %s couldn't be made", self.model.name)
                 told = unmade()
                 self.model.refused(ticket.query, told)
-        elif step.start and answer.kind is Kind.UNAVAILABLE:
-            record.unavailable = str(answer)
+        else:
+            inner = ticket.inner
+            if step.start and answer.kind is Kind.UNAVAILABLE:
+                record.unavailable = str(answer)
         with handed_over():
             ticket.tell(told)
-        self.left(record, ticket)
+        self.left(record, ticket, inner)
 
     def _chosen(self, answer: Answer, query: Query) -> Answer:
         """Return an answer with the outputs that were asked for; without the states by default."""
@@ -504,10 +576,21 @@ class KeptSequences:
         answer.parameters = {**answer.parameters, **query.sequence.parameters()}
         return answer
 
-    def left(self, record: _Record, ticket: StepTicket) -> None:
-        """Go on with a sequence after a request that is answered or given up."""
+    def left(self, record: _Record, ticket: StepTicket, inner: Cancellable | None = None) -> None:
+        """Go on with a sequence after a request that is answered or given up.
+
+        Args:
+            record: Sequence.
+            ticket: Request.
+            inner: Step at the engine if a thread may still run it, which then keeps the copies; else None.
+        """
         if record.running is ticket:
-            record.running = None
+            record.running, record.copied = None, False
+            size_bytes = _COPIES * self.each_bytes
+            if inner is None:
+                self._memory.give(size_bytes)
+            else:
+                self.model.after(inner, partial(self._memory.give, size_bytes))
         else:
             try:
                 record.line.remove(ticket)

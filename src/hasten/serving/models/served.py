@@ -459,6 +459,10 @@ class ServedModel:
         if self.tracing is not None:
             self.tracing.finished(self, query, now_ns, failure)
 
+    def after(self, ticket: Any, done: Callable[[], None]) -> None:
+        """Call a function once no thread runs a request, whether that is over or not; at once if none does."""
+        self._batching.after(ticket, done)
+
     def cancel(self, ticket: Ticket) -> None:
         """Give up a request whose client went away."""
         if ticket.over:
