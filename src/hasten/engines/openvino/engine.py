@@ -48,6 +48,8 @@ _NEWEST = 24
 """Newest operator set whose attributes the converter reads; it passes over later ones without a word."""
 _MOST_SHAPES = 1024
 """Shapes of requests that a request remembers as answered."""
+_TAKING_EMPTY = frozenset(["Broadcast", "Concatenation", "Output", "Pad", "Reshape", "ShapeOf"])
+"""Executed operations that make what they should of an empty tensor."""
 _Shapes = tuple[tuple[int, ...], ...]
 _WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
 """Setting with which an exported graph refers to the weights of the artifact instead of copying them."""
@@ -628,15 +630,13 @@ class _Request:
         """Remember the shapes of a request that was answered.
 
         Raises:
-            BeyondRange: a tensor inside the graph was empty.
+            BeyondRange: an operation inside the graph got an empty tensor.
         """
-        if self._empties and (name := _emptied(self._compiled)) is not None:
-            shapes = listed(
-                *(f"{one!r}: {list(array.shape)}" for one, array in self._buffers.items())
-            )
+        if self._empties and (reader := _passed_over(self._compiled)) is not None:
+            shapes = (f"{name!r}: {list(array.shape)}" for name, array in self._buffers.items())
             raise BeyondRange(
-                f"OpenVINO may answer with the last request's numbers where a tensor inside a graph is empty, as that of "
-                f"{name!r} for inputs of the shapes {shapes}: give longer inputs, or use another engine"
+                "OpenVINO may answer with the last request's numbers where an operation gets an empty tensor, as "
+                f"{reader} does for inputs of the shapes {listed(*shapes)}: give longer inputs, or use another engine"
             )
         if len(self._answered) == _MOST_SHAPES:
             self._answered.clear()
@@ -676,14 +676,33 @@ def _settles_all(compiled: Any) -> bool:
     return all(_is_static(operation.outputs()) for operation in _executed(compiled))
 
 
-def _emptied(compiled: Any) -> str | None:
-    """Return the name of an operation whose answer to the last request was empty; None if there is none."""
+def _passed_over(compiled: Any) -> str | None:
+    """Return words for an operation that should have made numbers of an empty tensor; None if there is none.
+
+    The plugin passes over most such operations, and what they answered before stays in place.
+    """
     for operation in _executed(compiled):
         for port in operation.outputs():
-            shape = port.get_partial_shape()
-            if shape.is_static and 0 in shape.to_shape():
-                return str(operation.get_friendly_name())
+            if not _is_empty(port):
+                continue
+            for reader in port.get_target_inputs():
+                node = reader.get_node()
+                if not all(_is_empty(one) for one in node.outputs()):
+                    kind = _layer(node)
+                    if kind not in _TAKING_EMPTY:
+                        return f"{kind} (node {node.get_friendly_name()!r})"
     return None
+
+
+def _is_empty(port: Any) -> bool:
+    shape = port.get_partial_shape()
+    return bool(shape.is_static and 0 in shape.to_shape())
+
+
+def _layer(operation: Any) -> str:
+    """Return the type of an executed operation, if it is said."""
+    said = operation.get_rt_info()
+    return str(said["layerType"].value) if "layerType" in said else "an operation"
 
 
 def _executed(compiled: Any) -> Sequence[Any]:
