@@ -136,10 +136,12 @@ def check(folder: Path, text: str, seed: int) -> tuple[int, int]:
                     continue
                 given += 1
                 shapes = {name: a.shape for name, a in inputs.items()}
-                if expected is None:  # only an answer without numbers can't be wrong
-                    assert not any(a.size for a in found.values()), (text, shapes, number, found)
-                else:
-                    assert same(found, expected), (text, shapes, number, found, expected)
+                if (
+                    expected is None
+                ):  # as for a window longer than its input, of which OpenVINO makes none
+                    with OpenVino(threads=1).open(artifact, host) as fresh:
+                        expected = [*fresh.run(inputs).values()]
+                assert same(found, expected), (text, shapes, number, found, expected)
     return given, refused
 
 
