@@ -364,7 +364,7 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
     ov = import_quietly("openvino")
     extensions = [str(library) for library in libraries(model.custom_ops, "create_extensions")]
     path = workdir / f"{model.path.stem}.xml"
-    _check_attributes(model.path)
+    check_attributes(model.path)
     try:
         with telemetry_off():
             # In a list twice, since it splits other paths at commas.
@@ -403,8 +403,12 @@ def _check_values(graph: Any) -> None:
     check_wholes(graph)
 
 
-def _check_attributes(path: Path) -> None:
-    """Refuse attributes of operators that the converter would pass over, such as the windows of Attention."""
+def check_attributes(path: Path) -> None:
+    """Refuse attributes of operators that the converter would pass over, such as the windows of Attention.
+
+    Raises:
+        CandidateError: the ONNX model has such an attribute; the message names it.
+    """
     import onnx
 
     try:
@@ -679,18 +683,21 @@ def _settles_all(compiled: Any) -> bool:
 def _passed_over(compiled: Any) -> str | None:
     """Return words for an operation that should have made numbers of an empty tensor; None if there is none.
 
-    The plugin passes over most such operations, and what they answered before stays in place.
+    The plugin passes over most such operations, and what they answered before stays in place. Constants may be empty, as in
+    place of a bias.
     """
+    fixed = set[str]()
     for operation in _executed(compiled):
-        for port in operation.outputs():
-            if not _is_empty(port):
-                continue
-            for reader in port.get_target_inputs():
-                node = reader.get_node()
-                if not all(_is_empty(one) for one in node.outputs()):
-                    kind = _layer(node)
-                    if kind not in _TAKING_EMPTY:
-                        return f"{kind} (node {node.get_friendly_name()!r})"
+        sources = {port.get_source_output().get_node().get_name() for port in operation.inputs()}
+        if operation.get_type_name() != "Parameter" and sources <= fixed:
+            fixed.add(operation.get_name())
+            continue
+        empty = [port for port in operation.outputs() if _is_empty(port)]
+        readers = (reader.get_node() for port in empty for reader in port.get_target_inputs())
+        for node in readers:
+            kind = _layer(node)
+            if kind not in _TAKING_EMPTY and not all(_is_empty(port) for port in node.outputs()):
+                return f"{kind} (node {node.get_friendly_name()!r})"
     return None
 
 
