@@ -46,7 +46,7 @@ _PROPERTIES = {
 """Names of properties in sessions and in OpenVINO; a plugin may know only some."""
 _NEWEST = 24
 """Newest operator set whose attributes the converter reads; it passes over later ones without a word."""
-_MOST_SHAPES = 1024
+_MOST_SHAPES = 1 << 14
 """Shapes of requests that a request remembers as answered."""
 _TAKING_EMPTY = frozenset(["Broadcast", "Concatenation", "Output", "Pad", "Reshape", "ShapeOf"])
 """Executed operations that make what they should of an empty tensor."""
