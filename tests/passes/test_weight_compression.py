@@ -2,12 +2,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import onnx
 import pytest
 from tests.support.models import Build
 
 from hasten.core.model import Model
 from hasten.engines.openvino.engine import OpenVino
-from hasten.errors import InputError
+from hasten.errors import CandidateError, InputError
 from hasten.passes.base import Skipped
 from hasten.passes.weight_compression import WeightCompression
 from hasten.testing.pass_tests import PassTests, host, run
@@ -111,3 +113,29 @@ def test_nothing_to_do_is_said(convnet: Model, build: Build, tmp_path: Path) -> 
     )
     with pytest.raises(Skipped, match=r"there is no matrix product with constant weights$"):
         run(WeightCompression(), lookup, tmp_path)
+
+
+def test_the_first_of_equal_numbers_comes_first_here_too(build: Build, tmp_path: Path) -> None:
+    model = build("""<ir_version: 10, opset_import: ["": 20]>
+        ranked (float[batch, 64] x) => (int64[batch, 16] y) <float[64, 16] w> {
+            p = MatMul (x, w)  s = Mul (p, p)  signs = Sign (s)  count = Constant <value_ints = [16]> ()
+            v, y = TopK (signs, count) }""")
+    result = run(WeightCompression(), model, tmp_path)
+    (folder := tmp_path / "opened").mkdir()
+    engine, target = OpenVino(), host()
+    with engine.open(engine.build(result, target, folder), target) as session:
+        for rows in (1, 2, 5):
+            x = np.random.default_rng(rows).standard_normal((rows, 64)).astype(np.float32)
+            assert session.run({"x": x})["y"].tolist() == [[*range(16)]] * rows
+
+
+def test_an_attribute_that_the_converter_passes_over_is_refused(
+    build: Build, tmp_path: Path
+) -> None:
+    if onnx.defs.onnx_opset_version() < 28:
+        pytest.skip("this onnx doesn't know operator set 28")
+    model = build("""<ir_version: 13, opset_import: ["": 28]>
+        deep (float[batch, 2, 4, 6] x) => (float[batch, 8, 2, 5] y) <float[3, 5] w> {
+            [deep] d = SpaceToDepth <blocksize = 2, mode = "CRD"> (x)  y = MatMul (d, w) }""")
+    with pytest.raises(CandidateError, match=r"attribute 'mode' of SpaceToDepth \(node 'deep'\)"):
+        run(WeightCompression(), model, tmp_path)

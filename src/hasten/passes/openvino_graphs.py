@@ -8,6 +8,8 @@ from typing import Any
 import onnx
 
 from hasten.core.model import Model, libraries
+from hasten.engines.openvino.engine import check_attributes
+from hasten.engines.openvino.ties import keep_order
 from hasten.errors import CandidateError
 
 PRODUCTS = frozenset({"Convolution", "GroupConvolution", "MatMul"})
@@ -22,13 +24,20 @@ _LABORIOUS |= {"Einsum", "If", "Interpolate", "Loop", "ScaledDotProductAttention
 def converted(model: Model) -> Any:
     """Convert an ONNX model to an OpenVINO graph.
 
-    The converter is used since NNCF doesn't recognize the biases in graphs from `core.read_model`.
+    The converter is used since NNCF doesn't recognize the biases in graphs from `core.read_model`. Equal numbers keep
+    their order as in the engine's own graphs.
+
+    Raises:
+        CandidateError: the converter would pass over an attribute.
     """
     import openvino
 
+    check_attributes(model.path)
     extensions = [str(path) for path in libraries(model.custom_ops, "create_extensions")]
     # In a list twice, since it splits other paths at commas.
-    return openvino.convert_model([[model.path]], extension=extensions or None)
+    graph = openvino.convert_model([[model.path]], extension=extensions or None)
+    keep_order(graph)
+    return graph
 
 
 def operations_of(graph: Any, proto: onnx.ModelProto, names: Sequence[str]) -> list[str]:

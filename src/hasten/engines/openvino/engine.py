@@ -25,8 +25,8 @@ from hasten.engines.checked import operators, private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
 from hasten.engines.newer import every_node, newer_attribute
-from hasten.engines.openvino.places import may_fail
 from hasten.engines.openvino.ranges import Ranges
+from hasten.engines.openvino.risks import Risks, risks_of
 from hasten.engines.openvino.runtime import new_core
 from hasten.engines.openvino.unknown import inputs_with_nan
 from hasten.errors import BeyondRange, CandidateError
@@ -46,6 +46,11 @@ _PROPERTIES = {
 """Names of properties in sessions and in OpenVINO; a plugin may know only some."""
 _NEWEST = 24
 """Newest operator set whose attributes the converter reads; it passes over later ones without a word."""
+_MOST_SHAPES = 1 << 14
+"""Shapes of requests that a request remembers as answered."""
+_TAKING_EMPTY = frozenset(["Broadcast", "Concatenation", "Output", "Pad", "Reshape", "ShapeOf"])
+"""Executed operations that make what they should of an empty tensor."""
+_Shapes = tuple[tuple[int, ...], ...]
 _WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
 """Setting with which an exported graph refers to the weights of the artifact instead of copying them."""
 _REFUSED = b"OpenVINO refuses what it exports of this model"
@@ -193,15 +198,14 @@ class OpenVino(Engine):
     def _session(
         self, artifact: Artifact, compile_: Callable[[Sequence[TensorSpec]], Any], graph: Path
     ) -> Iterator[Session]:
-        static = all(spec.static for spec in artifact.inputs)
         whole = any(np.dtype(spec.dtype).kind in "iu" for spec in artifact.inputs)
         session = OpenVinoSession(
             artifact,
             compile_(artifact.request),
-            None if static else lambda: compile_(()),
+            compile_,
             self._wholes(artifact) if whole else None,
             self._with_nan(artifact, graph),
-            fails=may_fail(graph),
+            risks=risks_of(graph),
         )
         try:
             yield session
@@ -230,8 +234,8 @@ class OpenVino(Engine):
         def opened() -> tuple[Any, Callable[[Tensors], Any]]:
             compiled = self._compile(artifact, target, request, more={"PERF_COUNT": True})
             with private(artifact) as copy:
-                known, fails = self._with_nan(artifact, copy.path), may_fail(copy.path)
-                session = OpenVinoSession(artifact, compiled, with_nan=known, fails=fails)
+                known, risks = self._with_nan(artifact, copy.path), risks_of(copy.path)
+                session = OpenVinoSession(artifact, compiled, with_nan=known, risks=risks)
             return compiled, session.run
 
         return profiled(opened, operations(self._read(artifact)[1]), requests)
@@ -360,7 +364,7 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
     ov = import_quietly("openvino")
     extensions = [str(library) for library in libraries(model.custom_ops, "create_extensions")]
     path = workdir / f"{model.path.stem}.xml"
-    _check_attributes(model.path)
+    check_attributes(model.path)
     try:
         with telemetry_off():
             # In a list twice, since it splits other paths at commas.
@@ -399,8 +403,12 @@ def _check_values(graph: Any) -> None:
     check_wholes(graph)
 
 
-def _check_attributes(path: Path) -> None:
-    """Refuse attributes of operators that the converter would pass over, such as the windows of Attention."""
+def check_attributes(path: Path) -> None:
+    """Refuse attributes of operators that the converter would pass over, such as the windows of Attention.
+
+    Raises:
+        CandidateError: the ONNX model has such an attribute; the message names it.
+    """
     import onnx
 
     try:
@@ -460,32 +468,33 @@ class OpenVinoSession(Session):
     Args:
         artifact: Artifact that was opened.
         compiled: Model, compiled for settled shapes or for open ones.
-        compile_open: Function that compiles the model for all shapes that it takes; None if
-            `compiled` takes them.
+        compile_: Function that compiles the model for one request's shapes or, without a request, for all that it
+            takes; None if nothing but `compiled` is to be used.
         wholes: Calculations with whole numbers in the graph; None if it takes none.
         with_nan: Names of inputs that may have NaN, since the model looks for it itself.
-        fails: Whether a request's numbers may make the plugin fail even where all shapes are settled.
+        risks: Risks of the graph.
     """
 
     def __init__(
         self,
         artifact: Artifact,
         compiled: Any,
-        compile_open: Callable[[], Any] | None = None,
+        compile_: Callable[[Sequence[TensorSpec]], Any] | None = None,
         wholes: Wholes | None = None,
         with_nan: frozenset[str] = frozenset(),
         *,
-        fails: bool = True,
+        risks: Risks,
     ) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = batch_sizes(artifact)
         self._names = [spec.name for spec in artifact.outputs]
-        settled = compile_open and all(port.partial_shape.is_static for port in compiled.inputs)
+        static = all(spec.static for spec in artifact.inputs)
+        settled = compile_ and not static and _is_static(compiled.inputs)
         self._sizes = [(s.name, s.sizes) for s in artifact.request] if settled else []
-        self._compile_open = compile_open
+        self._request, self._compile = artifact.request, compile_
         self._compiled = compiled
         self._ranges = partial(Ranges, wholes, with_nan)
-        self._fails = fails
+        self._risks = risks
         self._first: _Request | None = self._requested(compiled)
         self._other: _Request | None = None
 
@@ -519,18 +528,17 @@ class OpenVinoSession(Session):
         """Replace a request of open shapes that failed: the plugin may then refuse or mistake all later ones, too."""
         if request is self._other:
             self._other = None
-        elif not self._sizes and self._compile_open is not None:
-            self._first = self._requested(self._compile_open())
+        elif self._compile is not None and request.open:
+            self._compiled = self._compile(self._request)
+            self._first = self._requested(self._compiled)
 
     def _opened(self) -> _Request:
-        assert self._compile_open is not None
-        self._other = self._requested(self._compile_open())
+        assert self._compile is not None
+        self._other = self._requested(self._compile(()))
         return self._other
 
     def _requested(self, compiled: Any) -> _Request:
-        ports = (*compiled.inputs, *compiled.outputs)
-        open_ = not all(port.partial_shape.is_static for port in ports)
-        return _Request(compiled, self.inputs, self._ranges(), fails=self._fails or open_)
+        return _Request(compiled, self.inputs, self._ranges(), self._risks)
 
     def properties(self) -> Mapping[str, str]:
         """Settings of the plugin, and how many operators run in which precision."""
@@ -559,25 +567,37 @@ class _Request:
 
     Filling a tensor that was set once costs 9 us a call; `infer([x])` costs 95 us.
 
+    On one thread, `infer` of OpenVINO 2026.4 doesn't raise where the plugin fails: it returns the last request's answers,
+    and repeats the failed request before the next one. `start_async` raises, and takes some 15 to 120 us longer. So it
+    takes the first request of each shape. Where shapes alone decide whether the plugin fails, `infer` takes later ones.
+
     Args:
         compiled: Compiled model.
         inputs: Specs of its inputs.
         ranges: Guard of their numbers.
-        fails: Whether the plugin may fail. On one thread, `infer` of OpenVINO 2026.4 doesn't raise then: it returns the
-            last request's answers. `start_async` does, and takes some 30 to 120 us longer.
+        risks: Risks of its graph.
 
     Attributes:
         failed: Whether the plugin failed.
+        open: Whether some shapes follow from a request's, or from its numbers.
     """
 
     def __init__(
-        self, compiled: Any, inputs: Sequence[TensorSpec], ranges: Ranges, *, fails: bool
+        self, compiled: Any, inputs: Sequence[TensorSpec], ranges: Ranges, risks: Risks
     ) -> None:
-        self.failed, self._fails = False, fails
+        self.failed, self._fails = False, risks.fails
+        self.open = not _is_static((*compiled.inputs, *compiled.outputs))
+        self.open = self.open or (risks.fails and not _settles_all(compiled))
+        self._empties = risks.empties and self.open
         self._raises = _threads(compiled) > 1
         self._order = [(spec.name, _port(compiled.inputs, spec.name)) for spec in inputs]
-        self._request = compiled.create_infer_request()
+        self._compiled, self._request = compiled, compiled.create_infer_request()
         self._buffers: dict[str, Array] = {}
+        self._shapes: _Shapes = ()
+        self._answered = set[_Shapes]()
+        """Shapes of requests at which the plugin neither fails nor passes over operations without numbers."""
+        self._known = False
+        """Whether the shapes of the buffers are among them."""
         self._empty: str | None = None
         self._ranges = ranges
 
@@ -590,23 +610,42 @@ class _Request:
             buffer[...] = given
         self._ranges.check()
         answers: tuple[Array, ...]
-        if not self._fails:
-            answers = self._request.infer().to_tuple()
-            return answers
         try:
-            if self._raises:
+            if self._raises or self._known:
                 found = self._request.infer()
             else:
                 self._request.start_async()
                 self._request.wait()
                 found = self._request.results
         except Exception as error:
+            if not (self._fails or self.open):
+                raise
             self.failed = True
             raise BeyondRange(str(failed("OpenVINO can't answer this request", error))) from error
         answers = found.to_tuple()
-        if self._empty is not None and any(answer.size for answer in answers):
-            raise self._stale(self._empty)
+        if self._empty is not None:
+            if any(answer.size for answer in answers):
+                raise self._stale(self._empty)
+        elif not (self._known or self._fails):
+            self._learn()
         return answers
+
+    def _learn(self) -> None:
+        """Remember the shapes of a request that was answered.
+
+        Raises:
+            BeyondRange: an operation inside the graph got an empty tensor.
+        """
+        if self._empties and (reader := _passed_over(self._compiled)) is not None:
+            shapes = (f"{name!r}: {list(array.shape)}" for name, array in self._buffers.items())
+            raise BeyondRange(
+                "OpenVINO may answer with the last request's numbers where an operation gets an empty tensor, as "
+                f"{reader} does for inputs of the shapes {listed(*shapes)}: give longer inputs, or use another engine"
+            )
+        if len(self._answered) == _MOST_SHAPES:
+            self._answered.clear()
+        self._answered.add(self._shapes)
+        self._known = True
 
     def _stale(self, name: str) -> BeyondRange:
         """Return the error for numbers that are made of an empty input: the plugin passes over nodes that get none.
@@ -626,8 +665,62 @@ class _Request:
         self._request.set_input_tensor(port, ov.Tensor(buffer, shared_memory=True))
         self._buffers[name] = buffer
         self._empty = next((one for one, array in self._buffers.items() if not array.size), None)
+        self._shapes = tuple(array.shape for array in self._buffers.values())
+        self._known = self._shapes in self._answered
         self._ranges.watch(name, buffer)
         return buffer
+
+
+def _is_static(ports: Sequence[Any]) -> bool:
+    return all(port.get_partial_shape().is_static for port in ports)
+
+
+def _settles_all(compiled: Any) -> bool:
+    """Whether all shapes in a compiled model are settled, also between its operations; asked before its first request."""
+    return all(_is_static(operation.outputs()) for operation in _executed(compiled))
+
+
+def _passed_over(compiled: Any) -> str | None:
+    """Return words for an operation that should have made numbers of an empty tensor; None if there is none.
+
+    The plugin passes over most such operations, and what they answered before stays in place. Constants may be empty, as in
+    place of a bias.
+    """
+    fixed = set[str]()
+    for operation in _executed(compiled):
+        sources = {port.get_source_output().get_node().get_name() for port in operation.inputs()}
+        if operation.get_type_name() != "Parameter" and sources <= fixed:
+            fixed.add(operation.get_name())
+            continue
+        empty = [port for port in operation.outputs() if _is_empty(port)]
+        readers = (reader.get_node() for port in empty for reader in port.get_target_inputs())
+        for node in readers:
+            kind = _layer(node)
+            if kind not in _TAKING_EMPTY and not all(_is_empty(port) for port in node.outputs()):
+                return f"{kind} (node {node.get_friendly_name()!r})"
+    return None
+
+
+def _is_empty(port: Any) -> bool:
+    shape = port.get_partial_shape()
+    return bool(shape.is_static and 0 in shape.to_shape())
+
+
+def _layer(operation: Any) -> str:
+    """Return the type of an executed operation, if it is said."""
+    said = operation.get_rt_info()
+    return str(said["layerType"].value) if "layerType" in said else "an operation"
+
+
+def _executed(compiled: Any) -> Sequence[Any]:
+    """Return the operations of a compiled model, with the shapes of the last request if there was one.
+
+    There are none if the plugin doesn't show them.
+    """
+    with contextlib.suppress(Exception):
+        operations: Sequence[Any] = compiled.get_runtime_model().get_ordered_ops()
+        return operations
+    return ()
 
 
 def _threads(compiled: Any) -> int:
