@@ -10,6 +10,7 @@ import functools
 import gc
 import http.server
 import itertools
+import mmap
 import os
 import resource
 import shutil
@@ -29,7 +30,7 @@ import pytest
 from click.testing import CliRunner
 from tests.support import models
 from tests.support.bundles import built, forge, stated
-from tests.support.packed_files import START, Parts
+from tests.support.packed_files import START, Parts, read_all
 from tests.support.waiting import PATIENCE_S
 
 import hasten
@@ -270,6 +271,21 @@ def test_a_packed_bundle_is_read_from_memory(two_models: Path) -> None:
         found = np.empty(size, np.uint8)
         packed.unpack({name: ArrayRoom(found)})
     assert found.tobytes() == (two_models / name).read_bytes()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_packed_bundle_is_read_from_a_memory_map_which_closes(
+    several: bool, two_models: Path, request: pytest.FixtureRequest
+) -> None:
+    if several:
+        request.getfixturevalue("threads")
+    path = pack(two_models).path
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        source = MemorySource(mapped)
+        found = read_all(source)
+    assert mapped.closed
+    assert found == {name: (two_models / name).read_bytes() for name in found}
+    assert found
 
 
 def rooms(arrays: dict[str, Array]) -> dict[str, Room]:

@@ -105,7 +105,7 @@ class FileSource(Source):
 
 
 class MemorySource(Source):
-    """Bytes in memory, as of a memory map."""
+    """Bytes in memory, as of a memory map, which can be closed once the source is closed and nothing is read any more."""
 
     def __init__(self, data: bytes | bytearray | memoryview | mmap.mmap) -> None:
         self.name = "the packed bundle in memory"
@@ -119,4 +119,4 @@ class MemorySource(Source):
         return found
 
     def close(self) -> None:
-        pass
+        self._data.release()
