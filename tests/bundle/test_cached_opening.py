@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,12 +133,16 @@ def test_an_opening_hashes_no_file_that_it_does_not_open(
     exact = built(tmp_path, models.linear_classifier(tmp_path), OnnxRuntime(threads=1))
     write(tmp_path / "b", stated(winner, exact), {"trials.json": [1]})
     bundle, hashed = tmp_path / "b", list[Path]()
-    monkeypatch.setattr(
-        "hasten.bundle.folder.file_digest", lambda file: hashed.append(file) or file_digest(file)
-    )
-    monkeypatch.setattr(
-        "hasten.core.memory_folder._sealed", lambda file, sha: hashed.append(file) or _sealed(file, sha)
-    )
+
+    def noting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(file: Path, *more: Any) -> Any:
+            hashed.append(file)
+            return function(file, *more)
+
+        return noted
+
+    monkeypatch.setattr("hasten.bundle.folder.file_digest", noting(file_digest))
+    monkeypatch.setattr("hasten.core.memory_folder._sealed", noting(_sealed))
     for _ in range(2):
         hashed.clear()
         with load(bundle, cache=tmp_path / "cache") as loaded:

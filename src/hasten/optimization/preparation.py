@@ -316,7 +316,11 @@ def _naming_step(dataset: Dataset, pipeline: Pipeline | None) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if not isinstance(dataset, (ClassFiles, TextData)) or pipeline is None or not pipeline.steps:
+        if (
+            not isinstance(dataset, (ClassFiles, TextData))
+            or pipeline is None
+            or not pipeline.steps
+        ):
             raise
         last = pipeline.steps[-1].name
         raise InputError(f"{error}; the pipeline's last step, {last}, gives it") from error

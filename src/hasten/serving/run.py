@@ -209,7 +209,9 @@ def _model_places(
     Raises:
         InputError: there is none, one can't be read, or a version is given twice.
     """
-    several = bundles if isinstance(bundles, Iterable) and not isinstance(bundles, str) else [bundles]
+    several = (
+        bundles if isinstance(bundles, Iterable) and not isinstance(bundles, str) else [bundles]
+    )
     plain, chains = chain_places([path_text(bundle) for bundle in several], settings.trusted)
     alone = [
         ModelPlace(name, version, path.absolute(), settings)

@@ -58,12 +58,13 @@ def chain_of(given: Chain | Sequence[Node] | str | os.PathLike[str]) -> Chain:
     if isinstance(given, (str, os.PathLike)):
         text = os.fspath(given)
         return from_yaml(Path(text)) if text.endswith(SUFFIXES) else from_line(text)
-    if not isinstance(given, Sequence) or not all(isinstance(one, Node) for one in given):
+    nodes = [one for one in given if isinstance(one, Node)] if isinstance(given, Sequence) else None
+    if nodes is None or len(nodes) < len(given):
         raise InputError(
             "a chain must be a line such as det.hasten+crop+ocr.hasten, a file chain.yaml, a Chain, or its nodes: "
             f"got {given!r:.100}"
         )
-    return Chain(tuple(given))
+    return Chain(tuple(nodes))
 
 
 def from_line(line: str) -> Chain:
