@@ -1,6 +1,5 @@
 """The few requests of the data that a bundle keeps: bounded, checked, and read when they are wanted."""
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def test_loading_reads_no_request(detector: Path) -> None:
         (detector / REQUESTS).unlink()
         with pytest.raises(IntegrityError) as error:
             _ = loaded.requests
-    assert str(error.value) == f"{detector}: {REQUESTS} is missing"
+    assert str(error.value) == f"{detector}: {REQUESTS} can't be read: No such file or directory"
 
 
 @pytest.mark.parametrize("change", [lambda old: old[:-1], lambda old: old + b"\0", bytes.swapcase])
@@ -88,10 +87,7 @@ def test_a_file_that_changed_since_is_refused(
         (detector / REQUESTS).write_bytes(change((detector / REQUESTS).read_bytes()))
         with pytest.raises(IntegrityError) as error:
             _ = loaded.requests
-    assert re.fullmatch(
-        rf"{detector}: {REQUESTS} (was changed after it was written|has [0-9,]+ bytes, but 2,128 were written)",
-        str(error.value),
-    )
+    assert str(error.value) == f"{detector}: {REQUESTS} was changed after it was written"
 
 
 def with_count(count: Any) -> Callable[[dict[str, Any]], object]:
@@ -186,7 +182,7 @@ def test_the_manifest_lists_the_requests_as_every_other_file(
     whole = bytearray((detector / REQUESTS).read_bytes())
     whole[0] ^= 1
     (detector / REQUESTS).write_bytes(whole)
-    for call in (lambda: read(detector), lambda: load(detector).requests):
+    for call in (lambda: read(detector), lambda: load(detector, cache=False).requests):
         with pytest.raises(IntegrityError) as error:
             call()
         assert str(error.value) == f"{detector}: {REQUESTS} was changed after it was written"
