@@ -272,9 +272,7 @@ def check_chain(chain: Chain, trusted: Sequence[PublicKey] = ()) -> dict[str, Ma
     manifests, members = {}, {}
     for model in chain.models:
         with named(model.name):
-            manifest = manifests[model.name] = read_sizes(
-                unpacked(model.bundle, trusted), trusted
-            )
+            manifest = manifests[model.name] = read_sizes(unpacked(model.bundle, trusted), trusted)
         pipeline = pipeline_of(model.name, manifest)
         members[model.name] = Member(pipeline, manifest.winner.artifact.inputs)
     ChainPlan(chain, members)
