@@ -69,7 +69,7 @@ def served(bundle: Path, cache: Path) -> list[list[float]]:
         opened.close()
 
 
-USES = {
+USES: dict[Callable[[Path, Path], list[list[float]]], set[str]] = {
     winner: {"model/solid.onnx"},
     exact: {"exact/solid.onnx"},
     kept: {"model/solid.onnx", "requests.raw"},
@@ -78,7 +78,7 @@ USES = {
 """Ways to use a bundle, with the files that each of them reads."""
 
 
-@pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
+@pytest.mark.parametrize("use", USES, ids=["winner", "exact", "kept", "served"])
 def test_whoever_reads_a_changed_file_is_told_and_the_others_answer_as_before(
     bundle: Path, tmp_path: Path, use: Callable[[Path, Path], list[list[float]]]
 ) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hasten import __version__
 from hasten.bundle.covered import listed
 from hasten.core.tensors import TensorSpec
+from hasten.core.versions import installed_version
 from hasten.serving.models.repository import Registered, Repository
 from hasten.serving.models.served import ServedModel, Step
 from hasten.serving.models.statistics import Duration, Statistics
@@ -34,7 +34,8 @@ EXTENSIONS = (
 
 def server_metadata() -> dict[str, Any]:
     """Return the server's name, version and extensions."""
-    return {"name": SERVER, "version": __version__, "extensions": list(EXTENSIONS)}
+    version = installed_version("hasten") or "unknown"
+    return {"name": SERVER, "version": version, "extensions": list(EXTENSIONS)}
 
 
 def model_metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:

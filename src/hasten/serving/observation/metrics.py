@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
-from hasten import __version__
+from hasten.core.versions import installed_version
 from hasten.serving.models.opening import SIZES
 from hasten.serving.models.served import ServedModel
 from hasten.serving.models.statistics import BOUNDS_NS, STAGES
@@ -265,7 +265,7 @@ def _server(state: ServerState) -> Iterator[Any]:
         0 if prepared is None else len(prepared),
     )
     facts = GaugeMetricFamily("hasten_server_info", "Version of the server", labels=("version",))
-    facts.add_metric((__version__,), 1)
+    facts.add_metric((installed_version("hasten") or "unknown",), 1)
     yield facts
 
 
