@@ -9,7 +9,6 @@ import fcntl
 import importlib.util
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from hasten.serving.cluster import federation
 from hasten.serving.cluster import replica as replica_module
 from hasten.serving.cluster.federation import Federation, joined
 from hasten.serving.cluster.ingress import ReplicaEntry
-from hasten.serving.cluster.ray_cluster import Known, _told_to_end, deploy
+from hasten.serving.cluster.ray_cluster import Known, deploy
 from hasten.serving.cluster.replica import (
     Replica,
     ReplicaLoad,
@@ -488,14 +487,24 @@ def test_a_door_holds_its_secrets_and_removes_those_of_doors_that_were_killed(
 # -- signals
 
 
+HANGUP = """
+import signal
+from hasten.serving.cluster.ray_cluster import _told_to_end
+
+before = signal.getsignal(signal.SIGHUP)
+with _told_to_end() as ended:
+    signal.raise_signal(signal.SIGHUP)
+    assert not ended.is_set()
+    signal.raise_signal(signal.SIGTERM)
+    assert ended.is_set()
+assert signal.getsignal(signal.SIGHUP) == before
+"""
+
+
 def test_a_hangup_ends_no_door() -> None:
-    before = signal.getsignal(signal.SIGHUP)
-    with _told_to_end() as ended:
-        signal.raise_signal(signal.SIGHUP)
-        assert not ended.is_set()
-        signal.raise_signal(signal.SIGTERM)
-        assert ended.is_set()
-    assert signal.getsignal(signal.SIGHUP) == before
+    """Ask a new process: after OpenVINO's own objects, as NNCF makes them, a signal may end this one."""
+    done = subprocess.run([sys.executable, "-c", HANGUP], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # -- the load
