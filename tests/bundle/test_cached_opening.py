@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +20,9 @@ from tests.support.cache_log import untold
 
 from hasten.bundle import Loaded, Part, load, write
 from hasten.core.cache_folder import CacheFolder
-from hasten.core.memory_folder import MemoryFolder
+from hasten.core.memory_folder import MemoryFolder, _sealed
 from hasten.core.onnx_functions import check_functions
+from hasten.core.records import file_digest
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines import checked
@@ -119,6 +122,38 @@ def test_files_of_a_model_that_the_cache_has_are_checked_but_not_copied(
     file.write_bytes(bytes(file.stat().st_size))
     with pytest.raises(IntegrityError, match="was changed after it was written"):
         load(bundle, cache=cache)
+
+
+@pytest.mark.parametrize("engine", [OnnxRuntime(threads=1), OpenVino(threads=1), CompiledC()])
+def test_an_opening_hashes_no_file_that_it_does_not_open(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exact model may be many times as large as the one that opens."""
+    winner = built(tmp_path, models.small_cnn(tmp_path), engine)
+    exact = built(tmp_path, models.linear_classifier(tmp_path), OnnxRuntime(threads=1))
+    write(tmp_path / "b", stated(winner, exact), {"trials.json": [1]})
+    bundle, hashed = tmp_path / "b", list[Path]()
+
+    def noting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(file: Path, *more: Any) -> Any:
+            hashed.append(file)
+            return function(file, *more)
+
+        return noted
+
+    monkeypatch.setattr("hasten.bundle.folder.file_digest", noting(file_digest))
+    monkeypatch.setattr("hasten.core.memory_folder._sealed", noting(_sealed))
+    for _ in range(2):
+        hashed.clear()
+        with load(bundle, cache=tmp_path / "cache") as loaded:
+            names = loaded.manifest.winner.artifact
+        assert set(hashed) == {bundle / name for name in (names.path, *names.files)}
+    file = bundle / loaded.manifest.exact.artifact.path  # type: ignore[union-attr]
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    load(bundle, cache=False).close()
+    with pytest.raises(IntegrityError, match="was changed after it was written"):
+        load(bundle, which="exact", cache=False)
 
 
 _MADE = """

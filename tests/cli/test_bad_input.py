@@ -139,6 +139,25 @@ def test_dynamic_shapes_that_the_data_does_not_settle(tmp_path: Path) -> None:
     )
 
 
+def test_a_pipeline_that_gives_another_shape_is_said_with_its_last_step(tmp_path: Path) -> None:
+    for number in range(20):
+        folder = tmp_path / "photos" / str(number % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(folder / f"{number}.png")
+    (tmp_path / "p.yaml").write_text("before: [decode, {resize: [9, 9]}, to_layout]\n")
+    line = optimized(
+        tmp_path,
+        models.small_cnn(tmp_path),
+        str(tmp_path / "photos"),
+        "--pipeline",
+        str(tmp_path / "p.yaml"),
+    )
+    assert line == (
+        "input 'x': the model takes x: float32[batch, 3, 32, 32]; a sample of the data is float32[3, 9, 9]; the "
+        "pipeline's last step, to_layout, gives it"
+    )
+
+
 @pytest.mark.parametrize(
     ("arrays", "line"),
     [

@@ -1,4 +1,4 @@
-"""Paths that no file can have: too long, or with a NUL byte. Each is one line, from the library and the commands."""
+"""Paths that no file can have: too long, with a NUL byte, or no text. Each is one line, from the library and the commands."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +76,26 @@ def test_the_library_says_in_one_line_that_there_is_none(
     with pytest.raises(hasten.InputError) as caught:
         LIBRARY[call](name, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+PATHS: dict[str, Callable[[Any], Any]] = {
+    "load": hasten.load,
+    "bench": hasten.bench,
+    "certify": lambda given: hasten.certify(given, "x.npz"),
+    "pack": hasten.pack,
+    "unpack": hasten.unpack,
+    "report": hasten.report,
+    "serve": lambda given: hasten.serve([given]),
+    "load_test": lambda given: hasten.load_test(given, "offline"),
+}
+
+
+@pytest.mark.parametrize("given", [None, 5, b"m.hasten"], ids=repr)
+@pytest.mark.parametrize("call", PATHS)
+def test_what_is_no_path_is_said_in_one_line(call: str, given: Any, tmp_path: Path) -> None:
+    with pytest.raises(hasten.InputError) as caught:
+        PATHS[call](given)
+    assert str(caught.value) == f"a path must be a text or a Path: got {given!r}"
 
 
 @pytest.mark.parametrize(

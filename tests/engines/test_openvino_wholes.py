@@ -4,14 +4,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
+from hasten.core.cache_folder import CacheFolder
 from hasten.core.target import Target
 from hasten.core.tensors import Array
-from hasten.engines.base import Session
+from hasten.engines.base import Artifact, Session
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import BeyondRange, NotCovered
@@ -139,6 +142,34 @@ def test_the_message_names_the_operation_and_the_numbers_to_give(
         "OpenVINO computes FloorMod (node 'm') in float32, and the input 'ids' has 16777217: give numbers from "
         "-16777216 to 16777216, or use another engine"
     )
+
+
+@pytest.mark.parametrize("name", [*CALCULATIONS, *KEPT])
+def test_a_cache_keeps_the_bounds_so_that_the_graph_is_not_read_again(
+    tmp_path: Path, host: Target, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    body, output = (CALCULATIONS | KEPT)[name], "float" if name == "Float" else "int64"
+    (tmp_path / "built").mkdir()
+    engine = OpenVino(threads=1)
+    artifact = engine.build(load(graph(tmp_path, body, output=output)), host, tmp_path / "built")
+    told, read = list[str](), OpenVino._read
+
+    def noted(self: OpenVino, artifact: Artifact) -> Any:
+        told.append("read")
+        return read(self, artifact)
+
+    monkeypatch.setattr(OpenVino, "_read", noted)
+    for _ in range(2):
+        compiled = CompileCache(CacheFolder(tmp_path / "cache"))
+        with engine.open_cached(artifact, host, compiled) as session:
+            for ids in (given(7), given(MOST + 5), given(2**31)):
+                try:
+                    told += [str(answer.tolist()) for answer in session.run({"ids": ids}).values()]
+                except BeyondRange as error:
+                    told.append(str(error))
+    first, second = told[: len(told) - 3], told[-3:]
+    assert first == ["read", "read", *second]
+    assert compiled.found == 1
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint32", "uint64", "int16"])

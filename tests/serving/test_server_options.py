@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,3 +145,21 @@ def test_options_that_concern_two_values_are_checked_together(
 
 def test_values_are_public_names() -> None:
     assert [getattr(hasten, value.__name__) for value in VALUES] == [*VALUES]
+
+
+UNUSED = ["email", "http.client", "importlib.metadata", "urllib.request"]
+"""Libraries that neither a supervisor nor its server needs to start; they take long to import."""
+SERVING = ["hasten.serving.models.repository", "hasten.bundle.chains.opened"]
+"""Modules that the server needs, but not the supervisor that starts it."""
+
+
+@pytest.mark.parametrize(
+    ("module", "unused"),
+    [("hasten.serving.run", [*UNUSED, *SERVING]), ("hasten.serving.server", UNUSED)],
+)
+def test_a_start_of_a_server_imports_no_more_than_it_needs(module: str, unused: list[str]) -> None:
+    code = f"import sys, {module}; print(*({set(unused)} & sys.modules.keys()))"
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == []

@@ -465,7 +465,7 @@ class Loaded:
             IntegrityError: the bundle was changed since it was loaded.
         """
         names = [REQUESTS] if self.manifest.requests else []
-        return kept_requests(self._stored.folder_with(names), self.manifest)
+        return kept_requests(self._stored.unchecked(names), self.manifest)
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Answer a request of C-contiguous arrays by name that is known to fit `inputs`.

@@ -87,8 +87,9 @@ def load(
         InputError: there is no bundle, it contains no exact model, the engine isn't installed, or
             an argument can't be read.
         CandidateError: the engine can't open the model here.
-        IntegrityError: the bundle is damaged, truncated, tampered with, from a newer version, or not
-            signed by such a key.
+        IntegrityError: the manifest or a file of the model is damaged or tampered with, a file has another
+            size than stated, or the bundle is from a newer version or not signed by such a key. Where it must
+            be signed, each file of a folder is checked.
 
     Warns:
         NotCertifiedHere: this machine or engine version isn't the certified one, or this machine has

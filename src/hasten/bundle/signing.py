@@ -20,7 +20,7 @@ from hasten.bundle.signatures import (
     secret_key,
     signature_in,
 )
-from hasten.core.presence import is_file
+from hasten.core.presence import is_file, path_text
 from hasten.errors import InputError
 
 
@@ -42,7 +42,7 @@ def sign(bundle: str | os.PathLike[str], key: str | os.PathLike[str]) -> PublicK
             read, or the signature can't be written.
         IntegrityError: the bundle is damaged.
     """
-    by, place = secret_key(Path(key)), Path(bundle)
+    by, place = secret_key(Path(path_text(key))), Path(path_text(bundle))
     if is_address(bundle):
         raise InputError(f"{bundle} is an address: download the bundle, and sign the file")
     if not is_packed(place):

@@ -57,6 +57,10 @@ class Stored(ABC):
             InputError: it can't be read, or there is no memory for it.
         """
 
+    def unchecked(self, names: Sequence[str]) -> Path:
+        """Return a folder as `folder_with` does, for a reader that checks each file's bytes itself."""
+        return self.folder_with(names)
+
     @abstractmethod
     def whole(self) -> Path:
         """Return a folder with all of the bundle's files, and its signature if it has one.
@@ -89,10 +93,10 @@ class Stored(ABC):
 
 
 class StoredFolder(Stored):
-    """A bundle's folder, of which every file is checked before a model is opened.
+    """A bundle's folder, of which each file is checked before it is used for the first time.
 
-    The files of the model itself are checked in a copy that engines open; see `private`. Those that are read late are
-    checked in place, and once more if they are copied.
+    The files of a model are checked in a copy that engines open; see `private`. Those that are read late are checked in
+    place, and once more if they are copied. Where a key must have signed the bundle, all others are checked before, too.
 
     Args:
         path: The folder.
@@ -107,14 +111,21 @@ class StoredFolder(Stored):
         self.name, self._path = str(path), path.absolute()
         self.manifest = read_sizes(path, trusted)
         self.signed = _signed(trusted, (path / SIGNATURE).is_file())
-        self._checked = False
+        self._checked: set[str] = set()
+        self._whole = bool(trusted)
 
     def folder_with(self, names: Sequence[str]) -> Path:
-        self._check()
+        for name in names:
+            if name not in self._checked:
+                check_file(self._path, name, *self.manifest.files[name])
+                self._checked.add(name)
+        return self._path
+
+    def unchecked(self, names: Sequence[str]) -> Path:
         return self._path
 
     def whole(self) -> Path:
-        return self.folder_with([])
+        return self.folder_with(list(self.manifest.files))
 
     @contextmanager
     def opening(
@@ -122,21 +133,15 @@ class StoredFolder(Stored):
     ) -> Iterator[Artifact]:
         inside = partial(path_inside, self._path)
         found = stated_artifact(str(self._path), item, self.manifest, custom_ops, inside)
-        names = [file.as_posix() for file in (item.artifact.path, *item.artifact.files)]
+        own = [file.as_posix() for file in (item.artifact.path, *item.artifact.files)]
+        others = [name for name in self.manifest.files if name not in own] if self._whole else []
         if late:  # `private` copies what the cache doesn't have
-            self._check()
+            self.folder_with([*own, *others])
             yield found
             return
-        self._check(names)
+        self.folder_with(others)
         with private(found):
             yield found
-
-    def _check(self, others: Sequence[str] = ()) -> None:
-        """Check every file once, but those that are checked otherwise."""
-        for name, stated in self.manifest.files.items():
-            if name not in others and not self._checked:
-                check_file(self._path, name, *stated)
-        self._checked = True
 
     def close(self) -> None:
         pass

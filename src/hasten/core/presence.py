@@ -12,11 +12,23 @@ from hasten.errors import InputError
 _NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP, errno.ENAMETOOLONG)
 
 
+def path_text(path: str | os.PathLike[str]) -> str:
+    """Return the text of a path that somebody gave.
+
+    Raises:
+        InputError: it is no text and no `Path`.
+    """
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(text, str):
+        raise InputError(f"a path must be a text or a Path: got {path!r:.100}")
+    return text
+
+
 def is_there(path: str | os.PathLike[str]) -> bool:
     """Whether there is something at a path; there is nothing under a name that is too long or has a NUL byte.
 
     Raises:
-        InputError: the system doesn't let this process look there.
+        InputError: the system doesn't let this process look there, or it is no path.
     """
     return _mode(path) is not None
 
@@ -35,7 +47,7 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 
 def _mode(path: str | os.PathLike[str]) -> int | None:
     try:
-        return Path(path).stat().st_mode
+        return Path(path_text(path)).stat().st_mode
     except ValueError:  # a NUL byte, or letters that the file system can't spell
         return None
     except OSError as error:

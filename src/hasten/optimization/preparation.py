@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,26 @@ class _Laid:
     metric: Metric
 
 
+@contextlib.contextmanager
+def _naming_step(dataset: Dataset, pipeline: Pipeline | None) -> Iterator[None]:
+    """Let an error about a sample that doesn't fit the model name the step that made it.
+
+    Raises:
+        InputError: the sample doesn't fit.
+    """
+    try:
+        yield
+    except InputError as error:
+        if (
+            not isinstance(dataset, (ClassFiles, TextData))
+            or pipeline is None
+            or not pipeline.steps
+        ):
+            raise
+        last = pipeline.steps[-1].name
+        raise InputError(f"{error}; the pipeline's last step, {last}, gives it") from error
+
+
 def _laid_out(job: Job, target: Target, made: Prepared) -> _Laid:
     """Split the data and lay it out, and check the model and the metric against it.
 
@@ -317,11 +338,12 @@ def _laid_out(job: Job, target: Target, made: Prepared) -> _Laid:
     asking = asks(order, job.journal)
     parts, unlike = _split(job, target, made, asking=asking)
     dataset, preparation = made.dataset, made.pipeline
-    source = made.model.settled_by(
-        first_step(made.model, dataset, order.states)
-        if isinstance(dataset, SequenceData)
-        else typical_sample(parts.search)
-    )
+    with _naming_step(dataset, preparation):
+        source = made.model.settled_by(
+            first_step(made.model, dataset, order.states)
+            if isinstance(dataset, SequenceData)
+            else typical_sample(parts.search)
+        )
     _check_graph(job, target, source, preparation)
     sequences = sequences_of(order, dataset) if isinstance(dataset, SequenceData) else None
     wanted = order.metric

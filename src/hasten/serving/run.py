@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from hasten.bundle.signatures import keys_of, sources_of
+from hasten.core.presence import path_text
 from hasten.errors import InputError
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.models.places import chain_places, places
@@ -208,8 +209,10 @@ def _model_places(
     Raises:
         InputError: there is none, one can't be read, or a version is given twice.
     """
-    several = [bundles] if isinstance(bundles, (str, os.PathLike)) else bundles
-    plain, chains = chain_places([os.fspath(bundle) for bundle in several], settings.trusted)
+    several = (
+        bundles if isinstance(bundles, Iterable) and not isinstance(bundles, str) else [bundles]
+    )
+    plain, chains = chain_places([path_text(bundle) for bundle in several], settings.trusted)
     alone = [
         ModelPlace(name, version, path.absolute(), settings)
         for name, version, path in places(plain)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hasten.bundle.signatures import PublicKey, is_key, keys_of
 from hasten.errors import InputError
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.models.places import ChainPlace
-from hasten.serving.models.repository import Registered
 from hasten.serving.protocol.origins import ANY, Origins
 from hasten.serving.protocol.rights import Client, Rights
 from hasten.serving.protocol.tokens import LEAST_TOKEN, read_clients, read_token
 from hasten.serving.state import Limits
 from hasten.serving.tls import Tls, read_tls
+
+if TYPE_CHECKING:
+    from hasten.serving.models.repository import Registered
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class ModelPlace:
 
     def registered(self) -> Registered:
         """Return the version as a registered model that isn't loaded yet."""
+        # A supervisor reads the settings, too, and starts a server only after its own imports.
+        from hasten.serving.models.repository import Registered
+
         return Registered(self.name, self.version, self.path, self.settings, chain=self.chain)
 
 

@@ -6,18 +6,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from hasten.serving.coding import Coding
 from hasten.serving.fairness import Shares
 from hasten.serving.loop_budget import LoopBudget
-from hasten.serving.models.repository import Repository
 from hasten.serving.models.room import ROOM_BYTES
 from hasten.serving.monitoring.line import Line
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.origins import Origins
 from hasten.serving.protocol.rights import Rights
 from hasten.serving.wire.shared_memory import SharedMemory
+
+if TYPE_CHECKING:
+    from hasten.serving.models.repository import Repository
 
 _RECEIVE_BYTES = 64 << 10
 _HANDED_BYTES = 4 << 20

@@ -341,3 +341,13 @@ def test_a_number_is_no_open_file() -> None:
         os.fstat(place)
     finally:
         os.close(place)
+
+
+def test_a_text_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text may come from a stranger, whom a server shows no file of its own."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.wav").write_bytes(encoded(tone(440)))
+    assert refused(lambda: DecodeAudio()("a.wav")) == (  # type: ignore[arg-type]
+        "decode_audio takes a sound's bytes or its path, but a text isn't a path: give Path('a.wav')"
+    )
+    assert DecodeAudio()(Path("a.wav")).shape == (RATE // 2,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -159,6 +160,26 @@ def test_what_is_no_source_is_said_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(InputError) as error:
             open_source(source, None)
         assert str(error.value) == line
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a pipe with a writer", "a device", "a socket"])
+def test_what_may_give_nothing_for_ever_is_no_source(tmp_path: Path, kind: str) -> None:
+    path, held = tmp_path / "street", contextlib.ExitStack()
+    with held:
+        if kind == "a device":
+            path = Path("/dev/zero")
+        elif kind == "a socket":
+            held.enter_context(socket.socket(socket.AF_UNIX)).bind(os.fspath(path))
+        else:
+            os.mkfifo(path)
+        if kind == "a pipe with a writer":
+            held.callback(os.close, os.open(path, os.O_RDWR))
+        with pytest.raises(InputError) as error:
+            open_source(path, None)
+    assert str(error.value) == (
+        f"{path} is a pipe, a device or a socket, whose frames may never come: give a file, or let its writer send "
+        "them to an address such as tcp://127.0.0.1:9000?listen"
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 from hasten.bundle.chains.batches import batch_sizes, run_rows
 from hasten.bundle.chains.certificate import certificate_file, kept_certificate
 from hasten.bundle.chains.plan import ChainPlan, Member, Stage, named
-from hasten.bundle.folder import read
+from hasten.bundle.folder import read_sizes
 from hasten.bundle.loaded import Loaded, NotCertifiedHere, UnfinishedRun
 from hasten.bundle.loading import load
 from hasten.bundle.manifest import Manifest
@@ -272,7 +272,7 @@ def check_chain(chain: Chain, trusted: Sequence[PublicKey] = ()) -> dict[str, Ma
     manifests, members = {}, {}
     for model in chain.models:
         with named(model.name):
-            manifest = manifests[model.name] = read(unpacked(model.bundle, trusted), trusted)
+            manifest = manifests[model.name] = read_sizes(unpacked(model.bundle, trusted), trusted)
         pipeline = pipeline_of(model.name, manifest)
         members[model.name] = Member(pipeline, manifest.winner.artifact.inputs)
     ChainPlan(chain, members)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hasten.core.presence import is_file
+from hasten.core.presence import is_file, path_text
 
 SUFFIX = ".hastenz"
 MAGIC = b"\x89HASTENZ"
@@ -18,7 +18,7 @@ def is_address(path: object) -> bool:
 
 def is_packed(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a packed bundle: a file of that name, or that begins as one."""
-    place = Path(path)
+    place = Path(path_text(path))
     if not is_file(place):
         return False
     if place.suffix == SUFFIX:

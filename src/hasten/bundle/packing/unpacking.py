@@ -26,7 +26,7 @@ from hasten.bundle.packing.source import FileSource, Source
 from hasten.bundle.signatures import PublicKey, Trusted, keys_of
 from hasten.bundle.stored import stored_at
 from hasten.core.cache_folder import cache_folder
-from hasten.core.presence import is_there
+from hasten.core.presence import is_there, path_text
 from hasten.core.records import with_name
 from hasten.core.rooms import ArrayRoom, FileRoom, PathRoom, Room
 from hasten.errors import InputError, IntegrityError, call, visible
@@ -98,7 +98,7 @@ def _beside(packed: str | os.PathLike[str]) -> Path:
         if stem.strip(". ") == "" or not stem.isprintable():
             raise InputError(f"{packed} doesn't end in a file's name: give out= for the folder")
         return Path(f"{stem}.hasten")
-    return with_name(Path(packed)).with_suffix(".hasten")
+    return with_name(Path(path_text(packed))).with_suffix(".hasten")
 
 
 def _check_replaces_itself(file: Packed, goal: Path) -> None:

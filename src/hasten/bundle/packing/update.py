@@ -18,7 +18,7 @@ from hasten.bundle.packing.reader import Packed
 from hasten.bundle.packing.unpacking import beside, checked, opened, write_files
 from hasten.bundle.packing.writer import check_goal, pack
 from hasten.bundle.signatures import PublicKey
-from hasten.bundle.stored import Stored, stored_at
+from hasten.bundle.stored import Stored, StoredFolder, stored_at
 from hasten.core.records import file_digest, with_name
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
@@ -58,6 +58,8 @@ def unpack_since(
     as_file = goal.suffix == SUFFIX
     check_goal(goal) if as_file else replaceable(goal)
     with opened(packed) as difference, contextlib.closing(stored_at(old)) as older:
+        if isinstance(older, StoredFolder):
+            older.whole()  # what changes after this is told from what was damaged
         if _is_same(goal, old) and _made_before(difference, older):
             stored_at(old, trusted).close()
             return Path(out)

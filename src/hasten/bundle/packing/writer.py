@@ -26,6 +26,7 @@ from hasten.bundle.packing.layout import Head, Item, Piece
 from hasten.bundle.packing.names import SUFFIX, is_packed
 from hasten.bundle.packing.unpacking import unpacked
 from hasten.bundle.requests import REQUESTS, stretches_of
+from hasten.core.presence import path_text
 from hasten.core.records import with_name
 from hasten.core.tensors import Array
 from hasten.core.words import counted
@@ -178,7 +179,7 @@ def _beside(
     bundle: str | os.PathLike[str], since: str | os.PathLike[str] | None, *, lean: bool
 ) -> Path:
     """Return the file that a bundle is packed to where the caller names none."""
-    folder = with_name(Path(bundle))
+    folder = with_name(Path(path_text(bundle)))
     stem = folder.name.removesuffix(SUFFIX).removesuffix(".hasten") + ("-lean" if lean else "")
     if since is not None:
         stem += f"-since-{Path(since).resolve().stem}"

@@ -208,7 +208,9 @@ class Wholes:
     names: Mapping[str, frozenset[str]]
     steps: tuple[_Step, ...]
     results: tuple[str | Span, ...] = ()
-    _found: dict[int, dict[str, Bound]] = field(default_factory=dict)
+    _found: dict[int, dict[str, Bound]] = field(
+        default_factory=dict, metadata={"in records": False}
+    )
 
     @classmethod
     def of(cls, graph: Any) -> Wholes:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hasten.core.presence import is_file, is_folder
+from hasten.core.presence import is_file, is_folder, path_text
 from hasten.core.records import from_record
 from hasten.core.yaml_files import read_yaml
 from hasten.errors import InputError, IntegrityError, visible
@@ -25,8 +25,12 @@ _MAIN = {"model": "bundle", "crop": "boxes", "when": "decision"}
 
 
 def is_chain(path: str | os.PathLike[str]) -> bool:
-    """Whether a text names a chain, by a line or a file, and not one bundle's folder, packed file or address."""
-    text = os.fspath(path)
+    """Whether a text names a chain, by a line or a file, and not one bundle's folder, packed file or address.
+
+    Raises:
+        InputError: it is no path.
+    """
+    text = path_text(path)
     if text.startswith(_ADDRESSES) or is_folder(text):
         return False
     return text.endswith(SUFFIXES) or ("+" in text and not is_file(text))
@@ -47,14 +51,20 @@ def chain_of(given: Chain | Sequence[Node] | str | os.PathLike[str]) -> Chain:
         given: A chain, its nodes, the path of a YAML file, or a line of bundles and `crop`.
 
     Raises:
-        InputError: it can't be read, or its nodes don't fit each other.
+        InputError: it is none of these or can't be read, or its nodes don't fit each other.
     """
     if isinstance(given, Chain):
         return given
     if isinstance(given, (str, os.PathLike)):
         text = os.fspath(given)
         return from_yaml(Path(text)) if text.endswith(SUFFIXES) else from_line(text)
-    return Chain(tuple(given))
+    nodes = [one for one in given if isinstance(one, Node)] if isinstance(given, Sequence) else None
+    if nodes is None or len(nodes) < len(given):
+        raise InputError(
+            "a chain must be a line such as det.hasten+crop+ocr.hasten, a file chain.yaml, a Chain, or its nodes: "
+            f"got {given!r:.100}"
+        )
+    return Chain(tuple(nodes))
 
 
 def from_line(line: str) -> Chain:

@@ -165,8 +165,13 @@ class DecodeAudio(Step):
             InputError: the file can't be read as a whole, or it is cut short, too long, takes too much memory for its
                 bytes, or has samples that aren't finite; or something else than a file was given.
         """
+        if isinstance(value, str):  # may come from a stranger, and must not open files here
+            raise InputError(
+                "decode_audio takes a sound's bytes or its path, but a text isn't a path: give "
+                f"Path({value!r:.80})"
+            )
         # libsndfile takes a number for a file that this process has open, and closes it
-        if not isinstance(value, (bytes, str, Path)):
+        if not isinstance(value, (bytes, Path)):
             raise unfit("decode_audio", value, "a sound file's bytes or its path")
         try:
             import soundfile

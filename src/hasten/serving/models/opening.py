@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from hasten.bundle import Loaded, Manifest, answers_as, load, read, unpacked
+from hasten.bundle import Loaded, Manifest, answers_as, load, unpacked
 from hasten.bundle.batch_mates import (
     MOST_BYTES,
     made_up,
@@ -24,6 +24,7 @@ from hasten.bundle.batch_mates import (
 )
 from hasten.bundle.covered import listed
 from hasten.bundle.evidence import batch_curve
+from hasten.bundle.folder import read_sizes
 from hasten.bundle.signatures import PublicKey
 from hasten.core.devices import at_hand
 from hasten.core.tensors import Tensors
@@ -274,7 +275,7 @@ def _instead(
 def _quiet_load(path: Path, settings: ModelSettings, threads: int | None = None) -> Loaded:
     """Open a bundle without warnings; their texts are in its `not_certified`."""
     which = settings.which
-    if which == "exact" and read(path, settings.trusted).exact is None:
+    if which == "exact" and read_sizes(path, settings.trusted).exact is None:
         which = "winner"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

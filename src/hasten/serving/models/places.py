@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hasten.bundle import MANIFEST
-from hasten.bundle.chains.certificate import certificate_file
-from hasten.bundle.chains.opened import check_chain
 from hasten.bundle.packing.names import SUFFIX, is_address, is_packed
 from hasten.bundle.signatures import PublicKey
 from hasten.core.presence import is_there
@@ -66,6 +64,9 @@ def chain_places(
         _check_name(name, text)
         if any(each[:2] == (name, version) for each in chains):
             raise InputError(f"version {version} of {name!r} is given twice")
+        from hasten.bundle.chains.certificate import certificate_file  # they open bundles
+        from hasten.bundle.chains.opened import check_chain
+
         chain = chain_of(right if named else text)
         check_chain(chain, trusted)
         members: dict[str, str] = {}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import logging
 import re
 import threading
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -49,11 +47,6 @@ def check_address(url: str) -> None:
         )
 
 
-class _Straight(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        """Follow nothing: a redirected POST would arrive as a GET without what it tells."""
-
-
 def post(
     url: str,
     body: Mapping[str, Any],
@@ -87,8 +80,15 @@ def _post(
     over: threading.Event,
     pauses_s: tuple[float, ...],
 ) -> None:
+    import http.client  # with the library for mails, a tenth of a server's imports
+    import urllib.request
+
+    class Straight(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *_: Any) -> None:
+            """Follow nothing: a redirected POST would arrive as a GET without what it tells."""
+
     data = json.dumps(body).encode()
-    opener = urllib.request.build_opener(_Straight())
+    opener = urllib.request.build_opener(Straight())
     where, why = urllib.parse.urlsplit(url).hostname, ""
     for pause_s in (*pauses_s, None):
         request = urllib.request.Request(url, data, {"Content-Type": "application/json"})

@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import version
 from typing import Any, TypeAlias
 
+from hasten.core.versions import installed_version
 from hasten.serving.models.opening import SIZES
 from hasten.serving.models.served import ServedModel
 from hasten.serving.models.statistics import BOUNDS_NS, STAGES
@@ -265,13 +265,8 @@ def _server(state: ServerState) -> Iterator[Any]:
         0 if prepared is None else len(prepared),
     )
     facts = GaugeMetricFamily("hasten_server_info", "Version of the server", labels=("version",))
-    facts.add_metric((_own_version(),), 1)
+    facts.add_metric((installed_version("hasten") or "unknown",), 1)
     yield facts
-
-
-@functools.cache
-def _own_version() -> str:
-    return version("hasten")
 
 
 def _labels(model: ServedModel) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,6 +54,20 @@ def av() -> Any:
     return module
 
 
+def _check_file(path: str) -> None:
+    """Check that there is a file at a path.
+
+    Raises:
+        OSError: nothing is there, or it can't be looked at.
+        InputError: it is a named pipe, a device or a socket, for whose other end FFmpeg would wait without end.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (its error says what is wrong with the path)
+        raise InputError(
+            f"{path} is a pipe, a device or a socket, whose frames may never come: give a file, or let its writer send "
+            "them to an address such as tcp://127.0.0.1:9000?listen"
+        )
+
+
 class Video(Source):
     """A video file, a camera or a network stream.
 
@@ -101,7 +116,7 @@ class Video(Source):
             }
         else:
             options |= {"protocol_whitelist": "file", "format_whitelist": FILE_FORMATS}
-            os.stat(self._address)  # noqa: PTH116  (its error says what is wrong with the path)
+            _check_file(self._address)
         self._container = self._av.open(
             self._address, format=form, options=options, timeout=(OPEN_S, READ_S)
         )
