@@ -219,7 +219,7 @@ def write_onnx(proto: onnx.ModelProto, source: Model, path: Path) -> Model:
     """
     needed = onnx.helper.find_min_ir_version_for(list(proto.opset_import), ignore_unknown=True)
     proto.ir_version = max(IR_VERSION, needed)
-    if _roundings(proto) > _roundings_of(source) and not _asks_for_nan(proto):
+    if _hides_nan(proto, source):
         proto.metadata_props.add(key=ROUNDED, value="activations")
     weight_bytes = sum(
         len(tensor.raw_data) for graph in graphs(proto.graph) for tensor in graph.initializer
@@ -235,6 +235,12 @@ def write_onnx(proto: onnx.ModelProto, source: Model, path: Path) -> Model:
     except Exception as error:
         raise CandidateError(f"ONNX's checker rejects {path.name}: {first_line(error)}") from error
     return replace(source, path=path, files=(data,) if data.exists() else ())
+
+
+def _hides_nan(proto: onnx.ModelProto, source: Model) -> bool:
+    """Whether a graph rounds what its source has in floats, and doesn't say so yet or look for NaN itself."""
+    said = any(one.key == ROUNDED for one in proto.metadata_props)
+    return not said and _roundings(proto) > _roundings_of(source) and not _asks_for_nan(proto)
 
 
 def _roundings(proto: onnx.ModelProto) -> int:
