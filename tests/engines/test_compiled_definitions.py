@@ -32,6 +32,13 @@ BY_COLUMNS = """<ir_version: 8, opset_import: ["": 17]>
     }"""
 BY_PLACES = """<ir_version: 8, opset_import: ["": 17]>
     g (float[6, 4] x, int64[5, 1] at) => (float[5, 4] y) { y = GatherND (x, at) }"""
+BY_SEVERAL_PLACES = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[2, 5, 4] x) => (float[2, 3, 4] y, float[2, 3] z)
+    <int64[2, 3, 2] at = {0, 4, 1, -1, -2, 0, 1, 1, 0, 0, 1, 3},
+     int64[2, 3, 3] all = {0, 4, 1, 1, -1, 0, -2, 0, 3, 1, 1, 2, 0, 0, -4, 1, 3, 3}> {
+        y = GatherND (x, at)
+        z = GatherND (x, all)
+    }"""
 DEPTH = """<ir_version: 13, opset_import: ["": 28]>
     g (float[N, 2, 4, 6] x) => (float[N, 8, 2, 3] y) { y = SpaceToDepth <blocksize = 2, mode = "CRD"> (x) }"""
 
@@ -48,7 +55,7 @@ def answered(path: Path, given: dict[str, Array], folder: Path) -> dict[str, Arr
         return session.run(given)
 
 
-@pytest.mark.parametrize("text", [ATTENTION, SHRUNK, BY_COLUMNS, BY_PLACES])
+@pytest.mark.parametrize("text", [ATTENTION, SHRUNK, BY_COLUMNS, BY_PLACES, BY_SEVERAL_PLACES])
 def test_it_answers_as_onnx_runtime(text: str, tmp_path: Path) -> None:
     path = written(text, tmp_path)
     session = onnxruntime.InferenceSession(path)

@@ -22,6 +22,7 @@ from hasten.core.tensors import Array
 from hasten.engines.base import Engine
 from hasten.engines.buckets import Buckets
 from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.openvino.engine import OpenVino
 from hasten.engines.padding import Axis, Bucket, Dimension
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.models import onnx
@@ -38,14 +39,19 @@ def request(place: int) -> dict[str, Array]:
     return {name: rows[place][None] for name, rows in SAMPLES.items()}
 
 
-def bundle(folder: Path, engine: Engine) -> Path:
-    """Write a bundle of the encoder that keeps requests of several lengths."""
+def bundle(folder: Path, engine: Engine, lengths: int = 60) -> Path:
+    """Write a bundle of the encoder, from data of so many lengths, that keeps requests of several."""
     model = onnx.load(ragged.encoder(folder)).settled_by({n: a[0] for n, a in request(0).items()})
     (folder / "built").mkdir()
     winner = part("a label", (), engine, engine.build(model, Target.host(), folder / "built"))
-    shapes = [{name: a[0].shape for name, a in request(n).items()} for n in range(60)]
+    shapes = [{name: a[0].shape for name, a in request(n).items()} for n in range(lengths)]
     manifest = stated(winner, winner, status="exact", shapes=extents(model.inputs, shapes))
-    write(folder / "encoder.hasten", manifest, {}, requests=[request(n) for n in range(4)])
+    write(
+        folder / "encoder.hasten",
+        manifest,
+        {},
+        requests=[request(n) for n in range(min(4, lengths))],
+    )
     return folder / "encoder.hasten"
 
 
@@ -118,16 +124,27 @@ def test_a_height_that_never_varied_is_answered_beside_those_of_a_bucket(tmp_pat
         np.testing.assert_allclose(got["y"], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_mask_of_another_length_is_refused_in_one_line(tmp_path: Path) -> None:
-    path = bundle(tmp_path, ORT)
+@pytest.mark.parametrize(
+    ("engine", "lengths"), [(ORT, 60), (ORT, 1), (OpenVino(), 1)], ids=["many", "one", "openvino"]
+)
+def test_a_mask_of_another_length_is_refused_in_one_line(
+    engine: Engine, lengths: int, tmp_path: Path
+) -> None:
+    path = bundle(tmp_path, engine, lengths)
     odd = {
         "ids": np.ones((1, 5), np.int64),
         "mask": np.ones((1, 1), np.int64),
     }  # it could be broadcast
     why = "input 'mask': 'length' is 1 here, and 5 in 'ids': give them the same length"
-    with load(path) as loaded, pytest.raises(InputError) as error:
-        loaded(odd)
-    assert str(error.value) == why
+    with load(path) as loaded:
+        with pytest.raises(InputError) as error:
+            loaded(odd)
+        assert str(error.value) == why
+        batch = {"ids": np.ones((2, 5), np.int64), "mask": np.ones((1, 5), np.int64)}
+        with pytest.raises(
+            InputError, match="is 1 here, and 2 in 'ids': give them the same length"
+        ):
+            loaded(batch)
     with (
         ServerThread(place_of(path)) as server,
         pytest.raises(urllib.error.HTTPError) as refused,

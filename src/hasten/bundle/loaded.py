@@ -19,7 +19,7 @@ from hasten.bundle.states import StateSession
 from hasten.bundle.stored import Stored
 from hasten.core.forks import after_forks
 from hasten.core.lookups import RowNumbers
-from hasten.core.shapes import Extent, check_alike
+from hasten.core.shapes import Extent, check_alike, shared_sizes
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
 from hasten.core.varying import in_words, no_batches, of_sample
 from hasten.core.words import amount
@@ -117,6 +117,7 @@ class Loaded:
         self._only = pool.inputs[0] if len(pool.inputs) == 1 else None
         self._certified = {spec.name: spec.shape for spec in certified}
         self._extents = tuple(extents)
+        self._shared = shared_sizes(pool.inputs, request)
         self._dtype = None if self._only is None else np.dtype(self._only.dtype)
         self._seen: tuple[int, ...] | None = None
         self._row_arrays = _row_arrays(stored.manifest.pipeline, pool.inputs)
@@ -369,8 +370,7 @@ class Loaded:
         check_tensors(tensors, self._pool.inputs)
         if self._row_arrays is not None and self._only is not None:
             self._row_arrays.check(self._only.name, tensors[self._only.name])
-        if self._extents:
-            check_alike({name: array.shape for name, array in tensors.items()}, self._pool.inputs)
+        check_alike(tensors, self._shared)
         return tensors
 
     def _warn_of(self, tensors: Mapping[str, Array], *, whole: bool = False) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from hasten.core.tensors import TensorSpec
+from hasten.core.tensors import Tensors, TensorSpec
 from hasten.errors import InputError
 
 Sizes = Mapping[str, tuple[int, ...]]
@@ -83,26 +84,67 @@ def extents(inputs: Sequence[TensorSpec], shapes: Sequence[Sizes]) -> tuple[Exte
     return tuple(found)
 
 
-def check_alike(shapes: Sizes, inputs: Sequence[TensorSpec]) -> None:
+class SharedSize(NamedTuple):
+    """A dimension that must have one size in two inputs.
+
+    Attributes:
+        name: Name of the open dimension.
+        input: Name of the later input.
+        axis: Axis of the dimension there.
+        other: Name of the first input that has the dimension.
+        first: Axis of the dimension in that input.
+    """
+
+    name: str
+    input: str
+    axis: int
+    other: str
+    first: int
+
+
+def shared_sizes(
+    inputs: Sequence[TensorSpec], request: Sequence[TensorSpec]
+) -> tuple[SharedSize, ...]:
+    """Return the dimensions that have one size in two places, by the model's names for open dimensions.
+
+    A name to which the certified request gives two sizes says nothing.
+
+    Args:
+        inputs: Inputs of the model.
+        request: Inputs of one request as certified, with every size settled.
+    """
+    own = {spec.name: spec.shape for spec in request}
+    seen: dict[str, tuple[str, int]] = {}
+    found, loose = [], {"?"}
+    for spec in inputs:
+        for axis, name in enumerate(spec.shape):
+            if not isinstance(name, str):
+                continue
+            other, first = seen.setdefault(name, (spec.name, axis))
+            if (other, first) != (spec.name, axis):
+                found.append(SharedSize(name, spec.name, axis, other, first))
+                if own[spec.name][axis] != own[other][first]:
+                    loose.add(name)
+    return tuple(one for one in found if one.name not in loose)
+
+
+def check_alike(inputs: Tensors, shared: Sequence[SharedSize]) -> None:
     """Check that a request has one size wherever the model has one open dimension.
 
     Args:
-        shapes: Shapes of the request's inputs, which have the axes of the specs.
-        inputs: Inputs of the model; open dimensions have names.
+        inputs: Arrays by input name, which have the axes of the model's inputs.
+        shared: Dimensions that must have one size.
 
     Raises:
         InputError: two inputs differ; the message says which.
     """
-    seen: dict[str, tuple[str, int]] = {}
-    for spec in inputs:
-        for wanted, size in zip(spec.shape, shapes[spec.name], strict=True):
-            if isinstance(wanted, str) and wanted != "?":
-                other, known = seen.setdefault(wanted, (spec.name, size))
-                if known != size:
-                    raise InputError(
-                        f"input {spec.name!r}: {wanted!r} is {size} here, and {known} in {other!r}: give them "
-                        "the same length"
-                    )
+    for one in shared:
+        size, known = inputs[one.input].shape[one.axis], inputs[one.other].shape[one.first]
+        if size != known:
+            raise InputError(
+                f"input {one.input!r}: {one.name!r} is {size} here, and {known} in {one.other!r}: give them "
+                "the same length"
+            )
 
 
 def _extent(name: str, axis: int, wanted: str, sizes: npt.NDArray[np.int64]) -> Extent:

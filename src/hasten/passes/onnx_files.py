@@ -17,6 +17,7 @@ import onnx.numpy_helper
 
 from hasten.core.model import Model
 from hasten.core.target import Target
+from hasten.engines.missing_numbers import ROUNDED
 from hasten.errors import CandidateError, InputError
 from hasten.passes.silence import first_line
 
@@ -29,6 +30,7 @@ PIXEL_NODES = "hasten/pixels/"
 
 COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that take nearly all of a network's time, and that int8 speeds up."""
+_ROUNDING = frozenset({"DynamicQuantizeLSTM", "DynamicQuantizeLinear", "QuantizeLinear"})
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 _KINDS_OF_CONSTANTS = {
     "value_float": np.float32,
@@ -217,6 +219,8 @@ def write_onnx(proto: onnx.ModelProto, source: Model, path: Path) -> Model:
     """
     needed = onnx.helper.find_min_ir_version_for(list(proto.opset_import), ignore_unknown=True)
     proto.ir_version = max(IR_VERSION, needed)
+    if _hides_nan(proto, source):
+        proto.metadata_props.add(key=ROUNDED, value="activations")
     weight_bytes = sum(
         len(tensor.raw_data) for graph in graphs(proto.graph) for tensor in graph.initializer
     )
@@ -231,6 +235,38 @@ def write_onnx(proto: onnx.ModelProto, source: Model, path: Path) -> Model:
     except Exception as error:
         raise CandidateError(f"ONNX's checker rejects {path.name}: {first_line(error)}") from error
     return replace(source, path=path, files=(data,) if data.exists() else ())
+
+
+def _hides_nan(proto: onnx.ModelProto, source: Model) -> bool:
+    """Whether a graph rounds what its source has in floats, and doesn't say so yet or look for NaN itself."""
+    said = any(one.key == ROUNDED for one in proto.metadata_props)
+    return not said and _roundings(proto) > _roundings_of(source) and not _asks_for_nan(proto)
+
+
+def _roundings(proto: onnx.ModelProto) -> int:
+    """Return the number of nodes that round activations, of which NaN becomes an ordinary number."""
+    stored = {tensor.name for graph in graphs(proto.graph) for tensor in graph.initializer}
+    return sum(
+        node.op_type in _ROUNDING and node.input[0] not in stored
+        for graph in graphs(proto.graph)
+        for node in graph.node
+    )
+
+
+def _roundings_of(source: Model) -> int:
+    """Return the number of such nodes in the model that a graph was made from."""
+    if source.format != "onnx" or not source.path.exists():
+        return 0
+    return _roundings(onnx.load(str(source.path), load_external_data=False))
+
+
+def _asks_for_nan(proto: onnx.ModelProto) -> bool:
+    """Whether a graph looks for NaN itself, as one that replaces it does; `x == x` is true except for NaN."""
+    return any(
+        node.op_type == "IsNaN" or (node.op_type == "Equal" and len({*node.input}) == 1)
+        for graph in graphs(proto.graph)
+        for node in graph.node
+    )
 
 
 def is_transformer(proto: onnx.ModelProto) -> bool:

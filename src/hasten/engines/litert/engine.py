@@ -22,6 +22,7 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.checked import private
 from hasten.engines.failures import failed
 from hasten.engines.litert.tflite.quiet import quiet
+from hasten.engines.missing_numbers import check_nan
 from hasten.errors import CandidateError
 
 _ALONE = 1e-3
@@ -208,12 +209,18 @@ class LiteRtSession(Session):
         self._to = [(spec.name, outputs[spec.name]["index"]) for spec in artifact.outputs]
         self._scales_in = _scales(artifact.inputs, inputs)
         self._scales_out = _scales(artifact.outputs, outputs)
+        self._no_nan = [
+            spec.name
+            for spec in artifact.inputs
+            if spec.dtype == "float32" and _rounds(interpreter)
+        ]
         self._interpreter: Any = interpreter
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """Answer one request; inputs and outputs are copied once.
 
         Raises:
+            BeyondRange: an input has NaN, and the model rounds.
             CandidateError: the runtime failed, or an input is missing or doesn't fit.
         """
         interpreter = self._interpreter
@@ -224,6 +231,8 @@ class LiteRtSession(Session):
                 if inputs[name].shape != sizes:
                     self._resize({name: inputs[name].shape for name in self.sizes})
                     break
+            for name in self._no_nan:
+                check_nan("In int8, LiteRT", name, inputs[name])
             for name, index in self._from:
                 given = inputs[name]
                 if (scale := self._scales_in.get(name)) is not None:
@@ -301,6 +310,13 @@ def _scales(specs: Sequence[TensorSpec], found: Mapping[str, Any]) -> dict[str, 
         if spec.dtype == "float32" and dtype.kind in "iu" and scale:
             scales[spec.name] = _Scale(dtype.name, float(scale), int(zero_point))
     return scales
+
+
+def _rounds(interpreter: Any) -> bool:
+    """Whether something in the file is quantized."""
+    return any(
+        one["quantization_parameters"]["scales"].size for one in interpreter.get_tensor_details()
+    )
 
 
 def _takes(spec: TensorSpec, sizes: tuple[int, ...]) -> bool:

@@ -22,6 +22,7 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.checked import operators, private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed, failed_request
+from hasten.engines.missing_numbers import ROUNDED, check_nan
 from hasten.engines.onnxruntime.files import own_files
 from hasten.engines.onnxruntime.installation import load
 from hasten.errors import BeyondRange, CandidateError, HastenError
@@ -307,17 +308,23 @@ class OnnxRuntimeSession(Session):
         self._optimization = optimization
         self._artifact = artifact
         self._fatal: bool | None = None
+        rounded = ROUNDED in session.get_modelmeta().custom_metadata_map
+        self._no_nan = tuple(s.name for s in self.inputs if rounded and s.dtype.startswith("float"))
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """Answer one request.
 
         Raises:
-            BeyondRange: an input is empty, and the model may have an operator that would end the process then.
+            BeyondRange: an input is empty, and the model may have an operator that would end the process then; or it
+                has NaN, and the model rounds.
             CandidateError: the runtime failed.
         """
         for name, array in inputs.items():
             if not array.size:
                 self._check_empty(name, array)
+        for name in self._no_nan:
+            if name in inputs:
+                check_nan("In int8, ONNX Runtime", name, inputs[name])
         try:
             return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
         except Exception as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.openvino.unknown import check_nan
+from hasten.engines.missing_numbers import check_nan
 from hasten.errors import BeyondRange
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Ranges:
             if array.max(initial=0) > most:
                 self._check_numbers(name, self._buffers[name])
         for name, flat in self._floats:
-            check_nan(name, flat)
+            check_nan("OpenVINO", name, flat)
 
     def _bound(self, name: str) -> Bound:
         if self._wholes is None:

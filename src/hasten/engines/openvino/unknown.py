@@ -6,11 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from hasten.core.tensors import Array
-from hasten.errors import BeyondRange
-
 _ASKING = (b'type="IsNaN"', b'type="Equal"', b'type="NotEqual"')
 """Text in the file of each graph that looks for NaN; `x == x` is true except for NaN."""
 _HANDING_ON = """Add Broadcast Concat Convert Divide Gather Identity Multiply Negative Reshape Result Select Slice Split
@@ -23,8 +18,6 @@ _CARRYING = frozenset(_HANDING_ON.split())
 """Operations whose kernels make NaN of NaN."""
 _TELLING = frozenset(["Equal", "IsFinite", "IsInf", "IsNaN", "NotEqual", "ShapeOf"])
 """Operations that answer NaN right, by a truth or by none. To `Greater`, NaN is more than some numbers."""
-_INFINITY_16, _NEGATIVE_INFINITY_16 = 0x7C00, 0xFC00
-"""Bits of float16's infinities."""
 
 
 def inputs_with_nan(path: Path, read: Callable[[], Any]) -> frozenset[str]:
@@ -109,26 +102,3 @@ def _is_whole(operation: Any) -> bool:
 def _place(port: Any) -> str:
     """Return the place of an operation's result, by its own name: people may give several the same."""
     return f"{port.get_node().get_name()}:{port.get_index()}"
-
-
-def check_nan(name: str, flat: Array) -> None:
-    """Check that floats of an input, `(n,)`, have no NaN, since the answer might not show it.
-
-    Raises:
-        BeyondRange: one is NaN.
-    """
-    if flat.size and _has_nan(flat):
-        raise BeyondRange(
-            f"OpenVINO makes ordinary numbers of NaN, and the input {name!r} has one: replace it before the call, or "
-            "use another engine"
-        )
-
-
-def _has_nan(flat: Array) -> bool:
-    if flat.dtype != np.float16:
-        return bool(np.isnan(np.maximum.reduce(flat)))
-    # Their bits are compared ten times as fast: NaN's are above infinity's, and negative NaN's above -infinity's.
-    return bool(
-        flat.view(np.int16).max() > _INFINITY_16
-        or flat.view(np.uint16).max() > _NEGATIVE_INFINITY_16
-    )

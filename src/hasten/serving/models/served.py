@@ -22,7 +22,7 @@ from hasten.bundle.batch_mates import share_batch_axis
 from hasten.bundle.chains.plan import Stage
 from hasten.bundle.covered import joined
 from hasten.bundle.rows import most_json_bytes
-from hasten.core.shapes import check_alike
+from hasten.core.shapes import check_alike, shared_sizes
 from hasten.core.tensors import Array, Tensors
 from hasten.core.words import amount
 from hasten.errors import BeyondRange, CandidateError, DeviceLost, InputError
@@ -174,7 +174,7 @@ class ServedModel:
         self._clock_ns = clock_ns
         self._specs = _input_specs(opened, settings.most_length)
         self._parts = Parts(self._specs, opened.sizes) if opened.batched else None
-        self._ragged = bool(opened.manifest.shapes)
+        self._shared = shared_sizes(self.inputs, opened.first.request)
         self._padder = opened.first.padder if opened.batched else None
         self._names = [spec.name for spec in self.outputs]
         self._exact_lock = threading.Lock()
@@ -505,11 +505,10 @@ class ServedModel:
             sizes += (array.shape[1:] if spec.batched else array.shape,)
             if not array.flags.c_contiguous:
                 inputs[spec.name] = np.ascontiguousarray(array)
-        if self._ragged:
-            try:
-                check_alike({name: array.shape for name, array in inputs.items()}, self.inputs)
-            except InputError as error:
-                raise ProtocolError(Kind.INVALID, str(error)) from error
+        try:
+            check_alike(inputs, self._shared)
+        except InputError as error:
+            raise ProtocolError(Kind.INVALID, str(error)) from error
         self._check_rows(rows)
         return rows or 1, self._batch_key(inputs, sizes)
 

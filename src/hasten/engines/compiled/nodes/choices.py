@@ -44,10 +44,15 @@ def gathered(node: Node, value: Value, places: Value, axis: int) -> Value:
 
 
 def _gather_nd(node: Node) -> None:
-    """Lower a choice along the first axis, which is what indexing by one array of places becomes."""
+    """Lower a choice along the first axis, or of known places along several, as indexing by arrays becomes."""
     value, places = node.inputs
-    if node.attributes.get("batch_dims", 0) or places.shape[-1:] != (1,):
-        node.refuse("it chooses along several axes, or in each row of a batch")
+    if node.attributes.get("batch_dims", 0):
+        node.refuse("it chooses in each row of a batch")
+    if places.shape[-1:] != (1,):
+        if places.constant is None:
+            node.refuse("it chooses along several axes, at places that aren't constant")
+        node.give(_along_several(node, value, places.constant))
+        return
     if places.batch is not None and places.batch == len(places.shape) - 1:
         node.mixes_rows()
     shape = places.shape[:-1]
@@ -56,6 +61,25 @@ def _gather_nd(node: Node) -> None:
     node.give(
         gathered(node, value, replace(places, shape=shape, constant=constant, batch=batch), 0)
     )
+
+
+def _along_several(node: Node, value: Value, places: Array) -> Value:
+    """Append a choice of known places along the first axes, which are read as one."""
+    count = places.shape[-1]
+    sizes, rest = np.array(value.shape[:count], np.int64), value.shape[count:]
+    if not ((-sizes <= places) & (places < sizes)).all():
+        node.refuse(f"its indices go beyond {sizes.tolist()}")
+    at = places % sizes @ np.array(contiguous(value.shape[:count]), np.int64)
+    batch = value.batch
+    if batch is not None:
+        if batch < count:
+            node.mixes_rows()
+        batch = None if batch < count else batch - count + 1
+    shape = (int(sizes.prod()), *rest)
+    constant = None if value.constant is None else value.constant.reshape(shape)
+    whole = replace(value, shape=shape, constant=constant, batch=batch)
+    chosen: Array = np.ascontiguousarray(at)
+    return gathered(node, whole, Value("", "int64", chosen.shape, None, chosen), 0)
 
 
 def _gather_elements(node: Node) -> None:
