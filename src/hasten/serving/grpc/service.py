@@ -90,7 +90,8 @@ class GrpcServer:
         self._methods = Methods(state)
         self._statuses: dict[Kind, Any] = {}
         self._server: Any = None
-        self._unread, self._sending = Unread(clock_ns, state.bodies), _Sending(clock_ns)
+        self._unread = Unread(clock_ns, state.bodies, state.owed)
+        self._sending = _Sending(clock_ns)
         self._together = Together()
         self._calls = Admission(state.limits.connections, _PATIENCE_NS)
         self._sweeping: asyncio.TimerHandle | None = None
@@ -325,13 +326,19 @@ class GrpcServer:
             await asyncio.sleep(_AT_ONCE_NS / 1e9)  # who reads slowly is told by a second look
             still = {*self._left_by(client).values()} & {*left.values()}
             received = {place: size for place, size in had.items() if place in still}
-            await asyncio.to_thread(self._ending.end, received)
+            reading = await asyncio.to_thread(self._ending.end, received)
+            for peer, place in left.items():
+                self._state.owed.reads(client, peer, place in reading or place not in still)
         except Exception:
             log.exception("the connections of gRPC couldn't be looked at")
 
     def _left_by(self, client: str) -> dict[str, Place]:
         """Return the places from which a client alone calls, and doesn't read its answers."""
-        left = self._unread.left_by(client, self._clock_ns() - _AT_ONCE_NS)
+        since_ns = self._clock_ns() - _AT_ONCE_NS
+        left = [
+            *self._unread.left_by(client, since_ns),
+            *self._together.left_by(client, since_ns),
+        ]
         shared = self._calls.peers_of_others(client) if left else ()
         return _places(peer for peer in left if peer not in shared)
 

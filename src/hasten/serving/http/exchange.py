@@ -115,7 +115,7 @@ class Exchange:
                 if known is not None:
                     pieces = pieces_of(answer.outputs)
                     size = sum(map(len, pieces))
-                    if size > _LITTLE_BYTES and not self._is_room(size):
+                    if size > _LITTLE_BYTES and not self._is_room(answer, size):
                         return
                     self._sent = True
                     connection.send(known, pieces, size, self.reserved, True)
@@ -128,7 +128,7 @@ class Exchange:
                 encoding = chosen_encoding(accepted.decode("latin-1"))
             if size > _LITTLE_BYTES:
                 slow = slow_bytes(answer, query, model.most_rows > 0, encoding is not None)
-                if not self._is_room(size + slow):
+                if not self._is_room(answer, size + slow):
                     return
                 if slow:
                     self._begin_encoding(answer, encoding, slow)
@@ -225,8 +225,9 @@ class Exchange:
         self._sent = True
         connection.send(head, pieces, size, self.reserved, keep_alive)
 
-    def _is_room(self, size: int) -> bool:
+    def _is_room(self, answer: Answer, size: int) -> bool:
         """Whether an answer may take memory until its client reads it; if not, the client is told."""
+        self._connection.state.owed.answered(answer.model, size)
         try:
             self._connection.state.check_room(self._connection.client, size)
         except ProtocolError as failure:

@@ -1,0 +1,211 @@
+"""Answers that one client leaves unread on many connections: what they take, and who waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from onnx import parser, save
+from tests.serving.test_bounded_requests import asking, field
+from tests.support.models import solid
+from tests.support.servers import ServerProcess, bundle_of
+from tests.support.waiting import until
+
+from hasten.serving.owed_answers import OwedAnswers
+from hasten.serving.protocol.errors import ProtocolError
+
+MIB = 1 << 20
+NUMBERS = np.ones(4, np.float32).tobytes()
+ROW = asking(field(3, b"\1\4"), model=b"two") + field(7, NUMBERS)
+SMALL = asking(field(3, b"\1\4")) + field(7, NUMBERS)
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+MOST_MIB = 110
+"""More memory than 48 MiB of answers take with a few more; without a bound they take more than 180 MiB."""
+
+
+def request(model: str) -> bytes:
+    """Return a request over HTTP for an answer as bytes."""
+    x = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}
+    body = json.dumps({"inputs": [x], "parameters": {"binary_data_output": True}})
+    head = (
+        f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
+    )
+    return f"{head}\r\n\r\n{body}".encode()
+
+
+class Served:
+    """A server and the memory of its process.
+
+    Its models are `solid`, and `two` and `eight`, which take no batches and answer as many MiB.
+    """
+
+    def __init__(self, process: ServerProcess) -> None:
+        self.process = process
+        self._status = Path(f"/proc/{process.serving_pid()}/status")
+        with self.asks("eight") as one:  # the engine's own memory
+            assert b" 200 " in read_to_end(one)
+        self._before_mib = self._memory_mib("VmRSS")
+
+    def _memory_mib(self, what: str) -> int:
+        found = re.search(rf"{what}:\s+(\d+) kB", self._status.read_text())
+        assert found is not None
+        return int(found[1]) // 1024
+
+    @property
+    def taken_mib(self) -> int:
+        """Most memory that the server has taken since its first answer."""
+        return self._memory_mib("VmHWM") - self._before_mib
+
+    def asks(self, model: str) -> socket.socket:
+        """Ask on a connection of its own, on which the system receives little that isn't read."""
+        one = socket.socket()
+        one.settimeout(120)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+        one.connect(("127.0.0.1", self.process.http_port))
+        one.sendall(request(model))
+        return one
+
+    def unreading(self) -> Any:
+        """Return a channel of its own that takes little of what it doesn't read."""
+        few = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1 << 16)]
+        options = [*few, ("grpc.use_local_subchannel_pool", 1)]
+        return grpc.insecure_channel(f"127.0.0.1:{self.process.grpc_port}", options=options)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    bundles = [bundle_of(tmp_path, solid(tmp_path))]
+    for name, mib in (("two", 2), ("eight", 8)):
+        text = f"""<ir_version: 8, opset_import: ["" : 17]>
+            {name} (float[1, 4] x) => (float[1, {mib << 18}] y) <int64[2] times = {{1, {mib << 16}}}>
+            {{ y = Tile(x, times) }}"""
+        save(parser.parse_model(text), tmp_path / f"{name}.onnx")
+        bundles.append(bundle_of(tmp_path, tmp_path / f"{name}.onnx"))
+    with ServerProcess(*bundles, "--grpc", "0") as process:
+        yield Served(process)
+
+
+def read_to_end(one: socket.socket, size: int = 8 * MIB) -> bytes:
+    """Read an answer of that size; return its begin."""
+    begin, count = b"", 0
+    while count < size and (data := one.recv(1 << 20)):
+        begin, count = begin or data, count + len(data)
+    return begin
+
+
+def is_ended(one: socket.socket) -> bool:
+    """Whether the server has ended a connection; reads nothing."""
+    try:
+        one.send(b"G")
+    except OSError:
+        return True
+    return False
+
+
+@pytest.mark.seconds
+def test_answers_over_http_that_one_client_leaves_unread_take_little_memory(served: Served) -> None:
+    with contextlib.ExitStack() as opened:
+        crowd = [opened.enter_context(served.asks("eight")) for _ in range(40)]
+        small = opened.enter_context(served.asks("solid"))
+        assert b" 200 " in small.recv(4096)  # what is small doesn't wait
+        last = opened.enter_context(served.asks("eight"))
+        assert b" 200 " in read_to_end(last)  # in its turn, since those in front were ended
+        assert served.taken_mib < MOST_MIB
+        until(lambda: sum(map(is_ended, crowd)) > 20)
+
+
+@pytest.mark.seconds
+def test_a_connection_that_is_read_stays_and_holds_nobody_up(served: Served) -> None:
+    with contextlib.ExitStack() as opened:
+        reading = opened.enter_context(served.asks("eight"))
+        crowd = [opened.enter_context(served.asks("eight")) for _ in range(20)]
+        size, end_s = 0, time.monotonic() + 60
+        while sum(map(is_ended, crowd)) < 10:  # slowly, but 8 KiB in each quarter of a second
+            assert time.monotonic() < end_s
+            size += len(reading.recv(1 << 13))
+            time.sleep(0.1)
+        while size < 8 * MIB:
+            data = reading.recv(1 << 16)
+            assert data
+            size += len(data)
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("method", [INFER, STREAM])
+def test_answers_over_grpc_that_one_client_leaves_unread_take_little_memory(
+    served: Served, method: str
+) -> None:
+    with contextlib.ExitStack() as opened:
+        crowd = []
+        for _ in range(25):
+            channel = opened.enter_context(served.unreading())
+            crowd.append([channel.stream_stream(method)(iter([ROW])) for _ in range(4)])
+        last = opened.enter_context(served.unreading())
+        assert len(last.unary_unary(INFER)(SMALL, timeout=60)) < 4096
+        assert len(last.unary_unary(INFER)(ROW, timeout=60)) > MIB
+        assert served.taken_mib < MOST_MIB
+        assert crowd
+
+
+def test_requests_wait_in_their_order_until_a_client_has_read_enough() -> None:
+    async def work() -> None:
+        looks: list[str] = []
+        owed, order = OwedAnswers(looks.append, 30.0), list[str]()
+
+        def ask(name: str, size: int) -> None:
+            def go() -> None:
+                order.append(name)
+                owed.count("one", name, size)
+
+            owed.wait("one", size, 10, go, lambda failure: None)
+
+        owed.count("one", "first", 100)  # one answer may always be there
+        assert not owed.has_room("one", 1, 10)
+        assert owed.has_room("other", 100, 10)
+        ask("second", 6)
+        ask("third", 6)
+        turn = owed.wait("one", 1, 10, lambda: order.append("gone"), lambda failure: None)
+        owed.leave("one", turn)
+        await asyncio.sleep(0)
+        assert (looks, order) == (["one"], [])
+        owed.reads("one", "first", True)  # it is read, so that it holds nobody up
+        await asyncio.sleep(0)
+        assert order == ["second"]
+        owed.count("one", "second", -6)
+        await asyncio.sleep(0)
+        assert order == ["second", "third"]
+        owed.count("one", "third", -6)
+        owed.count("one", "first", -100)
+        assert owed._clients == {}
+
+    asyncio.run(work())
+
+
+def test_a_request_that_has_waited_for_too_long_is_told_why() -> None:
+    async def work() -> list[str]:
+        said: list[str] = []
+
+        def end(failure: ProtocolError) -> None:
+            said.append(str(failure))
+
+        owed = OwedAnswers(lambda client: None, 0.0)
+        owed.count("one", "first", 100)
+        owed.wait("one", 1, 10, lambda: None, end)
+        await asyncio.sleep(0)
+        return said
+
+    assert asyncio.run(work()) == [
+        "the request waited for 0 s until this client reads other answers: read them, or ask for fewer at once; "
+        "retry later"
+    ]
