@@ -192,6 +192,12 @@ def test_requests_wait_in_their_order_until_a_client_has_read_enough() -> None:
     asyncio.run(work())
 
 
+def test_where_clients_are_not_told_apart_none_waits_for_another() -> None:
+    owed = OwedAnswers(lambda client: None, 30.0, fair=False)
+    owed.count("", "first", 100)
+    assert owed.has_room("", 100, 10)
+
+
 def test_a_request_that_has_waited_for_too_long_is_told_why() -> None:
     async def work() -> list[str]:
         said: list[str] = []

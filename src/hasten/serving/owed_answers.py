@@ -80,10 +80,13 @@ class OwedAnswers:
     Args:
         look: Function that looks at a client's connections, calls `reads`, and ends those on which nothing is read.
         patience_s: Longest time for which a request waits.
+        fair: Whether clients are told apart; else none waits for another.
     """
 
-    def __init__(self, look: Callable[[str], None], patience_s: float) -> None:
-        self._look, self._patience_s = look, patience_s
+    def __init__(
+        self, look: Callable[[str], None], patience_s: float, *, fair: bool = True
+    ) -> None:
+        self._look, self._patience_s, self._fair = look, patience_s, fair
         self._clients: dict[str, _Client] = {}
         self._sizes: dict[str, int] = {}
         self._ticking = self._letting_in = False
@@ -116,7 +119,7 @@ class OwedAnswers:
     def has_room(self, client: str, size: int, most: int) -> bool:
         """Whether a client's request may begin whose answer takes so much memory; one may always."""
         own = self._clients.get(client)
-        return own is None or (not own.line and _fits(own, size, most))
+        return own is None or not self._fair or (not own.line and _fits(own, size, most))
 
     def wait(
         self,

@@ -163,7 +163,8 @@ class ServerState:
     def __post_init__(self) -> None:
         self.crowd = Shares(self.limits.connections)
         self.bodies = Shares(self.limits.bodies_bytes, least=self.limits.body_bytes)
-        self.owed = OwedAnswers(self._hurry, self.limits.receive_ns / 1e9)
+        patience_s, fair = self.limits.receive_ns / 1e9, self.limits.fair
+        self.owed = OwedAnswers(self._hurry, patience_s, fair=fair)
 
     def client_of(self, client: str) -> str:
         """Return what a client is counted under: itself, or "" where all clients are counted as one."""

@@ -51,6 +51,9 @@ _BROWSERS = ("origin", "sec-fetch-site")
 """Metadata by which a browser says whose page makes a call."""
 _RESERVED = 64
 """Number of calls that the library takes beyond those that may be under way or unread; also of connections."""
+_CONNECTIONS_TIMES = 2
+"""Connections that the library takes, as a multiple of those that may stay: a client that it refused once would wait
+for a second, by its own library, before it tries again."""
 _PATIENCE_NS = 1_000_000_000
 """Time for which a call must have waited for its client to be ended where there is no place left."""
 _FAREWELL_S = 0.25
@@ -159,8 +162,11 @@ class GrpcServer:
             ("grpc.max_metadata_size", limits.header_bytes),
             ("grpc.absolute_max_metadata_size", 2 * limits.header_bytes),
             ("grpc.max_concurrent_streams", min(_MOST_STREAMS, limits.connections)),
-            # Idle ones beyond the limit are ended, so that a place is left for those that ask for health.
-            ("grpc.max_allowed_incoming_connections", limits.connections + _RESERVED),
+            # Idle ones beyond the limit are ended, so that places are left for those that ask.
+            (
+                "grpc.max_allowed_incoming_connections",
+                _CONNECTIONS_TIMES * limits.connections + _RESERVED,
+            ),
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
             ("grpc.max_connection_idle_ms", _IDLE_MS),
             ("grpc.so_reuseport", 0),
