@@ -680,6 +680,8 @@ class Connection(asyncio.BufferedProtocol):
         size = foreseen_bytes(model, query)
         if size is None:
             return self.state.owed.foreseen(model.name)
+        if _JSON_TIMES * size <= COUNTED_BYTES:
+            return size
         binary = all(each.binary for each in query.outputs) if query.outputs else query.binary
         return size if binary else _JSON_TIMES * size
 
