@@ -10,17 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tests.support import chains, models
+from tests.support import chains, models, packed_files
 from tests.support.bundles import built, forge, stated
 from tests.support.signing import Signer, signature_of
 
 import hasten
 from hasten.bundle import MANIFEST, SIGNATURE, replaceable, signatures, write
-from hasten.bundle.packing.blocks import all_codecs
-from hasten.bundle.packing.layout import Head, Item, Piece
+from hasten.bundle.packing.layout import Head
 from hasten.bundle.packing.reader import Packed
 from hasten.bundle.packing.source import FileSource
-from hasten.bundle.packing.writer import Cut, write_packed
 from hasten.cli import main
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError, IntegrityError
@@ -247,13 +245,7 @@ def test_a_signature_that_is_cut_off_or_huge_is_refused(
 
 def test_a_huge_manifest_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     size, path = 5 << 20, tmp_path / "huge.hastenz"
-    item = Item("x", "uint8", (size,), 1, (Piece(0, 0, size),), 1 << 18)
-    write_packed(
-        path,
-        Head(((MANIFEST, size),), (), ()),
-        iter([Cut(item, np.zeros(size, np.uint8))]),
-        all_codecs(),
-    )
+    path.write_bytes(packed_files.of_head(Head(((MANIFEST, size),), (), ())))
     assert refused(path, Signer.new(tmp_path)) == f"{path}: its {MANIFEST} is larger than 4096 KiB"
 
 

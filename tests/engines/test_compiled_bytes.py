@@ -213,6 +213,17 @@ def test_each_instruction_set_gives_the_same_bytes(isa: tuple[str, ...], *, spel
     made.check(isa=isa, spelled=spelled)
 
 
+@pytest.mark.parametrize("name", ["widest", "avx512-vnni"])
+def test_channels_that_fill_half_a_vector_or_little_more_give_the_same_bytes(name: str) -> None:
+    made = Made(3)
+    ends = itertools.cycle(ENDS)
+    outs = (8, 24, 40, 56, 72, 25, 41, 57)  # of vectors of 16 channels, in blocks of up to four
+    channels = [*((10, each) for each in outs), *((160, each) for each in outs[:4])]
+    made.operations = [made.conv(next(ends), channels=each, size=(3, 7)) for each in channels]
+    isa, spelled = ISAS[name]
+    made.check(isa=isa, spelled=spelled)
+
+
 @pytest.mark.parametrize("end", ["residual", "float"])
 def test_threads_give_the_same_bytes(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "LEAST_SHARED", 0)

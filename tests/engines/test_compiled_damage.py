@@ -49,7 +49,7 @@ from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import Access, Operation, Plan, Tensor
 from hasten.engines.compiled.source import Source, write
 from hasten.engines.compiled.writer import Tables
-from hasten.errors import CandidateError, HastenError, IntegrityError
+from hasten.errors import BeyondRange, CandidateError, HastenError, IntegrityError
 from hasten.testing import models
 
 _TEXT = """
@@ -206,7 +206,8 @@ extern void *malloc(unsigned long);
 extern int open(const char *, int, ...);
 extern long read(int, void *, unsigned long);
 int main(void) {
-  struct call c;
+  i64 beyond[2];
+  struct call c = {.beyond = beyond};
   c.rows = BY_ROW ? 27 : 1;
   for (int i = 0; i < INPUTS + OUTPUTS; i++) {
     u8 *p = malloc(c.rows * ROW_BYTES[i]);
@@ -502,7 +503,7 @@ def test_tensors_that_several_steps_write_whole_arent_cleared() -> None:
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 @pytest.mark.parametrize("op", ["absolute", "negative"])
-def test_places_that_overflowed_stay_within_their_table(dtype: str, op: str) -> None:
+def test_places_that_overflowed_are_refused_as_others_beyond_a_table(dtype: str, op: str) -> None:
     bits = np.dtype(dtype).itemsize * 8
     steps = (
         Step(op, (0,), dtype),
@@ -518,9 +519,8 @@ def test_places_that_overflowed_stay_within_their_table(dtype: str, op: str) -> 
         "x": np.array([-(2 ** (bits - 1))], dtype),
         "table": np.arange(50, 58, dtype=np.float32),
     }
-    found = answers(*planned(operations, {}, given, made), given)
-    assert found["places"] == [-16]
-    assert found["found"] == [50]
+    with pytest.raises(BeyondRange, match=r"^the model looks up place -16 of 8 for this request"):
+        answers(*planned(operations, {}, given, made), given)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int32", "int64"])

@@ -16,8 +16,9 @@ from onnx import helper, numpy_helper
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
 from hasten.engines.compiled.engine import CompiledC
+from hasten.engines.compiled.integers import Integers
 from hasten.engines.compiled.lowering import lower
-from hasten.errors import CandidateError
+from hasten.errors import BeyondRange, CandidateError
 from hasten.inputs.models.onnx import load
 
 Array = npt.NDArray[Any]
@@ -403,16 +404,43 @@ def test_a_branch_on_a_constant_is_taken(tmp_path: Path) -> None:
     drawn.check(tmp_path)
 
 
-def test_places_beyond_a_table_are_held_within_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("op", "dtype"),
+    [("Gather", "int32"), ("Gather", "int64"), ("GatherElements", "int64"), ("GatherND", "int64")],
+)
+def test_places_beyond_a_tensor_are_refused_and_other_requests_answered(
+    tmp_path: Path, op: str, dtype: str
+) -> None:
     drawn = Drawn(0)
-    x = drawn.input(3, dtype="int64")
-    table = np.arange(10, dtype=np.float32)
-    drawn.output(drawn.node("Gather", drawn.constant(table), x))
-    path, target, engine = drawn.write(tmp_path), Target.host(), CompiledC()
-    ids = np.array([[10, -11, 2**62], [-(2**63), 9, -10], [2**63 - 1, -1, 0]], np.int64)
-    with engine.open(engine.build(load(path), target, tmp_path), target) as session:
-        (found,) = session.run({x: ids}).values()
-    assert found.tolist() == [[9, 0, 9], [0, 9, 0], [9, 9, 0]]
+    x, places = drawn.input(4), drawn.input(3, dtype=dtype)
+    table = drawn.constant([5, 6, 7, 8])
+    if op == "GatherElements":
+        found = drawn.node(op, x, places, axis=1)
+    elif op == "GatherND":
+        found = drawn.node(op, table, drawn.node("Unsqueeze", places, drawn.constant([2], "int64")))
+    else:
+        found = drawn.node(op, table, places)
+    drawn.output(found)
+    path, target = drawn.write(tmp_path), Target.host()
+    artifact = CompiledC().build(load(path), target, tmp_path)
+    given = {x: np.array([[5, 6, 7, 8]], np.float32), places: np.zeros((1, 3), dtype)}
+    made = {found: np.empty((1, 3), np.float32)}
+    for engine in (CompiledC(), Integers()):
+        with engine.open(artifact, target) as session:
+            call = session.bind(given, made)
+            for wrong in (4, -5, np.iinfo(dtype).max, np.iinfo(dtype).min):
+                given[places][:] = [[0, wrong, 9]]
+                for ask in (lambda: session.run(given), call):
+                    with pytest.raises(BeyondRange) as error:
+                        ask()
+                    assert str(error.value) == (
+                        f"the model looks up place {wrong} of 4 for this request: give numbers for which its places "
+                        "are from -4 to 3"
+                    )
+            given[places][:] = [[-4, 3, -1]]
+            call()
+            for answer in (made[found], session.run(given)[found]):
+                assert answer.tolist() == [[5, 8, 8]]
 
 
 def test_dividing_whole_numbers_by_0_ends_nothing(tmp_path: Path) -> None:
@@ -525,4 +553,40 @@ def test_whole_numbers_beyond_their_type_wrap_as_in_onnx_runtime(
         half = drawn.constant(info.max // 2, dtype)
         # Without care C takes it for granted that a sum is the larger one.
         drawn.output(drawn.node("Less", drawn.node(op, x, half), x))
+    drawn.check(tmp_path)
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+@pytest.mark.parametrize("count", [2, 6])
+def test_nan_is_the_largest_number_as_in_onnx_runtime(
+    tmp_path: Path, count: int, largest: int
+) -> None:
+    drawn = Drawn(0)
+    x = drawn.input(6)
+    nan = np.nan
+    drawn.inputs[x][:4] = [
+        [3, nan, 1, 5, 2, 4],
+        [nan, 1, nan, 7, 3, 7],
+        [5, 4, 3, 2, np.inf, nan],
+        [nan] * 6,
+    ]
+    k = drawn.constant([count], "int64")
+    values = drawn.node("TopK", x, k, gives=2, axis=1, largest=largest)
+    drawn.output(values)
+    drawn.output(values.replace("_0", "_1"))
+    drawn.check(tmp_path)
+
+
+def test_infinite_exponents_stay_infinite_as_in_onnx_runtime(tmp_path: Path) -> None:
+    drawn = Drawn(0, opset=13)
+    x = drawn.input(3)
+    low, high = -np.inf, np.inf
+    drawn.inputs[x][:5] = [
+        [1, high, 2],
+        [low, low, low],
+        [low, 1, 2],
+        [low, high, 0],
+        [1, np.nan, low],
+    ]
+    drawn.output(drawn.node("ReduceLogSumExp", x, axes=[1], keepdims=0))
     drawn.check(tmp_path)

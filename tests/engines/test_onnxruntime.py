@@ -16,7 +16,7 @@ from hasten.core.telemetry import OFF
 from hasten.engines.base import Artifact
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.onnxruntime.engine import OnnxRuntime
-from hasten.errors import CandidateError, InputError
+from hasten.errors import BeyondRange, CandidateError, InputError
 from hasten.inputs.models.onnx import load
 from hasten.testing import models
 from hasten.testing.engine_tests import EngineTests, assert_same, request_for
@@ -299,3 +299,59 @@ def test_importing_the_engines_imports_no_runtime() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert run.stdout == "[]\n"
+
+
+def recurrent(op: str, gates: int) -> str:
+    weights = ", ".join(["0.5"] * gates * 4)
+    return f"""recurrent (float[T, N, 2] x) => (float[T, 1, N, 2] y)
+        <float[1, {gates * 2}, 2] w = {{{weights}}}, float[1, {gates * 2}, 2] r = {{{weights}}}> {{
+        y = {op} <hidden_size = 2> (x, w, r) }}"""
+
+
+EINSUM = """products (float[T, N, 2] x) => (float[T, N, N] y) {
+        y = Einsum <equation = "bij,bkj->bik"> (x, x) }"""
+
+
+QUANTIZED = """quantized (float[T, N, 2] x) => (float[T, 1, N, 2] y)
+        <uint8[1, 2, 8] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7}, float[1] s = {0.1}, uint8[1] z = {0}> {
+        y = com.microsoft.DynamicQuantizeLSTM <hidden_size = 2> (x, w, w, , , , , , s, z, s, z) }"""
+
+
+@pytest.mark.parametrize("shape", [(4, 0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("text", [recurrent("GRU", 3), recurrent("LSTM", 4), EINSUM, QUANTIZED])
+def test_an_empty_batch_is_refused_where_it_would_end_the_process(
+    host: Target, tmp_path: Path, text: str, shape: tuple[int, ...]
+) -> None:
+    path = tmp_path / "fatal.onnx"
+    onnx.save(
+        onnx.parser.parse_model(
+            f'<ir_version: 9, opset_import: ["": 17, "com.microsoft": 1]> {text}'
+        ),
+        path,
+    )
+    with OnnxRuntime().open(build(path, host), host) as session:
+        with pytest.raises(BeyondRange) as error:
+            session.run({"x": np.ones(shape, np.float32)})
+        assert len(session.run({"x": np.ones((4, 1, 2), np.float32)})["y"]) == 4
+    assert str(error.value) == (
+        f"the input 'x' has the shape {list(shape)}, and an empty Einsum, GRU or LSTM may end ONNX Runtime's process: "
+        "give at least one number along each axis"
+    )
+
+
+def test_letters_among_weights_are_no_operator(host: Target, tmp_path: Path) -> None:
+    letters = ", ".join(map(str, b"GRU LSTM Einsum"))
+    text = f"""named (uint8[N, 15] x) => (uint8[N, 15] LSTM) <uint8[15] GRU = {{{letters}}}> {{
+        [Einsum] LSTM = BitShift <direction = "LEFT"> (x, GRU) }}"""
+    path = tmp_path / "letters.onnx"
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 17]> {text}'), path)
+    assert path.read_bytes().count(b"GRU") > 1
+    with OnnxRuntime().open(build(path, host), host) as session:
+        assert session.run({"x": np.ones((0, 15), np.uint8)})["LSTM"].shape == (0, 15)
+
+
+def test_an_empty_batch_is_answered_by_other_models(host: Target, tmp_path: Path) -> None:
+    artifact = build(models.linear_classifier(tmp_path), host)
+    with OnnxRuntime().open(artifact, host) as session:
+        answers = session.run({"x": np.ones((0, 16), np.float32)})
+    assert [len(answer) for answer in answers.values()] == [0] * len(answers)

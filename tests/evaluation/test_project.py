@@ -16,8 +16,8 @@ import yaml
 from click.testing import CliRunner
 from tests.inputs.models.test_hugging_face_folders import config, with_tokenizer
 from tests.support import ragged
+from tests.support.at_hand import EXPORT, at_hand
 from tests.support.quick import quick_runs
-from tests.support.torch_at_hand import torch_at_hand
 
 from hasten.cli import main
 from hasten.errors import InputError
@@ -27,7 +27,7 @@ from hasten.testing import models
 
 @pytest.fixture
 def torch_is_at_hand() -> Iterator[None]:
-    with torch_at_hand():
+    with at_hand(*EXPORT):
         yield
 
 

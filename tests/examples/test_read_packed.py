@@ -22,7 +22,7 @@ from hasten.bundle.packing.blocks import all_codecs
 from hasten.bundle.packing.difference import difference
 from hasten.bundle.packing.layout import Base, Head, Item, Piece, Relation
 from hasten.bundle.packing.reader import Packed
-from hasten.bundle.packing.source import FileSource
+from hasten.bundle.packing.source import MemorySource
 from hasten.bundle.packing.writer import Cut, pack, write_packed
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
@@ -114,11 +114,10 @@ def test_a_difference_that_claims_to_be_large_is_refused_before_memory_is_taken(
     item = Item("t", "any", (800,), 1, pieces, 800, relation="same", since=old)
     claim = Item("c", "any", (large,), 1, (Piece(0, 800, large),), large, relation="same")
     claim = replace(claim, since=(Piece(0, 0, large),))
-    head = Head((("m.bin", 800 + large),), (), (), Base(EMPTY, (("old", stated),)))
-    cuts = [Cut(each, np.empty(0, np.uint8)) for each in (item, claim)]
-    write_packed(tmp_path / "d.hastenz", head, iter(cuts), all_codecs())
+    base = Base(EMPTY, (("old", stated),))
+    made = packed_files.of_head(Head((("m.bin", 800 + large),), (), (item, claim), base))
     with pytest.raises(ValueError, match=said):
-        reader.unpack((tmp_path / "d.hastenz").read_bytes(), tmp_path)
+        reader.unpack(made, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -138,13 +137,12 @@ def test_a_difference_takes_no_older_bytes_more_often_than_it_has_room_for(
     (tmp_path / "old").write_bytes(bytes(80))
     old = tuple(Piece(0, *place) for place in since)
     item = Item("t", "any", (80,), 1, (Piece(0, 0, 80),), 80, relation="same", since=old)
-    head = Head((("m.bin", 80),), (), (), Base(EMPTY, (("old", 80),) * files))
-    cuts = iter([Cut(item, np.empty(0, np.uint8))])
-    write_packed(tmp_path / "d.hastenz", head, cuts, all_codecs())
+    base = Base(EMPTY, (("old", 80),) * files)
+    made = packed_files.of_head(Head((("m.bin", 80),), (), (item,), base))
     with pytest.raises(ValueError, match=said):
-        reader.unpack((tmp_path / "d.hastenz").read_bytes(), tmp_path)
-    with pytest.raises(InputError), FileSource(tmp_path / "d.hastenz") as source:
-        Packed.open(source)
+        reader.unpack(made, tmp_path)
+    with pytest.raises(InputError):
+        Packed.open(MemorySource(made))
 
 
 @pytest.mark.parametrize("case", IMPOSSIBLE)

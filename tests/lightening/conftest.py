@@ -81,7 +81,7 @@ def clothes() -> tuple[tuple[Array, Array], ...]:
 def taught(examples: tuple[Array, Array], folder: Path) -> nn.Module:
     """Return the wide network after an epoch, the same on an idle and on a busy machine."""
     x, labels = examples
-    module = wide(128, classes=10)
+    module = wide(64, classes=10)
     Trainer(
         Network(module, ("input",)),
         None,

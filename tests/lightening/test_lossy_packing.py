@@ -25,7 +25,7 @@ from torch import nn
 
 import hasten
 from hasten.bundle import read
-from hasten.bundle.packing.writer import pack
+from hasten.bundle.packing.writer import CODING_HELPS, pack
 from hasten.certificate.drop import Drop
 from hasten.cli import main
 from hasten.core.progress import Progress
@@ -220,6 +220,7 @@ def test_the_command_packs_the_model_as_it_is_where_no_form_is_certified(
     assert ended.exit_code == 1, ended.output
     assert "NOT certified: no smaller form is certified: " in ended.output
     assert STEADY[1:] in ended.output
+    assert CODING_HELPS in ended.output
     told = json.loads(command(*flags, f"--out={tmp_path / 'small.hastenz'}", "--json").stdout)
     assert told["note"] == STEADY
     assert told["packed"]["packed_bytes"] == (tmp_path / "small.hastenz").stat().st_size
@@ -228,6 +229,22 @@ def test_the_command_packs_the_model_as_it_is_where_no_form_is_certified(
         assert np.array_equal(small(x)["y"], exact(x)["y"])
     left = {"known.npz", "judged.npz", "small.hastenz", "small-lossy.hasten"}
     assert {path.name for path in tmp_path.iterdir()} == left
+
+
+@pytest.mark.seconds
+def test_the_command_never_says_that_the_answers_of_a_smaller_form_are_the_same_bits(
+    original: tuple[nn.Sequential, Path], tmp_path: Path
+) -> None:
+    _, bundle = original
+    for name, (x, labels) in (("known", KNOWN), ("judged", JUDGED)):
+        np.savez(tmp_path / f"{name}.npz", x=x, labels=labels)
+    flags = [bundle, "--lossy", f"--train={tmp_path / 'known.npz'}", "--max-drop=10%", "--kept=50%"]
+    ended = command(*flags, f"--data={tmp_path / 'judged.npz'}", f"--out={tmp_path / 's.hastenz'}")
+    assert ended.exit_code == 0, ended.output
+    assert "smaller, certified" in ended.output
+    assert STEADY[1:] in ended.output
+    assert f"{tmp_path / 's.hastenz'}: " in ended.output
+    assert "same bits" not in ended.output
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from tests.lightening.conftest import by_counts, clothes, corners, float_alone, taught, wide
 from tests.support.exports import exported_once
 from tests.support.models import solid
@@ -21,6 +22,7 @@ from tests.support.servers import bundle_of
 import hasten
 from hasten.bundle import read
 from hasten.certificate.ledger import user_ledger
+from hasten.cli import main
 from hasten.core.progress import Progress
 from hasten.core.target import Target
 from hasten.core.tensors import Array
@@ -82,20 +84,25 @@ NETWORK = """
 import torch
 from tests.lightening.conftest import wide
 def net():
-    network = wide(128, classes=10)
+    network = wide(64, classes=10)
     network.load_state_dict(torch.load({file!r}, weights_only=True))
     return network
 """
 
 
-def started(folder: Path, limit_ms: float, *options: str) -> subprocess.Popen[str]:
-    """Start the command on what lies in a folder."""
+def asked(folder: Path, limit_ms: float, *options: str) -> list[str]:
+    """Return the command's words about what lies in a folder."""
     said = [f"{folder / 'net.py'}:net", f"--train={folder / 'known.npz'}"]
     said += [f"--data={folder / 'judged.npz'}", f"--budget={limit_ms}ms", "--max-drop=20%"]
     said += ["--architecture=lcnet", "--minutes=10", "--epochs=1", "--batch=16", "--rate=5e-3"]
     said += ["--engine=onnxruntime", "--effort=quick", f"--out={folder / 'b.hasten'}", *options]
+    return ["lighten", *said]
+
+
+def started(words: list[str]) -> subprocess.Popen[str]:
+    """Start the command in a process that can be killed."""
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, "lighten", *said],
+        [sys.executable, "-c", SCRIPT, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -119,7 +126,7 @@ def test_a_run_killed_again_and_again_ends_with_a_certified_lighter_model(
         limit_ms = budget_ms(module, known[0][0], 0.35, tmp_path / "budget")
     again: list[str] = []
     for words in ("% after ", "the baseline"):  # amid the first training, and after all of them
-        with started(tmp_path, limit_ms, *again) as process:
+        with started(asked(tmp_path, limit_ms, *again)) as process:
             assert process.stderr is not None
             heard: list[str] = []
             while words not in (line := process.stderr.readline()):
@@ -128,14 +135,14 @@ def test_a_run_killed_again_and_again_ends_with_a_certified_lighter_model(
             process.kill()
         again = ["--resume"]
     shutil.copytree(tmp_path / "b.hasten.training", tmp_path / "left")
-    with started(tmp_path, limit_ms, "--resume", "--json") as process:
-        printed, said = process.communicate()
-    assert process.returncode in (0, 1), said
-    assert "% after " not in said  # no training was left
-    assert json.loads(printed)["status"] == "certified"
+    with by_counts(), float_alone():
+        done = CliRunner().invoke(main, asked(tmp_path, limit_ms, "--resume", "--json"))
+    assert done.exit_code in (0, 1), done.output
+    assert "% after " not in done.stderr  # no training was left
+    assert json.loads(done.stdout)["status"] == "certified"
 
     result = gathered(tmp_path / "b.hasten").result
-    assert process.returncode == (0 if result.within_budget else 1)
+    assert done.exit_code == (0 if result.within_budget else 1)
     names = {way.name for way in result.methods}
     assert "pruned" in names
     assert any(name.startswith("lcnet") and "labels alone" in name for name in names)
@@ -155,10 +162,11 @@ def test_a_run_killed_again_and_again_ends_with_a_certified_lighter_model(
 
     # As where it is killed between its end and the removal of its folder:
     shutil.copytree(tmp_path / "left", tmp_path / "b.hasten.training")
-    with started(tmp_path, limit_ms, "--resume") as process:
-        _, said = process.communicate()
-    assert process.returncode == 2
-    assert said.splitlines()[-1].startswith("hasten: nothing to resume: the run has finished")
+    done = CliRunner().invoke(main, asked(tmp_path, limit_ms, "--resume"))
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1].startswith(
+        "hasten: nothing to resume: the run has finished"
+    )
     assert not (tmp_path / "b.hasten.training").exists()
 
 

@@ -155,6 +155,12 @@ def with_frame(frame: bytes, chunks: bytes = b"", version: int = layout.VERSION)
     return start + frame + chunks + hashlib.sha256(start + frame + chunks).digest()
 
 
+def of_head(head: Head) -> bytes:
+    """Return a packed file without chunks, whatever its head states."""
+    start = layout.to_bytes(head)
+    return start + hashlib.sha256(start).digest()
+
+
 def changed(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
     """Return a packed file whose head states something else."""
     parts = Parts.of(data)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from tests.support.at_hand import at_hand
 from tests.support.forked_workers import forked_workers
 from tests.support.nominal_times import nominal_times
 from tests.support.scripted_races import scripted_races
@@ -34,6 +35,8 @@ ROUNDS = 12
 """Short ones: the interval of a few long ones would take in 1 on a busy host, whoever raced."""
 SETTLED = 0.5
 _OWN = "HASTEN_TEST_CPU"
+_AT_HAND = ("onnx", "onnxruntime", "openvino")
+"""What most workers of a run import; none of it starts a thread before it opens a model."""
 
 
 @contextlib.contextmanager
@@ -66,7 +69,7 @@ def quick_runs(
         plots: Whether the plots of a report are drawn, which takes a second; else their places are
             empty.
         fresh: Whether each process of a race is a fresh interpreter, as published figures need; else
-            it is forked, which takes a third of the time.
+            it is forked, which takes a third of the time, and has the runtimes in memory.
         races: Whether candidates race in processes, which are most of a run; else their times are scripted. A
             test that isn't about times, processes or their failures needs none. All engines are then
             equally fast but those with nominal times, so without these only the original model ships.
@@ -94,6 +97,7 @@ def quick_runs(
         quick.enter_context(patch.dict(EFFORTS, normal=effort, quick=brief))
         if not fresh:
             quick.enter_context(forked_workers())
+            quick.enter_context(at_hand(*_AT_HAND))
         quick.enter_context(nominal_times())
         pace = effort.pace("p50")
         quick.enter_context(patch.multiple(ceilings, TURNS=1, PACE=pace))

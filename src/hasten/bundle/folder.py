@@ -11,6 +11,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -487,22 +488,22 @@ def artifact_of(
             keeps weights elsewhere, or the stated inputs and outputs are impossible.
         InputError: operator libraries are missing, or differ from those that were certified.
     """
-    found = stated_artifact(path, item, manifest, custom_ops, path_inside)
+    found = stated_artifact(str(path), item, manifest, custom_ops, partial(path_inside, path))
     check_external(found.path, [*found.files], str(path / item.artifact.path))
     return found
 
 
 def stated_artifact(
-    path: Path,
+    said: str,
     item: Part,
     manifest: Manifest,
     custom_ops: Sequence[Path],
-    inside: Callable[[Path, str], Path],
+    inside: Callable[[str], Path],
 ) -> CheckedArtifact:
     """Return a part's artifact as a manifest states it, without a look at its files, which needn't be there.
 
     Args:
-        path: Name of the bundle for messages.
+        said: Name of the bundle for messages.
         item: Part of the manifest.
         manifest: The bundle's manifest.
         custom_ops: Libraries with the user's own operators.
@@ -514,12 +515,12 @@ def stated_artifact(
     """
     for file in (item.artifact.path, *item.artifact.files):
         if file.as_posix() not in manifest.files:
-            raise IntegrityError(f"{path}: {file} is not listed in the manifest")
+            raise IntegrityError(f"{said}: {file} is not listed in the manifest")
     try:
         check_artifact(item.artifact)
     except IntegrityError as error:
         raise IntegrityError(
-            f"{path}: the model {item.label!r:.100} is damaged: {error}"
+            f"{said}: the model {item.label!r:.100} is damaged: {error}"
         ) from error
     given = tuple(file_digest(library) for library in custom_ops)
     if given and not item.custom_ops:
@@ -534,7 +535,7 @@ def stated_artifact(
             "them by custom_ops="
         )
     names = [file.as_posix() for file in (item.artifact.path, *item.artifact.files)]
-    files = tuple(inside(path, name) for name in names)
+    files = tuple(inside(name) for name in names)
     return CheckedArtifact(
         path=files[0],
         inputs=item.artifact.inputs,

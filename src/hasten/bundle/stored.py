@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,7 +120,8 @@ class StoredFolder(Stored):
     def opening(
         self, item: Part, custom_ops: Sequence[Path], *, late: bool = False
     ) -> Iterator[Artifact]:
-        found = stated_artifact(self._path, item, self.manifest, custom_ops, path_inside)
+        inside = partial(path_inside, self._path)
+        found = stated_artifact(str(self._path), item, self.manifest, custom_ops, inside)
         names = [file.as_posix() for file in (item.artifact.path, *item.artifact.files)]
         if late:  # `private` copies what the cache doesn't have
             self._check()
@@ -205,19 +207,20 @@ class StoredPacked(Stored):
         def stated() -> CheckedArtifact:
             folder = self.folder_with([])
             return stated_artifact(
-                Path(self.name), item, self.manifest, custom_ops, lambda _, name: folder / name
+                self.name, item, self.manifest, custom_ops, lambda name: folder / name
             )
 
         def there() -> Artifact:
             self.folder_with(names)
             found = stated()  # a process that was forked has another folder
-            check_external(found.path, [*found.files], str(Path(self.name) / item.artifact.path))
+            check_external(found.path, [*found.files], f"{self.name}/{item.artifact.path}")
             return replace(found, digests={})  # unpacked into memory, where nobody else writes
 
+        known = stated()  # and refused where it needs a file that isn't there
         # A web server is read in order, while it is there.
         if late and self._packed.source.anywhere:
             size_bytes = sum(self._sizes[name] for name in names)
-            yield replace(stated(), late=Late(size_bytes, there))
+            yield replace(known, late=Late(size_bytes, there))
         else:
             yield there()
 

@@ -123,7 +123,7 @@ def pack_with_loss(
     Raises:
         InputError: an option is missing, or something can't be used.
     """
-    from hasten.bundle.packing.writer import check_goal, pack
+    from hasten.bundle.packing.writer import CODING_HELPS, check_goal, pack
     from hasten.cli.card import show
     from hasten.cli.commands import as_text
     from hasten.cli.screen import screen
@@ -150,9 +150,13 @@ def pack_with_loss(
             **given,
         )
     made = pack(result.bundle, goal, keep_evidence=False)
+    certified = result.sizes is not None and result.sizes.shipped is not None
     if as_json:
         click.echo(as_text({**to_record(result), "packed": to_record(made), "note": STEADY}))
     else:
         show(result, began)
-        click.echo("\n".join(made.in_words()))
-    return result.sizes is not None and result.sizes.shipped is not None
+        # The answers of a smaller form aren't the bits that they were in the bundle that the user named.
+        click.echo(
+            "\n".join(line for line in made.in_words() if not certified or line != CODING_HELPS)
+        )
+    return certified

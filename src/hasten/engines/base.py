@@ -286,6 +286,11 @@ class Engine(Value, ABC):
         """Return the engine that settles shapes for one sample and takes batches all the same; or None."""
         return None
 
+    @classmethod
+    def prefers_narrow(cls, target: Target) -> bool:
+        """Whether 7-bit weights make it faster on a target, though it sums those of 8 bits exactly."""
+        return False
+
     def substitute(self, refused: str) -> Engine | None:
         """Return the engine to try in place of this one, which refused a model; or None.
 

@@ -11,11 +11,14 @@ from hasten.errors import CandidateError, NotCovered, visible
 
 LONGEST_REASON = 300
 _OPENVINO_NOISE = re.compile(
-    r"^(Exception from |Check '.*' failed at |FrontEnd API failed with |Model wasn't fully|Summary:)"
+    r"^(Exception from |Caught exception: Exception from |Check '.*' failed at |FrontEnd API failed with |Model wasn't fully|Summary:)"
 )
 _OPENVINO_OPERATOR = re.compile(r"^-* ?(\w+?)(?:-\d+)? with a message:$")
 _OPENVINO_NODE = re.compile(r"<Node\(\w+\): ([^>]*)>")
 _OPENVINO_DETAIL = re.compile(r"^(While validating|Check '|Shape inference input shapes)")
+_OPENVINO_RUNNING = re.compile(
+    r"^(?:\[CPU\] (\w+) node with name '([^']*)'|Node (\S+) of type (\w+)$)"
+)
 _OPENVINO_PASS = re.compile(r"END: node: \w+::(\w+) .*CALLBACK HAS THROWN: (.*)")
 _OPENVINO_SET = re.compile(r"(?<=\w)-\d+\b")
 _OUTSIDE = re.compile(
@@ -94,6 +97,11 @@ def _of_openvino(line: str, lines: list[str]) -> str:
         return f"{found[1]}: {found[2]}"
     if line.startswith("No conversion rule found"):
         return _OPENVINO_SET.sub("", line)
+    if found := _OPENVINO_RUNNING.match(line):
+        behind = lines[lines.index(line) + 1 :] if line in lines else []
+        telling = [text for text in behind if text and not _OPENVINO_NOISE.match(text)]
+        why = (telling or ["no reason given"])[-1].rstrip(".!")
+        return f"{found[1] or found[4]} (node {found[2] or found[3]!r}): {why}"
     operator = _OPENVINO_OPERATOR.match(line)
     if operator is None:
         return ""

@@ -102,7 +102,7 @@ def grid(
         if engine.exact and _takes(engine, step) and _useful(step, engine)
     ]
     lossy = [
-        Single((_kept(step, keep_float).suited(engine),), engine)
+        Single((_likeliest_on(engine, _kept(step, keep_float), target),), engine)
         for step in _likeliest(model, target, pass_names)
         for engine in engines
         if _takes(engine, step)
@@ -111,7 +111,7 @@ def grid(
         further = [] if small.quantized else _likeliest(small.source(model), target, pass_names)
         chains = [(small,), *((small, step) for step in further)]
         lossy += [
-            Single((*chain[:-1], chain[-1].suited(engine)), engine)
+            Single((*chain[:-1], _likeliest_on(engine, chain[-1], target)), engine)
             for chain in chains
             for engine in engines
             if _takes(engine, chain[-1])
@@ -187,6 +187,11 @@ def _likeliest(model: Model, target: Target, wanted: Sequence[str] | None) -> li
     return [variants[0] for variants in _passes("lossy", model, target, wanted) if variants]
 
 
+def _likeliest_on(engine: Engine, step: Pass, target: Target) -> Pass:
+    """Return the form of a pass that is to be tried first on an engine, which is the fastest."""
+    return step if engine.prefers_narrow(target) else step.suited(engine)
+
+
 def variations(
     fastest: Sequence[Single],
     model: Model,
@@ -221,7 +226,7 @@ def variations(
                 continue
             ranked, unable = (_engines_of(type(queue[0]), small, c) for c in (fastest, failed))
             varied: list[Single] = []
-            for step in queue[1:]:
+            for step in queue:  # the first one too, which engines may have got in a faster form
                 on = [
                     Single((*begin, _kept(step, kept).suited(engine)), engine)
                     for engine in ranked or unable[:1]

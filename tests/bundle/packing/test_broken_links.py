@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import http.server
+import os
 import re
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +39,7 @@ class Web:
 
     Attributes:
         data: The file.
-        answer: What answers each request; by default `ranges`.
+        answer: Function that answers each request; by default `ranges`.
         asked: The range that each request asked for; "" for all.
     """
 
@@ -141,6 +144,24 @@ def test_a_link_that_breaks_goes_on_where_it_broke(web: Web) -> None:
     web.answer = lambda handler, web: ranges(handler, web, most=1500)
     assert read_all(WebSource(web.address)) == packed_files.unpacked_files()
     assert web.asked[:3] == ["", "bytes=1500-", "bytes=3000-"]
+
+
+@pytest.mark.parametrize("how", [ranges, chunked])
+def test_what_came_before_a_link_was_reset_is_not_lost(
+    web: Web, data: bytes, how: Callable[[Handler, Web, int | None], None]
+) -> None:
+    """Reading many bytes at a time made no progress where a link was reset before all of them came."""
+
+    def resetting(handler: Handler, web: Web) -> None:
+        how(handler, web, 3000 * len(web.asked) if how is chunked else 3000)
+        unsent = struct.pack("ii", 1, 0)  # closing the link then resets it
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, unsent)
+        os.close(handler.connection.detach())
+
+    web.answer = resetting
+    with WebSource(web.address) as found:
+        assert bytes(found.read(0, len(data))) == data
+    assert len(web.asked) > 3
 
 
 @pytest.mark.parametrize("how", [whole, chunked])

@@ -405,13 +405,14 @@ def test_a_frame_that_wants_a_large_window_is_refused(data: bytes) -> None:
     assert "the tensor 'text' in model.bin is damaged in chunk 1: it isn't a zstd frame" in said
 
 
-def test_a_chunk_by_an_unknown_codec_names_it(data: bytes) -> None:
+def test_a_chunk_by_a_codec_of_a_later_version_is_not_called_damaged(data: bytes) -> None:
     def change(record: dict[str, Any]) -> None:
         record["codecs"][0] = "\x1b[31mwavelets"
 
-    said = refused(changed(data, change))
+    said = refused(changed(data, change), InputError)
     assert re.search(
-        r"the tensor '\w+' in model\.bin is damaged in chunk 1: it needs the codec '\\x1b\[31mwavelets'",
+        r"the tensor '\w+' in model\.bin can't be unpacked: it needs the codec '\\x1b\[31mwavelets', and this "
+        r"version of hasten has raw, .*: upgrade hasten$",
         said,
     )
     assert "it names no codec" in refused(_with_chunk(data, "noise", b"\x63abc"))

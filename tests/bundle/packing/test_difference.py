@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from tests.support import packed_files
 from tests.support.bundles import built, stated
 
 import hasten
@@ -202,6 +203,37 @@ def test_small_tensors_are_paired_where_one_bundle_has_more_of_them(
     made = hasten.pack(new, since=old)
     coded = [one.packed_bytes for one in made.tensors if "small tensors" in one.name]
     assert 0 < sum(coded) < 0.5 * 4 * 400 * 100
+    again = hasten.unpack(made.path, tmp_path / "again.hasten", base=old)
+    assert content(again) == content(new)
+
+
+def with_words(path: Path, seed: int, words: int) -> Path:
+    """A bundle with a table of so many words; another seed's are a little other numbers."""
+    work = path.with_name(f"work-{path.name}")
+    work.mkdir()
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 17]>
+        words (int64[batch, 1] ids) => (float[batch, 1, 64] y) { y = Gather(table, ids) }""")
+    table = np.random.default_rng(5).normal(0, 1, (words, 64))
+    table *= 1 + 1e-5 * np.random.default_rng(seed).normal(0, 1, table.shape)
+    model.graph.initializer.append(numpy_helper.from_array(table.astype(np.float32), "table"))
+    onnx.save(model, work / "words.onnx")
+    winner = built(work, work / "words.onnx", OnnxRuntime(threads=1))
+    write(path, stated(winner, winner), EVIDENCE)
+    return path
+
+
+@pytest.mark.parametrize(("before", "after"), [(300, 320), (320, 300)])
+def test_rows_that_both_tensors_have_are_paired_where_one_has_more_of_them(
+    tmp_path: Path, before: int, after: int
+) -> None:
+    old = with_words(tmp_path / "old.hasten", 0, before)
+    new = with_words(tmp_path / "new.hasten", 1, after)
+    made = hasten.pack(new, since=old)
+    with FileSource(made.path) as source:
+        items = [item for item in Packed.open(source).head.items if item.name == "table"]
+    shapes = [(item.relation, item.shape) for item in items]
+    assert shapes == [("zigzag", (300, 64)), *([("", (20, 64))] if after > before else [])]
+    assert items[0].coded_bytes < 0.5 * 4 * 300 * 64
     again = hasten.unpack(made.path, tmp_path / "again.hasten", base=old)
     assert content(again) == content(new)
 
@@ -433,9 +465,8 @@ def test_a_difference_that_states_another_size_of_the_manifest_takes_no_room(
     whole = (Piece(0, 0, claimed),)
     item = Item("w", "uint8", (claimed,), 1, whole, 1 << 18, relation="same", since=whole)
     head = Head((("model/a", claimed),), (), (item,), Base(known, (("manifest.json", claimed),)))
-    start = layout.to_bytes(head)
     packed = tmp_path / "small.hastenz"
-    packed.write_bytes(start + hashlib.sha256(start).digest())
+    packed.write_bytes(packed_files.of_head(head))
     assert refused(packed, old) == (
         f"{packed} is damaged: {old} has no 'manifest.json' of that size"
     )

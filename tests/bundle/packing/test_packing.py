@@ -34,23 +34,23 @@ from tests.support.waiting import PATIENCE_S
 
 import hasten
 from hasten.bundle import read, unpacked, write
-from hasten.bundle.packing import reader
+from hasten.bundle.packing import layout, reader
 from hasten.bundle.packing.blocks import all_codecs
 from hasten.bundle.packing.codecs.zstandard import compressed
-from hasten.bundle.packing.layout import Head, Item, Piece
+from hasten.bundle.packing.layout import Base, Head, Item, Piece, Relation
 from hasten.bundle.packing.reader import Packed
 from hasten.bundle.packing.source import FileSource, MemorySource
 from hasten.bundle.packing.unpacking import beside, write_files
-from hasten.bundle.packing.writer import Cut, pack, write_packed
+from hasten.bundle.packing.writer import Cut, PackedAs, pack, write_packed
 from hasten.cli import main
 from hasten.core.rooms import ArrayRoom, Room
 from hasten.core.target import Target
 from hasten.core.tensors import Array
-from hasten.engines.base import Engine
+from hasten.engines.base import Artifact, Engine
 from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.compiled.integers import Integers
 from hasten.engines.onnxruntime.engine import OnnxRuntime
-from hasten.engines.weights import stretches_in
+from hasten.engines.weights import Stretch, stretches_in
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.models.onnx import load as load_onnx
 from hasten.reporting.sizes import STEADY, size_in_words
@@ -222,6 +222,43 @@ def test_a_packed_bundle_is_opened_from_the_web(two_models: Path, web: str) -> N
         np.testing.assert_array_equal(one(X)["logits"], other(X)["logits"])
     with pytest.raises(InputError, match=r"/none\.hastenz: the server answered 404"):
         hasten.load(f"{web}/none.hastenz")
+
+
+def test_a_damaged_model_at_an_address_is_named_by_that_address(two_models: Path, web: str) -> None:
+    def change(record: dict[str, Any]) -> None:
+        record["winner"]["artifact"]["files"] = ["model/none.bin"]
+
+    forge(two_models, change)
+    packed = pack(two_models).path
+    for place in (f"{web}/model.hastenz", packed):
+        with pytest.raises(IntegrityError) as error:
+            hasten.load(place)
+        assert str(error.value) == f"{place}: model/none.bin is not listed in the manifest"
+
+
+def test_the_share_that_is_saved_is_never_said_to_be_all() -> None:
+    def said(packed_bytes: int) -> str:
+        return PackedAs(Path("p.hastenz"), 1_000_000_000, packed_bytes, ()).in_words()[0]
+
+    assert said(556) == "p.hastenz: 0.6 kB, 99.9% less than the 1000.00 MB of its unpacked files"
+    assert " 99.2% less " in said(8_000_000)
+    assert " 61% less " in said(390_000_000)
+
+
+def test_damage_in_small_tensors_names_the_model_that_they_are_of(tmp_path: Path) -> None:
+    """Those of an IR lie in another file than the one that their name states."""
+    path, data = tmp_path / "p.hastenz", np.arange(30, dtype=np.uint8)
+    item = Item("3 small tensors of a.xml", "uint8", (30,), 1, (Piece(1, 0, 30),), 1 << 18)
+    head = Head((("a.xml", 0), ("a.bin", 30)), (), ())
+    write_packed(path, head, iter([Cut(item, data)]), all_codecs())
+    damaged = bytearray(path.read_bytes())
+    damaged[-40] ^= 1
+    path.write_bytes(damaged)
+    with FileSource(path) as source:
+        packed = Packed.open(source)
+        with pytest.raises(IntegrityError) as error:
+            packed.unpack({"a.bin": ArrayRoom(np.empty(30, np.uint8))})
+    assert str(error.value).startswith(f"{path}: '3 small tensors of a.xml' is damaged: ")
 
 
 def test_a_packed_bundle_is_read_from_memory(two_models: Path) -> None:
@@ -433,6 +470,74 @@ def test_no_tensor_is_larger_than_zstandard_or_far_above_its_entropy(
 def _cut_whole(data: Array, width: int, chunk: int) -> Iterator[Cut]:
     pieces = (Piece(0, 0, len(data)),)
     yield Cut(Item("a", "x", (len(data) // width,), width, pieces, chunk * width), data)
+
+
+@pytest.mark.parametrize("like", [False, True], ids=["alone", "with a copy"])
+@pytest.mark.parametrize("relation", ["", "xor"], ids=["whole", "a difference"])
+def test_what_is_nearly_nothing_but_zeros_is_as_large_as_a_reader_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, like: bool, relation: Relation
+) -> None:
+    """A reader refuses few bytes that claim to be many, and so it did 100 MB of zeros from hasten itself."""
+    monkeypatch.setattr(layout, "_ALWAYS_BYTES", 0)
+    size, base = 24 << 20, Base("0" * 64, (("a", 1 << 20),)) if relation else None
+    data = np.zeros(size, np.uint8)
+    cuts = []
+    for number in range(1 + like):
+        since = tuple(Piece(0, 0, 1 << 20) for _ in range(size >> 20)) if relation else ()
+        pieces = (Piece(number, 0, size),)
+        item = Item("w", "uint8", (size,), 1, pieces, 1 << 18, relation=relation, since=since)
+        cuts.append(Cut(item, data))
+    files = tuple((f"f{number}", size) for number in range(len(cuts)))
+    made = write_packed(tmp_path / "p.hastenz", Head(files, (), (), base), iter(cuts), all_codecs())
+    assert made.packed_bytes < 600_000
+    found = {name: np.ones(size, np.uint8) for name, _ in files}
+    with FileSource(made.path) as source:
+        older = np.zeros(1 << 20, np.uint8)
+        rooms_of = {name: ArrayRoom(array) for name, array in found.items()}
+        Packed.open(source).unpack(rooms_of, (lambda _: older) if relation else None)
+    assert not any(array.any() for array in found.values())
+
+
+@pytest.mark.parametrize(
+    ("shape", "width", "length"),
+    [
+        ((1000,), 4, 0),
+        ((2, 1000), 4, 4000),
+        ((1,) * 40 + (2500,), 4, 10_000),
+        ((10_000,), 0, 10_000),
+        ((100,), 100, 10_000),
+        ((-1, -2500), 4, 10_000),
+    ],
+    ids=["no bytes", "another size", "many axes", "no element", "huge elements", "negative axes"],
+)
+def test_a_wrong_hint_about_where_tensors_are_costs_only_space(
+    two_models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, ...],
+    width: int,
+    length: int,
+) -> None:
+    def stretches(_: Engine, artifact: Artifact) -> Iterator[Stretch]:
+        yield Stretch("w", "float32", shape, width, artifact.path, 0, length)
+
+    monkeypatch.setattr(OnnxRuntime, "stretches", stretches)
+    packed = pack(two_models).path
+    assert _same(hasten.unpack(packed, tmp_path / "again.hasten"), two_models)
+
+
+def test_what_no_reader_would_take_is_not_written(tmp_path: Path) -> None:
+    goal = tmp_path / "p.hastenz"
+    data = np.arange(100, dtype=np.uint8)
+    cut = Cut(Item("w", "uint8", (100,), 1, (Piece(0, 0, 100),), 1 << 18), data)
+    head = Head((("model\\a.bin", 100),), (), ())
+    with pytest.raises(InputError) as error:
+        write_packed(goal, head, iter([cut]), all_codecs())
+    assert str(error.value) == (
+        f"can't pack into {goal}: no reader would take it, because its file 'model\\\\a.bin' leads out of "
+        "the bundle"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("engine", [CompiledC(), OnnxRuntime(threads=1)])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.devices.edge.edge_models import Digits
+from tests.support.at_hand import at_hand
 from tests.support.quick import quick_runs
 
 import hasten
@@ -45,7 +46,7 @@ def test_every_candidate_of_a_device_is_built_answered_and_estimated(
         pytest.skip(f"needs {', '.join(missing)}: pip install 'hasten[edge]'")
     target = find_target(name)
     assert target.kind == "compile-only"
-    with quick_runs(passes=True, races=False):
+    with quick_runs(passes=True, races=False), at_hand(*NEEDED[name]):
         result = hasten.optimize(
             digits.model.path,
             ({"x": digits.images[:200]}, digits.labels[:200]),

@@ -25,6 +25,14 @@ def _verilators_library_once(tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _xla_compiles_soon() -> Iterator[None]:
+    """Let JAX compile small networks' hundreds of functions without the optimizations that pay in long trainings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+        yield
+
+
 @pytest.fixture
 def target() -> Target:
     """An FPGA, which is never here."""

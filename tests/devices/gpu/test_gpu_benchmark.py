@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.at_hand import at_hand
 from tests.support.bundles import built, stated
+from tests.support.forked_workers import forked_workers
 
 from hasten.bundle import load, write
 from hasten.core.devices import find_target
@@ -161,9 +163,10 @@ def tiny() -> tuple[Any, ArrayDataset]:
 
 def measured(gpu: Any, target: Target, folder: Path, choice: Any) -> list[str]:
     module, data = tiny()
-    found: list[str] = gpu.measure(
-        "tiny", module, data, [2], target, folder, pace=gpu.UNTIMED, count=2, choice=choice
-    )
+    with forked_workers(), at_hand("torch", "torch._dynamo", "onnxruntime"):
+        found: list[str] = gpu.measure(
+            "tiny", module, data, [2], target, folder, pace=gpu.UNTIMED, count=2, choice=choice
+        )
     return found
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from hasten.core.devices import find_target
 from hasten.core.model import Model
+from hasten.core.tensors import Array
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.tensorrt.parts import RTX_PARTS
 from hasten.engines.tensorrt.profile import alterations, violations
@@ -32,6 +33,18 @@ def quantized(subject: Any, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return TensorrtQuantization()(subject.model, subject.data, tmp_path_factory.mktemp("int8"))
 
 
+@pytest.fixture(scope="session")
+def exact(subject: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
+    """The network's own answers."""
+    return answers(subject.model, subject.data, tmp_path_factory.mktemp("exact") / "built")
+
+
+@pytest.fixture(scope="session")
+def float_bytes(subject: Any, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Size of the weights in the plan of the network itself."""
+    return plan_bytes(subject.model, "cuda:sm80", tmp_path_factory.mktemp("float32") / "built")
+
+
 def plan_bytes(model: Model, device: str, folder: Path) -> float:
     """Build a plan for a GPU that isn't here, and return how large it is."""
     target = find_target(device, root=folder)
@@ -45,26 +58,23 @@ def plan_bytes(model: Model, device: str, folder: Path) -> float:
 
 
 def test_int8_is_taken_and_built_and_keeps_a_quarter_of_the_weights(
-    subject: Any, quantized: Model, tmp_path: Path
+    quantized: Model, float_bytes: float, tmp_path: Path
 ) -> None:
     assert violations(quantized.path) == alterations(quantized.path) == ()
-    int8 = plan_bytes(quantized, "cuda:sm80", tmp_path / "int8")
-    float32 = plan_bytes(subject.model, "cuda:sm80", tmp_path / "float32")
-    assert int8 < 0.3 * float32
+    assert plan_bytes(quantized, "cuda:sm80", tmp_path / "int8") < 0.3 * float_bytes
 
 
 def test_half_precision_is_built_for_turing_and_keeps_half_of_the_weights(
-    subject: Any, tmp_path: Path
+    subject: Any, float_bytes: float, tmp_path: Path
 ) -> None:
     (tmp_path / "half").mkdir()
     half = HalfPrecision()(subject.model, subject.data, tmp_path / "half")
     assert violations(half.path, "sm75") == alterations(half.path) == ()
-    size = plan_bytes(half, "cuda:sm75", tmp_path / "sm75")
-    assert size < 0.6 * plan_bytes(subject.model, "cuda:sm80", tmp_path / "float32")
+    assert plan_bytes(half, "cuda:sm75", tmp_path / "sm75") < 0.6 * float_bytes
 
 
 def test_int8_with_the_rest_in_half_precision_is_built_for_every_gpu(
-    subject: Any, tmp_path: Path
+    subject: Any, exact: dict[str, Array], tmp_path: Path
 ) -> None:
     (tmp_path / "mixed").mkdir()
     step = TensorrtQuantization(half=True)
@@ -72,7 +82,6 @@ def test_int8_with_the_rest_in_half_precision_is_built_for_every_gpu(
     assert violations(mixed.path, "sm75") == alterations(mixed.path) == ()
     for part in RTX_PARTS:
         assert plan_bytes(mixed, f"cuda:{part}", tmp_path / part) > 0
-    exact = answers(subject.model, subject.data, tmp_path / "exact")
     quick = answers(mixed, subject.data, tmp_path / "quick", PLAIN)
     assert 0 < error_between(exact, quick) < subject.bound
 
@@ -93,8 +102,7 @@ def test_float32_products_of_matrices_arent_for_turing(quantized: Model, tmp_pat
 
 
 def test_answers_in_int8_stay_within_the_bound_on_this_host(
-    subject: Any, quantized: Model, tmp_path: Path
+    subject: Any, quantized: Model, exact: dict[str, Array], tmp_path: Path
 ) -> None:
-    exact = answers(subject.model, subject.data, tmp_path / "exact")
     quick = answers(quantized, subject.data, tmp_path / "quick", PLAIN)
     assert 0 < error_between(exact, quick) < subject.bound

@@ -97,14 +97,22 @@ def test_mobilenet_with_its_real_weights_compiles(
     assert found.figures["flops"] > 5e8
 
 
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Model]:
+    """A transformer's layers in every precision."""
+    folder = tmp_path_factory.mktemp("encoder")
+    model = with_program(Encoder(), {"x": SAMPLE}, folder)
+    return {one: run(JaxProgram(one), model, folder, one) for one in PRECISIONS}
+
+
 @pytest.mark.parametrize("part", GENERATIONS)
-def test_an_encoder_compiles_in_every_precision(part: str, tmp_path: Path) -> None:
+def test_an_encoder_compiles_in_every_precision(
+    part: str, encoder: Mapping[str, Model], tmp_path: Path
+) -> None:
     target = find_target(f"tpu:{part}")
-    model = with_program(Encoder(), {"x": SAMPLE}, tmp_path)
     sizes = []
     for precision in PRECISIONS:
-        result = run(JaxProgram(precision), model, tmp_path, precision)
-        found = estimated(result, target, tmp_path / f"{precision}-built")
+        found = estimated(encoder[precision], target, tmp_path / f"{precision}-built")
         check(found, target)
         sizes.append(found.figures["program_bytes"])
     assert sizes[0] > sizes[1] > sizes[2]

@@ -20,7 +20,7 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
-from tests.support.torch_at_hand import forking_servers, torch_at_hand
+from tests.support.at_hand import EXPORT, at_hand, forking_servers
 from tests.support.waiting import until
 
 import hasten
@@ -94,11 +94,11 @@ def net() -> Any:
 
 
 @pytest.fixture(autouse=True)
-def at_hand(request: pytest.FixtureRequest) -> Iterator[None]:
+def torch_at_hand(request: pytest.FixtureRequest) -> Iterator[None]:
     """Workers find torch in memory, but those of another folder, or with other code in its place."""
     with contextlib.ExitStack() as stack:
         if {"plain_workers", "take_over"}.isdisjoint(request.fixturenames):
-            stack.enter_context(torch_at_hand())
+            stack.enter_context(at_hand(*EXPORT))
         yield
 
 

@@ -377,11 +377,20 @@ def test_an_engine_that_refuses_the_original_still_mixes(
 
 
 def _beside_compiled(
-    search: Search, profiled: tuple[Engine, ...] = (ENGINE, CompiledC(), CompiledC(threads=2))
+    search: Search,
+    profiled: tuple[Engine, ...] = (ENGINE, CompiledC(), CompiledC(threads=2)),
+    *,
+    alike: bool = False,
 ) -> tuple[Single, Single]:
-    """Have the network tried as compiled C on one thread and all, a bit faster than OpenVINO's 7-bit weights."""
+    """Have the network tried as compiled C on one thread and all, a bit faster than OpenVINO's 7-bit weights.
+
+    Args:
+        search: The search.
+        profiled: Engines whose steps were timed.
+        alike: Whether compiled C has 7-bit weights too, not 8-bit ones.
+    """
     narrow = NncfQuantization(reduce_range=True)
-    fast = Single((narrow.suited(CompiledC()),), CompiledC(threads=2))
+    fast = Single((narrow if alike else narrow.suited(CompiledC()),), CompiledC(threads=2))
     slow = Single((narrow,), ENGINE)
     trial = search.trials.done.pop(INT8.key)
     one_thread = Single(fast.passes, CompiledC())
@@ -422,7 +431,9 @@ def test_an_engine_with_weights_of_other_bits_is_an_alternative_and_keeps_its_ow
         assert candidate.passes[:1] == slow.passes
 
 
-@pytest.mark.parametrize(("faster", "bits"), [("compiled", 8), ("OpenVINO", 7)])
+@pytest.mark.parametrize(
+    ("faster", "bits"), [("compiled", 8), ("compiled narrow", 7), ("OpenVINO", 7)]
+)
 def test_noise_is_measured_with_the_bits_of_the_weights_that_are_mixed(
     desk: Desk,
     spool: Spool,
@@ -434,8 +445,8 @@ def test_noise_is_measured_with_the_bits_of_the_weights_that_are_mixed(
     network = Network.drawn(6, flips=0.06)
     search = Search(network, desk, spool, tmp_path)
     monkeypatch.setattr(search.trials.bench, "target", replace(desk.bench.target, isa=("avx2",)))
-    if faster == "compiled":
-        _beside_compiled(search)
+    if faster != "OpenVINO":
+        _beside_compiled(search, alike=faster == "compiled narrow")
     asked = []
 
     def sensitivities(weight_bits: int, within_s: float) -> dict[str, float]:

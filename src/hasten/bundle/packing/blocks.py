@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from hasten.bundle.packing.codecs.base import Codec
+from hasten.bundle.packing.codecs.raw import Raw
 from hasten.bundle.packing.codecs.zstandard import Zstandard, compressed
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
@@ -38,7 +39,7 @@ class Codecs:
 
         Raises:
             IntegrityError: the block doesn't decode to exactly n bytes; the message says how.
-            InputError: its codec isn't installed.
+            InputError: its codec isn't installed, or unknown, as one of a later version is.
         """
         if deep > DEEPEST:
             raise IntegrityError(f"its codecs are nested more than {DEEPEST} deep")
@@ -57,8 +58,9 @@ class Codecs:
             try:
                 cls = Codec.member(name)
             except KeyError:
-                raise IntegrityError(
-                    f"it needs the codec {name!r:.60}; this version has {', '.join(Codec.registry)}"
+                raise InputError(
+                    f"it needs the codec {name!r:.60}, and this version of hasten has "
+                    f"{', '.join(Codec.registry)}: upgrade hasten"
                 ) from None
             if not cls.usable():
                 raise InputError(f"it needs the codec {name}: pip install 'hasten[{cls.extra}]'")
@@ -90,6 +92,14 @@ class Coder:
             deep: Number of blocks that this one is in, itself included.
         """
         return self._coded(data, width, deep).block
+
+    def plain(self, data: Array) -> bytes:
+        """Return the block of some bytes as they are.
+
+        Args:
+            data: Bytes: uint8 of shape (n,).
+        """
+        return bytes([self.choice.index(Raw())]) + data.tobytes()
 
     def _coded(self, data: Array, width: int, deep: int) -> _Coded:
         tried = tuple(self._tried(data, width, deep))

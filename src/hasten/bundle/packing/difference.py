@@ -292,23 +292,48 @@ class _Older:
         """Return what a newer bundle has, cut further where only some of it has older tensors to go with.
 
         Small tensors share an item. If one bundle has more of them than the other, those that both have, by
-        their sizes and their order, go together.
+        their sizes and their order, go together. If a tensor has more rows than the older one of its name, or
+        fewer, the first ones go together.
         """
-        role, dtype, _ = bundle.kind(cut)
-        groups = [
-            group
-            for (owner, of, _), alike in self._tensors.items()
-            for group in alike
-            if (owner, of) == (role, dtype) and len(group.item.pieces) > 1
-        ]
-        if before is not None or len(cut.item.pieces) < 2 or len(groups) != 1:
+        if before is not None or _is_bytes(cut):
             return [(cut, before)]
+        role, dtype, shape = bundle.kind(cut)
+        alike = [
+            one
+            for (owner, of, _), ones in self._tensors.items()
+            for one in ones
+            if (owner, of) == (role, dtype)
+        ]
+        groups = [one for one in alike if len(one.item.pieces) > 1]
+        if len(cut.item.pieces) < 2:
+            same = (cut.item.name, shape[1:])
+            named = (one for one in alike if (one.item.name, one.item.shape[1:]) == same)
+            return _by_rows(cut, next(named, None))
+        if len(groups) != 1:
+            return [(cut, None)]
         both = _both(*([piece.length for piece in one.item.pieces] for one in (cut, groups[0])))
         others = sorted({*range(len(cut.item.pieces))} - {new for new, _ in both})
         there = _pieces_of(groups[0], [older for _, older in both])
         found = [(_pieces_of(cut, [new for new, _ in both]), there)]
         found.append((_pieces_of(cut, others), None))
         return [(one, older) for one, older in found if one is not None]
+
+
+def _by_rows(cut: Cut, before: Cut | None) -> list[tuple[Cut, Cut | None]]:
+    """Return a tensor and the older one of its name as far as both have rows, and the rows that only it has."""
+    if before is None or not cut.item.shape or not before.item.shape:
+        return [(cut, None)]
+    count, both = cut.item.shape[0], min(cut.item.shape[0], before.item.shape[0])
+    found: list[tuple[Cut, Cut | None]] = [(_rows(cut, 0, both), _rows(before, 0, both))]
+    return found if both == count else [*found, (_rows(cut, both, count), None)]
+
+
+def _rows(cut: Cut, begin: int, end: int) -> Cut:
+    """Return some rows of a tensor, which are its elements along the first axis, as an item of their own."""
+    row = cut.item.size_bytes // cut.item.shape[0]
+    pieces = part_of(cut.item.pieces, begin * row, (end - begin) * row)
+    item = replace(cut.item, shape=(end - begin, *cut.item.shape[1:]), pieces=pieces)
+    return Cut(item, cut.data[begin * row : end * row])
 
 
 def _both(new: Sequence[int], old: Sequence[int]) -> list[tuple[int, int]]:

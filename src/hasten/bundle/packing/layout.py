@@ -150,7 +150,8 @@ class Head:
     def told(self, item: Item) -> str:
         """Return an item's name for people, with its file where the name alone doesn't tell it."""
         file, name = self.files[item.pieces[0].file][0], f"{item.name[:100]!r}"
-        return name if file in item.name else f"the tensor {name} in {file[:100]}"
+        told = any(path in item.name for path, _ in self.files)
+        return name if told else f"the tensor {name} in {file[:100]}"
 
 
 def to_bytes(head: Head) -> bytes:
@@ -160,6 +161,17 @@ def to_bytes(head: Head) -> bytes:
     packed = compressed(json.dumps(record, separators=(",", ":")).encode())
     sha256 = hashlib.sha256(packed).digest()
     return PREFIX.pack(MAGIC, VERSION, 0, len(packed), sha256) + packed
+
+
+def spare_of(base: Base | None) -> int:
+    """Return how many bytes a file may unpack to because of its base, whatever its own size."""
+    return 0 if base is None else _MOST_OF_BASE * sum(size for _, size in base.files)
+
+
+def least_bytes(unpacked_bytes: int, spare_bytes: int) -> int:
+    """Return how large a file must be that unpacks to so many bytes, `spare_bytes` of them because of its base."""
+    own = unpacked_bytes - spare_bytes
+    return -(-own // _MOST_RATIO) if own > _ALWAYS_BYTES else 0
 
 
 def head_length(prefix: bytes) -> tuple[int, bytes]:
@@ -211,10 +223,7 @@ def read_head(packed: bytes, sha256: bytes, file_bytes: int | None) -> Head:
         raise IntegrityError(
             f"it has {file_bytes:,} bytes, but {stated:,} were written: {where}; get the file again"
         )
-    most = max(_ALWAYS_BYTES, _MOST_RATIO * stated)
-    if head.base is not None:
-        most += _MOST_OF_BASE * sum(size for _, size in head.base.files)
-    if head.size_bytes > most:
+    if stated < least_bytes(head.size_bytes, spare_of(head.base)):
         raise IntegrityError(f"its {stated:,} bytes claim to unpack to {head.size_bytes:,}")
     return head
 
@@ -291,15 +300,11 @@ def _check_item(item: Item, head: Head) -> None:
         _check_piece(piece, head.files, item.name)
         size += piece.length
     sizes = f"{size:,} bytes, {item.shape!s:.60} elements of {item.width!s:.30} bytes"
-    stated = len(item.shape) <= _MOST_AXES and all(0 < axis <= size for axis in item.shape)
-    elements = math.prod(item.shape) if stated else -1
     chunks = -(-size // item.chunk) if item.chunk > 0 else -1
     if item.relation == "same" or item.like != -1:
         chunks = 0
     possible = (
-        size > 0
-        and 0 < item.width <= _MOST_WIDTH
-        and elements * item.width == size
+        fits(item.shape, item.width, size)
         and item.chunk > 0
         and item.chunk % item.width == 0
         and len(item.coded) == len(item.sums) == chunks <= _MOST_CHUNKS
@@ -319,6 +324,12 @@ def _check_item(item: Item, head: Head) -> None:
             _check_piece(piece, head.base.files, item.name)
         if sum(piece.length for piece in item.since) != size:
             raise IntegrityError(f"{item.name!r:.100} and its older bytes differ in size")
+
+
+def fits(shape: Sequence[int], width: int, size_bytes: int) -> bool:
+    """Whether a tensor of a shape, with elements of so many bytes, can be stated and has that size."""
+    stated = len(shape) <= _MOST_AXES and all(0 < axis <= size_bytes for axis in shape)
+    return stated and 0 < width <= _MOST_WIDTH and math.prod(shape) * width == size_bytes
 
 
 def _most_coded(size_bytes: int) -> int:

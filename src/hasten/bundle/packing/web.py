@@ -288,8 +288,11 @@ def _legible(said: object) -> str:
 
 
 def _some(reply: http.client.HTTPResponse, most: int) -> bytes:
-    """Read some bytes of a reply; b"" where it ends, also before its time."""
+    """Read some bytes of a reply; b"" where it ends, also before its time.
+
+    They are those of one call to the system: what came before a link broke isn't lost.
+    """
     try:
-        return reply.read(most)
+        return reply.read1(most)
     except http.client.IncompleteRead as broken:
         return broken.partial

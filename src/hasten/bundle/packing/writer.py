@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import secrets
 import tempfile
@@ -29,7 +30,7 @@ from hasten.core.records import with_name
 from hasten.core.tensors import Array
 from hasten.core.words import counted
 from hasten.engines.weights import Stretch
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, InputError, IntegrityError
 
 _SMALL_BYTES = 8192
 """Size below which tensors of one type are packed together: each alone would take more room to state."""
@@ -77,7 +78,7 @@ class PackedAs:
         """Return the sizes as lines for people, and what they are good for."""
         share = 1 - self.packed_bytes / max(1, self.folder_bytes)
         return (
-            f"{self.path}: {_said(self.packed_bytes)}, {100 * share:.{1 if share > 0.99 else 0}f}% less "
+            f"{self.path}: {_said(self.packed_bytes)}, {_percent(share)}% less "
             f"than the {_said(self.folder_bytes)} of its unpacked files",
             *([_UNSIGNED.format(path=self.path)] if self.lost_signature else []),
             CODING_HELPS,
@@ -107,6 +108,11 @@ class Cut:
 def _said(size_bytes: int) -> str:
     """Return a size for people."""
     return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:.1f} kB"
+
+
+def _percent(share: float) -> str:
+    """Return a share for people: never 100 where something is left."""
+    return f"{math.floor(1000 * share) / 10:.1f}" if share > 0.99 else f"{100 * share:.0f}"
 
 
 def pack(
@@ -285,6 +291,8 @@ def _cut(
         name = place.get(one.file)
         if name is None or one.offset < ends[name] or one.offset + one.length > len(data[name]):
             continue  # it overlaps another: two names for the same numbers
+        if not layout.fits(one.shape, one.width, one.length):
+            continue  # an engine of somebody else may say anything
         if one.offset > ends[name]:
             rest.append(Piece(numbers[name], ends[name], one.offset - ends[name]))
         ends[name] = one.offset + one.length
@@ -339,26 +347,18 @@ def write_packed(out: Path, head: Head, cuts: Iterator[Cut], codecs: Sequence[Co
     Raises:
         InputError: the file can't be written; nothing is left of it.
     """
-    coder = Coder(codecs)
     beside = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     chunks = out.with_name(f"{beside.name}.chunks")
-    items: list[Item] = []
     try:
         with chunks.open("w+b") as kept, ThreadPoolExecutor(_threads()) as pool:
-            seen: dict[tuple[bytes, int], int] = {}
-            for number, cut in enumerate(cuts):
-                first = seen.setdefault(cut.key, number)
-                if first < number and not cut.item.relation and not items[first].relation:
-                    items.append(replace(cut.item, like=first, chunk=items[first].chunk))
-                    continue
-                ways = [_coded(way, coder, pool) for way in (cut, *cut.others)]
-                item, blocks = min(ways, key=lambda way: way[0].coded_bytes)
-                items.append(item)
-                kept.writelines(blocks)
+            coding = _Coding(Coder(codecs), pool, layout.spare_of(head.base))
+            items = tuple(coding.put(cut, kept) for cut in cuts)
             kept.seek(0)
-            head = replace(head, codecs=coder.names, items=tuple(items))
+            head = replace(head, codecs=coding.coder.names, items=items)
             with beside.open("wb") as file:
-                size = _put(file, layout.to_bytes(head), kept)
+                start = layout.to_bytes(head)
+                size = _put(file, start, kept)
+            _check_readable(start, size, out)
         beside.replace(out)
     except OSError as error:
         raise InputError(f"can't write {out}: {not_replaced(error)}") from error
@@ -367,6 +367,80 @@ def write_packed(out: Path, head: Head, cuts: Iterator[Cut], codecs: Sequence[Co
             leftover.unlink(missing_ok=True)
     tensors = tuple(PackedTensor(item.name, item.size_bytes, item.coded_bytes) for item in items)
     return PackedAs(out, head.size_bytes, size, tensors)
+
+
+def _check_readable(start: bytes, size_bytes: int, out: Path) -> None:
+    """Check that a reader takes what was written: it refuses what no bundle should need.
+
+    Raises:
+        InputError: it doesn't.
+    """
+    try:
+        length, sha256 = layout.head_length(start)
+        layout.read_head(start[-length:], sha256, size_bytes)
+    except IntegrityError as error:
+        raise InputError(
+            f"can't pack into {out}: no reader would take it, because {error}"
+        ) from error
+
+
+class _Coding:
+    """Coder of items, one after another, which keeps the file from claiming more than a reader believes.
+
+    Args:
+        coder: Coder of chunks.
+        pool: Threads that code.
+        spare_bytes: Number of bytes that the file may unpack to, however small it is.
+
+    Attributes:
+        coder: Coder of chunks.
+    """
+
+    def __init__(self, coder: Coder, pool: ThreadPoolExecutor, spare_bytes: int) -> None:
+        self.coder, self._pool, self._spare_bytes = coder, pool, spare_bytes
+        self._items: list[Item] = []
+        self._seen: dict[tuple[bytes, int], int] = {}
+        self._size_bytes = self._coded_bytes = 0
+
+    def put(self, cut: Cut, kept: BinaryIO) -> Item:
+        """Code an item, write its chunks, and return it."""
+        self._size_bytes += sum(piece.length for piece in cut.item.pieces)
+        least = layout.least_bytes(self._size_bytes, self._spare_bytes) - self._coded_bytes
+        first = self._seen.setdefault(cut.key, len(self._items))
+        alike = first < len(self._items) and not cut.item.relation
+        if alike and least <= 0 and not self._items[first].relation:
+            item = replace(cut.item, like=first, chunk=self._items[first].chunk)
+        else:
+            ways = [self._coded(way, least) for way in (cut, *cut.others)]
+            item, blocks = min(ways, key=lambda way: way[0].coded_bytes)
+            kept.writelines(blocks)
+        self._items.append(item)
+        self._coded_bytes += item.coded_bytes
+        return item
+
+    def _coded(self, cut: Cut, least_bytes: int) -> tuple[Item, list[bytes]]:
+        """Code an item's chunks, or all of it as one where that is smaller.
+
+        Args:
+            cut: The item.
+            least_bytes: Fewest bytes that it has to take, for which chunks stay as they are.
+        """
+        item, data = cut.item, cut.data
+        if item.relation == "same":
+            return item, []
+        chunks = [data[begin : begin + item.chunk] for begin in range(0, len(data), item.chunk)]
+        blocks = list(self._pool.map(lambda chunk: self.coder.code(chunk, item.width), chunks))
+        if len(chunks) > 1 and len(data) <= _MOST_WHOLE_BYTES:
+            whole = self.coder.repeats(data)
+            if whole is not None and least_bytes < len(whole) < sum(map(len, blocks)):
+                size = -(-len(data) // item.width) * item.width
+                item, blocks = replace(item, chunk=size), [whole]
+        for number, chunk in enumerate(chunks):
+            if sum(map(len, blocks)) >= least_bytes:
+                break
+            blocks[number] = self.coder.plain(chunk)
+        sums = tuple(zlib.crc32(block) for block in blocks)
+        return replace(item, coded=tuple(map(len, blocks)), sums=sums), blocks
 
 
 def _put(file: BinaryIO, start: bytes, kept: BinaryIO) -> int:
@@ -380,22 +454,6 @@ def _put(file: BinaryIO, start: bytes, kept: BinaryIO) -> int:
     file.flush()
     os.fsync(file.fileno())
     return file.tell()
-
-
-def _coded(cut: Cut, coder: Coder, pool: ThreadPoolExecutor) -> tuple[Item, list[bytes]]:
-    """Code an item's chunks, or all of it as one where that is smaller."""
-    item, data = cut.item, cut.data
-    if item.relation == "same":
-        return item, []
-    chunks = [data[begin : begin + item.chunk] for begin in range(0, len(data), item.chunk)]
-    blocks = list(pool.map(lambda chunk: coder.code(chunk, item.width), chunks))
-    if len(chunks) > 1 and len(data) <= _MOST_WHOLE_BYTES:
-        whole = coder.repeats(data)
-        if whole is not None and len(whole) < sum(map(len, blocks)):
-            size = -(-len(data) // item.width) * item.width
-            item, blocks = replace(item, chunk=size), [whole]
-    sums = tuple(zlib.crc32(block) for block in blocks)
-    return replace(item, coded=tuple(map(len, blocks)), sums=sums), blocks
 
 
 def _threads() -> int:

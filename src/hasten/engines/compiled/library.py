@@ -14,7 +14,7 @@ from hasten.core.shared_objects import opened
 from hasten.core.tensors import Array
 from hasten.engines.compiled.granted import amx_granted
 from hasten.engines.compiled.plan import ALIGNMENT
-from hasten.errors import CandidateError
+from hasten.errors import BeyondRange, CandidateError
 
 _LOCK = ForkedLock()
 _loaded: dict[str, Library] = {}
@@ -53,6 +53,7 @@ class Library:
             ctypes.py_object,
             ctypes.c_void_p,
             ctypes.c_void_p,
+            ctypes.py_object,
         ]
 
     @classmethod
@@ -91,6 +92,8 @@ class Library:
     ) -> Callable[..., None]:
         """Return a function of the inputs' arrays and then the outputs', for one thread at a time.
 
+        It raises BeyondRange where a request names a place beyond a tensor.
+
         Args:
             tables: Constants, as uint8, aligned.
             arena_bytes: Memory that a call needs in between.
@@ -108,6 +111,7 @@ class Library:
             CandidateError,
             None,
             team and team.address,
+            BeyondRange,
         )
 
     def bound(
@@ -122,7 +126,8 @@ class Library:
     ) -> Callable[[], None]:
         """Return a function without arguments that answers from and to these arrays each time.
 
-        It raises CandidateError while another thread runs it, and once `closed` says so.
+        It raises CandidateError while another thread runs it, and once `closed` says so; and BeyondRange where a
+        request names a place beyond a tensor.
 
         Args:
             tables: Constants, as uint8, aligned.
@@ -147,6 +152,7 @@ class Library:
             CandidateError,
             closed.ctypes.data,
             team and team.address,
+            BeyondRange,
         )
 
 

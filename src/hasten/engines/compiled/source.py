@@ -123,7 +123,7 @@ static const long ROW_BYTES[] = {{{", ".join(map(str, sizes))}}};
 static const long LONG_ROWS = {1 + _LONG_WORK // max(1, plan.work)};
 struct team;
 struct call {{
-  const void *in[INPUTS]; void *out[OUTPUTS]; long rows; u8 *arena; const u8 *weights; struct team *team;
+  const void *in[INPUTS]; void *out[OUTPUTS]; long rows; u8 *arena; const u8 *weights; struct team *team; i64 *beyond;
 }};
 """
     if plan.rounded_inputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,12 +19,12 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import counted, listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
-from hasten.engines.checked import operators
+from hasten.engines.checked import operators, private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed, failed_request
 from hasten.engines.onnxruntime.files import own_files
 from hasten.engines.onnxruntime.installation import load
-from hasten.errors import CandidateError
+from hasten.errors import BeyondRange, CandidateError, HastenError
 
 if TYPE_CHECKING:
     from hasten.engines.layers import LayerTime
@@ -35,6 +36,10 @@ _LARGEST_KEPT_BYTES = 1 << 30
 """Largest model whose optimized graph is kept: a copy of a larger one takes too long."""
 _SAVED_WEIGHTS = "session.optimized_model_external_initializers_file_name"
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+_FATAL = ("DynamicQuantizeLSTM", "Einsum", "GRU", "LSTM")
+"""Operators that end the process, in ONNX Runtime 1.32, for some empty inputs: as a batch, or without steps."""
+_OF_TYPE = 0x22
+"""Byte before the length and the type of a node's operator in an ONNX file: field 4 of NodeProto, a string."""
 _SPINNING = "session.intra_op.allow_spinning"
 _STOPS_SPINNING = "session.force_spinning_stop"
 
@@ -300,13 +305,19 @@ class OnnxRuntimeSession(Session):
         self._names = [spec.name for spec in artifact.outputs]
         self._session = session
         self._optimization = optimization
+        self._artifact = artifact
+        self._fatal: bool | None = None
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """Answer one request.
 
         Raises:
+            BeyondRange: an input is empty, and the model may have an operator that would end the process then.
             CandidateError: the runtime failed.
         """
+        for name, array in inputs.items():
+            if not array.size:
+                self._check_empty(name, array)
         try:
             return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
         except Exception as error:
@@ -325,6 +336,25 @@ class OnnxRuntimeSession(Session):
             "graph_optimization": self._optimization,
         }
 
+    def _check_empty(self, name: str, array: Array) -> None:
+        """Refuse an empty input if the model has an operator that may end the process, or can't be read any more."""
+        if self._fatal is None:
+            self._fatal = True
+            with contextlib.suppress(HastenError, OSError), private(self._artifact) as copy:
+                self._fatal = _has_fatal(copy.path)
+        if self._fatal:
+            raise BeyondRange(
+                f"the input {name!r} has the shape {list(array.shape)}, and an empty Einsum, GRU or LSTM may end ONNX "
+                "Runtime's process: give at least one number along each axis"
+            )
+
     def close(self) -> None:
         """Free the runtime's session and its threads."""
         self._session = None
+
+
+def _has_fatal(path: Path) -> bool:
+    """Whether an ONNX file has such an operator. Three letters alone are also somewhere among many weights."""
+    types = [bytes([_OF_TYPE, len(name)]) + name.encode() for name in _FATAL]
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return any(content.find(one) >= 0 for one in types)

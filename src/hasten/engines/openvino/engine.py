@@ -25,10 +25,11 @@ from hasten.engines.checked import operators, private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
 from hasten.engines.newer import every_node, newer_attribute
+from hasten.engines.openvino.places import may_fail
 from hasten.engines.openvino.ranges import Ranges
 from hasten.engines.openvino.runtime import new_core
-from hasten.engines.openvino.unknown import takes_nan
-from hasten.errors import CandidateError
+from hasten.engines.openvino.unknown import inputs_with_nan
+from hasten.errors import BeyondRange, CandidateError
 
 if TYPE_CHECKING:
     from hasten.engines.layers import LayerTime
@@ -151,6 +152,7 @@ class OpenVino(Engine):
         """
         if model.format == "openvino":
             artifact = place(model, workdir)
+            _check_values(self._read(artifact)[1])
         else:
             artifact = converted(model, workdir, keeps_doubles=self.exact)
         self._compile(artifact, target)
@@ -198,12 +200,18 @@ class OpenVino(Engine):
             compile_(artifact.request),
             None if static else lambda: compile_(()),
             self._wholes(artifact) if whole else None,
-            takes_nan=takes_nan(graph),
+            self._with_nan(artifact, graph),
+            fails=may_fail(graph),
         )
         try:
             yield session
         finally:
             session.close()
+
+    def _with_nan(self, artifact: Artifact, graph: Path) -> frozenset[str]:
+        if all(np.dtype(spec.dtype).kind != "f" for spec in artifact.inputs):
+            return frozenset()
+        return inputs_with_nan(graph, lambda: self._read(artifact)[1])
 
     def _wholes(self, artifact: Artifact) -> Wholes:
         from hasten.engines.openvino.wholes import Wholes
@@ -222,7 +230,8 @@ class OpenVino(Engine):
         def opened() -> tuple[Any, Callable[[Tensors], Any]]:
             compiled = self._compile(artifact, target, request, more={"PERF_COUNT": True})
             with private(artifact) as copy:
-                session = OpenVinoSession(artifact, compiled, takes_nan=takes_nan(copy.path))
+                known, fails = self._with_nan(artifact, copy.path), may_fail(copy.path)
+                session = OpenVinoSession(artifact, compiled, with_nan=known, fails=fails)
             return compiled, session.run
 
         return profiled(opened, operations(self._read(artifact)[1]), requests)
@@ -345,9 +354,8 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
         NotCovered: it computes in float64, with whole numbers that plugins hold in another type or that are too
             large for them, or reads from places that a request names and nothing checks.
     """
-    from hasten.engines.openvino.numbers import check_doubles, check_places, check_whole_numbers
+    from hasten.engines.openvino.numbers import check_doubles
     from hasten.engines.openvino.ties import keep_order
-    from hasten.engines.openvino.wholes import check_wholes
 
     ov = import_quietly("openvino")
     extensions = [str(library) for library in libraries(model.custom_ops, "create_extensions")]
@@ -358,11 +366,9 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
             # In a list twice, since it splits other paths at commas.
             converted = ov.convert_model([[model.path]], extension=extensions or None)
         _name_ports(converted, model)
-        check_places(converted)
         if keeps_doubles:
             check_doubles(converted)
-        check_whole_numbers(converted)
-        check_wholes(converted)
+        _check_values(converted)
         keep_order(converted)
         ov.save_model(converted, path, compress_to_fp16=False)
     except CandidateError:
@@ -377,6 +383,20 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
         files=(path.with_suffix(".bin"),),
         custom_ops=model.custom_ops,
     )
+
+
+def _check_values(graph: Any) -> None:
+    """Refuse a graph that a plugin wouldn't compute as the model says for some values of a request.
+
+    Raises:
+        NotCovered: it is such; the message names the operation.
+    """
+    from hasten.engines.openvino.numbers import check_places, check_whole_numbers
+    from hasten.engines.openvino.wholes import check_wholes
+
+    check_places(graph)
+    check_whole_numbers(graph)
+    check_wholes(graph)
 
 
 def _check_attributes(path: Path) -> None:
@@ -443,7 +463,8 @@ class OpenVinoSession(Session):
         compile_open: Function that compiles the model for all shapes that it takes; None if
             `compiled` takes them.
         wholes: Calculations with whole numbers in the graph; None if it takes none.
-        takes_nan: Whether the model looks for NaN itself, so that requests may have it.
+        with_nan: Names of inputs that may have NaN, since the model looks for it itself.
+        fails: Whether a request's numbers may make the plugin fail even where all shapes are settled.
     """
 
     def __init__(
@@ -452,8 +473,9 @@ class OpenVinoSession(Session):
         compiled: Any,
         compile_open: Callable[[], Any] | None = None,
         wholes: Wholes | None = None,
+        with_nan: frozenset[str] = frozenset(),
         *,
-        takes_nan: bool = False,
+        fails: bool = True,
     ) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = batch_sizes(artifact)
@@ -462,7 +484,8 @@ class OpenVinoSession(Session):
         self._sizes = [(s.name, s.sizes) for s in artifact.request] if settled else []
         self._compile_open = compile_open
         self._compiled = compiled
-        self._ranges = partial(Ranges, wholes, takes_nan=takes_nan)
+        self._ranges = partial(Ranges, wholes, with_nan)
+        self._fails = fails
         self._first: _Request | None = self._requested(compiled)
         self._other: _Request | None = None
 
@@ -470,7 +493,8 @@ class OpenVinoSession(Session):
         """Answer one request.
 
         Raises:
-            BeyondRange: an input has a number with which the runtime may calculate wrong, or NaN.
+            BeyondRange: an input has a number with which the runtime may calculate wrong, or NaN; or it fails with
+                this request.
             CandidateError: the runtime failed.
         """
         request = self._first
@@ -483,11 +507,20 @@ class OpenVinoSession(Session):
                     break
             return dict(zip(self._names, request.infer(inputs), strict=True))
         except CandidateError:
+            if request.failed:
+                self._renew(request)
             raise
         except Exception as error:
             if missing := [spec.name for spec in self.inputs if spec.name not in inputs]:
                 raise CandidateError(f"OpenVINO didn't get the input {missing[0]!r}") from error
             raise failed("OpenVINO failed", error) from error
+
+    def _renew(self, request: _Request) -> None:
+        """Replace a request of open shapes that failed: the plugin may then refuse or mistake all later ones, too."""
+        if request is self._other:
+            self._other = None
+        elif not self._sizes and self._compile_open is not None:
+            self._first = self._requested(self._compile_open())
 
     def _opened(self) -> _Request:
         assert self._compile_open is not None
@@ -495,7 +528,9 @@ class OpenVinoSession(Session):
         return self._other
 
     def _requested(self, compiled: Any) -> _Request:
-        return _Request(compiled, self.inputs, self._ranges())
+        ports = (*compiled.inputs, *compiled.outputs)
+        open_ = not all(port.partial_shape.is_static for port in ports)
+        return _Request(compiled, self.inputs, self._ranges(), fails=self._fails or open_)
 
     def properties(self) -> Mapping[str, str]:
         """Settings of the plugin, and how many operators run in which precision."""
@@ -523,12 +558,27 @@ class _Request:
     """Infer request over its own input buffers.
 
     Filling a tensor that was set once costs 9 us a call; `infer([x])` costs 95 us.
+
+    Args:
+        compiled: Compiled model.
+        inputs: Specs of its inputs.
+        ranges: Guard of their numbers.
+        fails: Whether the plugin may fail. On one thread, `infer` of OpenVINO 2026.4 doesn't raise then: it returns the
+            last request's answers. `start_async` does, and takes some 30 to 120 us longer.
+
+    Attributes:
+        failed: Whether the plugin failed.
     """
 
-    def __init__(self, compiled: Any, inputs: Sequence[TensorSpec], ranges: Ranges) -> None:
+    def __init__(
+        self, compiled: Any, inputs: Sequence[TensorSpec], ranges: Ranges, *, fails: bool
+    ) -> None:
+        self.failed, self._fails = False, fails
+        self._raises = _threads(compiled) > 1
         self._order = [(spec.name, _port(compiled.inputs, spec.name)) for spec in inputs]
         self._request = compiled.create_infer_request()
         self._buffers: dict[str, Array] = {}
+        self._empty: str | None = None
         self._ranges = ranges
 
     def infer(self, inputs: Tensors) -> tuple[Array, ...]:
@@ -539,8 +589,34 @@ class _Request:
                 buffer = self._allocate(name, port, given)
             buffer[...] = given
         self._ranges.check()
-        answers: tuple[Array, ...] = self._request.infer().to_tuple()
+        answers: tuple[Array, ...]
+        if not self._fails:
+            answers = self._request.infer().to_tuple()
+            return answers
+        try:
+            if self._raises:
+                found = self._request.infer()
+            else:
+                self._request.start_async()
+                self._request.wait()
+                found = self._request.results
+        except Exception as error:
+            self.failed = True
+            raise BeyondRange(str(failed("OpenVINO can't answer this request", error))) from error
+        answers = found.to_tuple()
+        if self._empty is not None and any(answer.size for answer in answers):
+            raise self._stale(self._empty)
         return answers
+
+    def _stale(self, name: str) -> BeyondRange:
+        """Return the error for numbers that are made of an empty input: the plugin passes over nodes that get none.
+
+        What such a node answered before then stays in place, as of a convolution, a recurrent layer or a loop.
+        """
+        return BeyondRange(
+            f"the input {name!r} has the shape {list(self._buffers[name].shape)}, and OpenVINO may answer it with the "
+            "last request's numbers: give at least one number along each axis"
+        )
 
     def _allocate(self, name: str, port: int, like: Array) -> Array:
         """Give the request a new input buffer of another shape."""
@@ -549,8 +625,16 @@ class _Request:
         buffer = np.empty(like.shape, like.dtype)
         self._request.set_input_tensor(port, ov.Tensor(buffer, shared_memory=True))
         self._buffers[name] = buffer
+        self._empty = next((one for one, array in self._buffers.items() if not array.size), None)
         self._ranges.watch(name, buffer)
         return buffer
+
+
+def _threads(compiled: Any) -> int:
+    """Return how many threads the CPU plugin computes on; 0 for a plugin that doesn't say."""
+    name = _PROPERTIES["threads"]
+    known = name in compiled.get_property("SUPPORTED_PROPERTIES")
+    return int(compiled.get_property(name)) if known else 0
 
 
 def _port(ports: Sequence[Any], name: str) -> int:

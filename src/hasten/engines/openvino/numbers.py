@@ -43,6 +43,8 @@ _CARRYING = frozenset(
     }
 )
 """Operations that make large numbers of large ones. TopK, NonZero, Clamp and Mod, for example, bound what they make."""
+_LENGTHS = {"GRUSequence": 2, "LSTMSequence": 3, "RNNSequence": 2}
+"""Operations on sequences, and their inputs with the lengths of these."""
 _SIZES = frozenset({"ShapeOf"})
 """Operations whose answers don't depend on the values of their input."""
 
@@ -87,13 +89,16 @@ def check_whole_numbers(graph: Any) -> None:
 def check_places(graph: Any) -> None:
     """Refuse a graph that reads from places that a request names, where a plugin doesn't check them.
 
-    GatherND would read whatever is in memory beyond the tensor, or end the process.
+    GatherND would read whatever is in memory beyond the tensor, or end the process. Range ends the process with a step of
+    0, and gives numbers instead of none with steps away from its end. A loop without steps gives the last request's
+    numbers. Sequences with lengths of their own are computed whole where their number of steps is open.
 
     Raises:
-        NotCovered: it does so; the message names the operation.
+        NotCovered: it has such an operation; the message names it.
     """
-    named = set[str]()
+    named, known = set[str](), set[str]()
     for operation in _on_values(graph):
+        known.add(operation.get_name())
         sources = [port.get_source_output().get_node().get_name() for port in operation.inputs()]
         kind = operation.get_type_name()
         if kind == "GatherND" and sources[1] in named:
@@ -101,8 +106,33 @@ def check_places(graph: Any) -> None:
                 f"OpenVINO doesn't check the places that a request names, as {_named(operation)} reads them: it would "
                 "read beyond the tensor"
             )
+        if kind == "Range" and named.intersection(sources):
+            raise NotCovered(
+                f"OpenVINO doesn't check the ends and the step that a request names, as {_named(operation)} has them"
+            )
+        if kind == "Loop" and known.intersection(sources[:2]):
+            raise NotCovered(
+                f"OpenVINO gives the last request's numbers where a loop has no steps, as {_named(operation)} may"
+            )
+        if kind in _LENGTHS and (
+            sources[_LENGTHS[kind]] in known or _cut_short(operation, _LENGTHS[kind])
+        ):
+            raise NotCovered(
+                f"OpenVINO doesn't end sequences where their lengths say, as those of {_named(operation)}"
+            )
         if kind == "Parameter" or (kind in _CARRYING and named.intersection(sources)):
             named.add(operation.get_name())
+
+
+def _cut_short(operation: Any, lengths: int) -> bool:
+    """Whether an operation has constant lengths of sequences that may be others than the number of steps."""
+    source, steps = (
+        operation.input_value(lengths).get_node(),
+        operation.input(0).get_partial_shape()[1],
+    )
+    if source.get_type_name() != "Constant":
+        return False
+    return bool(steps.is_dynamic or (source.data != steps.get_length()).any())
 
 
 def _on_values(graph: Any) -> Iterator[Any]:

@@ -37,12 +37,12 @@ class Ranges:
 
     Args:
         wholes: Calculations with whole numbers in the session's graph; None if they aren't known.
-        takes_nan: Whether the graph looks for NaN itself, so that requests may have it.
+        with_nan: Names of inputs that may have NaN, since the graph looks for it itself.
     """
 
-    def __init__(self, wholes: Wholes | None, *, takes_nan: bool) -> None:
+    def __init__(self, wholes: Wholes | None, with_nan: frozenset[str]) -> None:
         self._wholes = wholes
-        self._takes_nan = takes_nan
+        self._with_nan = with_nan
         self._buffers: dict[str, Array] = {}
         self._watched: list[tuple[str, Array, int]] = []
         """Inputs to check, by name: numbers without a sign, so that those below 0 are large ones, and the largest
@@ -55,7 +55,7 @@ class Ranges:
         self._buffers[name] = buffer
         self._watched, self._floats = [], []
         for one, array in self._buffers.items():
-            if array.dtype.kind == "f" and not self._takes_nan:
+            if array.dtype.kind == "f" and one not in self._with_nan:
                 self._floats.append((one, array.reshape(-1)))
             if array.dtype == np.float64:
                 self._watched.append((one, array.view(np.uint64), _FLOAT32_BITS))

@@ -318,7 +318,8 @@ class Mixing:
 
     def _noise(self, base: Trial) -> dict[str, float]:
         """Return each layer's noise in int8, measured once per run with as many bits as the base has."""
-        exactly = base.candidate.engine.sums_exactly
+        narrow = any(getattr(step, "reduce_range", False) for step in base.candidate.passes)
+        exactly = base.candidate.engine.sums_exactly and not narrow
         bits = 7 if saturates(self._trials.bench.target) and not exactly else 8
         known = self._trials.journal.last("sensitivities")
         if known is None or known.get("bits", bits) != bits:

@@ -118,6 +118,18 @@ static inline vi dot_from(vi sum, vi x, const vi *w) {
   __asm__(DOT : "+v"(sum) : "v"(x), "m"(*w));
   return sum;
 }
+#if WIDE == 64 && defined(__AVX512VL__) && !defined(__clang__) /* which has no name for half of some registers */
+/* The same for the first half of the sums, in half the time; the others become 0. */
+#define HALF
+static inline vi dot_half(vi sum, vi x, vi w) {
+  __asm__("vpdpbusd %t2, %t1, %t0" : "+v"(sum) : "v"(x), "v"(w));
+  return sum;
+}
+static inline vi dot_half_from(vi sum, vi x, const vi *w) {
+  __asm__("vpdpbusd %2, %t1, %t0" : "+v"(sum) : "v"(x), "m"(*(const half_u8 *)w));
+  return sum;
+}
+#endif
 #elif !QUADS && NATIVE
 /* Both instructions together, or a compiler moves products away from their sums and runs out of registers. */
 #define DOT "vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
@@ -148,6 +160,10 @@ static inline vi dot(vi sum, vi x, vi w) {
 }
 #endif
 static inline vi dot_from(vi sum, vi x, const vi *w) { return dot(sum, x, *w); }
+#endif
+#ifndef HALF /* the weights of the other half are 0 */
+#define dot_half dot
+#define dot_half_from dot_from
 #endif
 
 /* Weights: numbers of 16 bits, or bytes that are widened. */

@@ -31,6 +31,7 @@ extern void *PyCapsule_GetContext(PyObject *);
 extern int PyObject_GetBuffer(PyObject *, Py_buffer *, int);
 extern void PyBuffer_Release(Py_buffer *);
 extern void PyErr_SetString(PyObject *, const char *);
+extern PyObject *PyErr_Format(PyObject *, const char *, ...);
 extern void *PyMem_Malloc(unsigned long);
 extern void PyMem_Free(void *);
 extern void *PyEval_SaveThread(void);
@@ -52,7 +53,10 @@ static void run_checked(const struct call *call) {
 #endif
 }
 
-static void go(const struct call *call) {
+/* Answer; 0 with an error of the class `refused` where the request names a place beyond a tensor. */
+static int go(struct call *call, PyObject *refused) {
+  i64 beyond[2] = {0}; /* such a place, and the size of the axis, which is never 0 */
+  call->beyond = beyond;
   if (call->rows >= LONG_ROWS) {
     void *thread = PyEval_SaveThread();
     run_checked(call);
@@ -60,6 +64,10 @@ static void go(const struct call *call) {
   } else {
     run_checked(call);
   }
+  if (beyond[1])
+    PyErr_Format(refused, "the model looks up place %lld of %lld for this request: give numbers for which its places are from %lld to %lld",
+                 beyond[0], beyond[1], -beyond[1], beyond[1] - 1);
+  return !beyond[1];
 }
 
 static PyObject *none(void) {
@@ -67,11 +75,12 @@ static PyObject *none(void) {
   return &_Py_NoneStruct;
 }
 
-/* What a function keeps: its call; the error that it raises, the number that says whether the model was
-   closed, and whether a thread runs it, which only the holder of the interpreter's lock reads and writes. */
+/* What a function keeps: its call; the errors that it raises, the second one for a request's numbers; the number
+   that says whether the model was closed, and whether a thread runs it, which only the holder of the interpreter's
+   lock reads and writes. */
 struct kept {
   struct call call;
-  PyObject *error;
+  PyObject *error, *refused;
   const int *closed;
   int busy;
 };
@@ -87,9 +96,9 @@ static PyObject *again(PyObject *self, PyObject *nothing) {
     return 0;
   }
   kept->busy = 1;
-  go(&kept->call);
+  const int fine = go(&kept->call, kept->refused);
   kept->busy = 0;
-  return none();
+  return fine ? none() : 0;
 }
 
 /* A function of the inputs' arrays and then the outputs', each contiguous; sizes are checked here. */
@@ -117,7 +126,7 @@ static PyObject *answer(PyObject *self, PyObject *const *arrays, Py_ssize_t coun
     if (held < INPUTS) call.in[held] = view->buf;
     else call.out[held - INPUTS] = view->buf;
   }
-  if (fine) go(&call);
+  if (fine) fine = go(&call, bound->refused);
   while (held) PyBuffer_Release(&views[--held]);
   return fine ? none() : 0;
 }
@@ -136,13 +145,15 @@ static PyMethodDef answer_method = {"answer", answer, TAKES_MANY, "Answer from a
    kept: object that lives as long as the function does, and keeps the memory.
    in, out: addresses of the arrays; rows: their number. All are 0 for the function of arrays.
    team: threads that answer together, which `kept` keeps; 0 for the caller alone.
-   error: class of the errors of the function without arguments; closed: not 0 once it is to refuse. */
+   error: class of the errors of the function without arguments; closed: not 0 once it is to refuse.
+   refused: class of the errors of both for a request's numbers. */
 __attribute__((visibility("default"))) PyObject *hasten_bind(
     PyObject *kept, void **in, void **out, long rows, u8 *arena, const u8 *weights,
-    PyObject *error, const int *closed, struct team *team) {
+    PyObject *error, const int *closed, struct team *team, PyObject *refused) {
   struct kept *own = PyMem_Malloc(sizeof(struct kept));
   if (!own) return none();
   own->error = error;
+  own->refused = refused;
   own->closed = closed;
   own->busy = 0;
   struct call *call = &own->call;

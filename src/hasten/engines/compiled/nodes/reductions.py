@@ -164,12 +164,23 @@ def _global_pool(node: Node) -> None:
 
 
 def _log_sum_exp(node: Node) -> None:
-    """Lower the logarithm of a sum of powers, less the largest exponent so that none is too large."""
+    """Lower the logarithm of a sum of powers, less the largest exponent so that none is too large.
+
+    Of an infinite exponent, the largest finite number is subtracted, so that it stays infinite.
+    """
     value, axes = node.input(0), _axes(node)
     if axes is None:
         node.give(value)
         return
-    most = reduced(node, value, axes, "maximum")
+    kind = value.dtype
+    limit = float(np.finfo(kind).max)
+    clamp = [
+        Step("value", (), kind, (-limit).hex()),
+        Step("maximum", (0, 1), kind),
+        Step("value", (), kind, limit.hex()),
+        Step("minimum", (2, 3), kind),
+    ]
+    most = mapped(node, clamp, reduced(node, value, axes, "maximum"))
     powers = done(node, "exp", done(node, "subtract", value, most))
     whole = done(node, "log", reduced(node, powers, axes, "sum"))
     node.give(_kept(node, done(node, "add", whole, most), axes))

@@ -10,6 +10,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.maps import place, seen
 from hasten.engines.compiled.plan import C_TYPES, Access, Operation, Plan, product
+from hasten.errors import BeyondRange
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.writer import Writer
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class Pick(Operation):
     """Elements at computed places along one axis.
 
-    A negative place counts from the end. What lies outside even so is the first or last element: the
+    A negative place counts from the end. What lies outside even so isn't read, and the request is refused: the
     places are a request's, so they may be anything.
 
     Attributes:
@@ -63,7 +64,13 @@ class Pick(Operation):
 
     def calculate(self, tensors: dict[str, Array]) -> None:
         places = seen(tensors, self.places, self.shape).astype(np.int64)
-        places = np.clip(np.where(places < 0, places + self.size, places), 0, self.size - 1)
+        outside = places[(places < -self.size) | (places >= self.size)]
+        if outside.size:
+            raise BeyondRange(
+                f"the model looks up place {outside[0]} of {self.size} for this request: give numbers for which its "
+                f"places are from {-self.size} to {self.size - 1}"
+            )
+        places = np.where(places < 0, places + self.size, places)
         along = Access(self.input.tensor, (*self.input.strides, self.stride), self.input.offset)
         read = seen(tensors, along, (*self.shape, self.size))
         found = np.take_along_axis(read, places[..., np.newaxis], -1)
@@ -81,8 +88,12 @@ class Pick(Operation):
                 f"i64 at = {places}[{place(Access('', self.places.strides[:inner], self.places.offset))}];"
             )
             writer.line("HERE(at);")  # a compiler that knows what a place can be drops its bounds
+            writer.line("const i64 asked = at;")
             writer.line(f"at = at < 0 ? at + {self.size} : at;")
-            writer.line(f"at = at < 0 ? 0 : at > {self.size - 1} ? {self.size - 1} : at;")
+            with writer.block(f"if ((u64)at >= {self.size})"):
+                keep = f"c->beyond[0] = asked, c->beyond[1] = {self.size};"
+                writer.line(f"if (!c->beyond[1]) {keep}")
+                writer.line("at = 0;")
             for axis in range(inner, len(self.shape)):
                 if axis == len(self.shape) - 1:
                     writer.line("#pragma GCC ivdep")
@@ -94,7 +105,7 @@ class Pick(Operation):
 
 @dataclass(frozen=True)
 class Largest(Operation):
-    """The largest or smallest numbers of each line, in order, with their places.
+    """The largest or smallest numbers of each line, in order, with their places; NaN is larger than all others.
 
     Attributes:
         input: Tensor of `lines x size` numbers.
@@ -148,39 +159,31 @@ class Largest(Operation):
 
     def _places(self, line: Array) -> Array:
         """Return the places of a line's largest numbers; of equal ones, the first comes first."""
-        if line.dtype.kind == "f" and np.isnan(line).any():
-            return self._inserted(line.tolist())
-        if self.smallest:
+        if self.smallest:  # in both, NaN is sorted behind all others
             return np.argsort(line, kind="stable")[: self.count]
         return self.size - 1 - np.argsort(line[::-1], kind="stable")[::-1][: self.count]
-
-    def _inserted(self, line: list[float]) -> Array:
-        """Return the places as the C inserts one number after the other: NaN stays where it is."""
-        held: list[int] = []
-        for at, one in enumerate(line):
-            to = len(held)
-            while to and (one < line[held[to - 1]] if self.smallest else one > line[held[to - 1]]):
-                to -= 1
-            if to < self.count:
-                held.insert(to, at)
-                del held[self.count :]
-        return np.array(held, np.int64)
 
     def emit(self, writer: Writer) -> None:
         kind = C_TYPES[writer.plan.tensor(self.input).dtype]
         source = writer.read(self.input)
         values, places = writer.write(self.values), writer.write(self.places)
-        better = "<" if self.smallest else ">"
+        floats = kind in ("float", "double")
+
+        def better(one: str, other: str) -> str:
+            larger, smaller = (other, one) if self.smallest else (one, other)
+            unknown = f" || ({larger} != {larger} && {smaller} == {smaller})" if floats else ""
+            return f"({larger} > {smaller}{unknown})"
+
         with writer.block(f"for (long i = 0; i < {self.lines}; i++)"):
             writer.line(f"{kind} *best = {values} + i * {self.count};")
             writer.line(f"i64 *at = {places} + i * {self.count};")
             with writer.block(f"for (long j = 0, held = 0; j < {self.size}; j++)"):
                 writer.line(f"const {kind} one = {source}[i * {self.size} + j];")
                 writer.line(
-                    f"if (held == {self.count} && !(one {better} best[held - 1])) continue;"
+                    f"if (held == {self.count} && !{better('one', 'best[held - 1]')}) continue;"
                 )
                 writer.line(f"long to = held < {self.count} ? held++ : held - 1;")
-                with writer.block(f"for (; to > 0 && one {better} best[to - 1]; to--)"):
+                with writer.block(f"for (; to > 0 && {better('one', 'best[to - 1]')}; to--)"):
                     writer.line("best[to] = best[to - 1]; at[to] = at[to - 1];")
                 writer.line("best[to] = one; at[to] = j;")
 

@@ -160,6 +160,11 @@ class Conv8(Operation):
         """Whether each channel sees itself alone."""
         return self.groups == self.channels[0] == self.channels[1]
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether each result depends on one pixel, and the results are in the order of these."""
+        return product((*self.kernel, *self.strides)) == 1 and not any(self.pads)
+
     def check(self, plan: Plan) -> None:
         ones = (*self.channels, self.groups, *self.kernel, *self.strides, *self.dilations)
         if min(*ones, *self.size) < 1 or min(self.pads) < 0 or not self.within_bounds:

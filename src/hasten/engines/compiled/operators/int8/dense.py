@@ -11,16 +11,17 @@ One C function answers a range of output rows and of blocks of channels, so that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.operators.int8 import amx, arm, winograd
+from hasten.engines.compiled.operators.int8 import amx, arm, short_sums, winograd
 from hasten.engines.compiled.operators.int8.layouts import Block, Layout, whole
-from hasten.engines.compiled.operators.int8.tiles import End, Tile
+from hasten.engines.compiled.operators.int8.tiles import End, Tile, packed_together
 from hasten.engines.compiled.operators.int8.words import include
 from hasten.engines.compiled.plan import ALIGNMENT, MOST_BYTES, product
 from hasten.errors import IntegrityError
@@ -66,8 +67,10 @@ class Table:
 
 def emit_rows(conv: Conv8, writer: Writer) -> bool:
     """Write a pointwise convolution of all rows at once; return whether it is one."""
-    layout = Layout.of(conv, writer)
-    if not layout.pointwise or (layout.direct and layout.ragged):
+    if not conv.pointwise:
+        return False
+    layout = _laid_out(conv, writer)
+    if layout.direct and layout.ragged:
         return False
     _emit(layout, writer, f"n * {product(conv.size)}" if writer.plan.by_row else None)
     return True
@@ -75,17 +78,30 @@ def emit_rows(conv: Conv8, writer: Writer) -> bool:
 
 def emit(conv: Conv8, writer: Writer) -> None:
     """Write the convolution of one row."""
-    _emit(Layout.of(conv, writer), writer, None)
+    _emit(_laid_out(conv, writer), writer, None)
+
+
+def _laid_out(conv: Conv8, writer: Writer) -> Layout:
+    """Return the layout for the processor that a plan is written for, and for the convolution's weights."""
+    layout = Layout.of(conv, writer)
+    if layout.weights > MOST_BYTES:
+        raise IntegrityError(f"the plan asks for more than {MOST_BYTES / 1e6:,.0f} MB of tables")
+    if not short_sums.possible(layout):
+        return layout
+    short = replace(layout, quads=True, short=())
+    parts = list(_parts(short, writer))
+    quads = tuple(short_sums.grouped(part[g]) for g in range(short.groups) for part in parts)
+    return replace(short, short=quads) if short_sums.faster(quads, layout) else layout
 
 
 def _emit(layout: Layout, writer: Writer, pixels: str | None) -> None:
     """Write calls for parts of the rows or of the blocks of channels; `pixels` are those of all rows."""
     conv = layout.conv
-    if layout.weights > MOST_BYTES:
-        raise IntegrityError(f"the plan asks for more than {MOST_BYTES / 1e6:,.0f} MB of tables")
     include(writer, layout.points or "int16" in (conv.given_type, conv.made_type))
     if layout.points:
         writer.part("winograd.c")
+    if layout.short:
+        writer.part("short_sums.c")
     if layout.rows:
         writer.part("amx.c")
     if layout.arm:
@@ -153,10 +169,14 @@ def _rows(layout: Layout, writer: Writer, table: Table) -> str:
     conv, steps = layout.conv, layout.steps
     outs, item = conv.channels[1], layout.made_bytes
     places = [table.add(part) for part in (_end(conv), layout.places, _scales(layout, writer))]
-    item_bytes = 2 if layout.mode == "words" else 1
-    at_weights = table.add_later(layout.weights * item_bytes, partial(_pack, layout, writer))
     blocks = layout.blocks
-    size = steps.dots * layout.wide // (1 if layout.quads or layout.mode == "words" else 2)
+    if layout.short:
+        weights = _short(layout, table)
+    else:
+        item_bytes = 2 if layout.mode == "words" else 1
+        at_weights = table.add_later(layout.weights * item_bytes, partial(_pack, layout, writer))
+        size = steps.dots * layout.wide // (1 if layout.quads or layout.mode == "words" else 2)
+        weights = f"{at_weights} + o * {size}l"
     body = [
         "static void @(const u8 *restrict x, u8 *restrict y, const u8 *restrict r, long rows, long first, "
         "long last, const u8 *restrict t, u8 *restrict s) {",
@@ -177,7 +197,7 @@ def _rows(layout: Layout, writer: Writer, table: Table) -> str:
         f"const long v = {_first(layout, 'k')}, o = g * {sum(b.vectors for b in blocks)} + v;",
         f"u8 *to = y + (row * {pixels * outs} + g * {layout.outs} + v * {layout.lanes}) * {item};",
         f"const u8 *from = z + g * {layout.ins * layout.item};",
-        f"const u8 *b = t + {places[2]} + o * {(3 if conv.slope else 2) * layout.wide}, *w = t + {at_weights} + o * {size}l;",
+        f"const u8 *b = t + {places[2]} + o * {(3 if conv.slope else 2) * layout.wide}, *w = t + {weights};",
     ]
     for block in dict.fromkeys(blocks):
         which = " || ".join(f"k == {k}" for k, one in enumerate(blocks) if one == block)
@@ -274,7 +294,8 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
     head = "const u8 *x, const i32 *at, const u8 *w, const u8 *b, const struct end *e, const u8 *f, u8 *y"
 
     def tile(pixels: int) -> str:
-        one = _TILES[layout.arm](
+        kind = short_sums.ShortTile if layout.short else _TILES[layout.arm]
+        one = kind(
             pixels,
             block.vectors,
             block.channels,
@@ -285,6 +306,7 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
             end,
             layout.arm != "" or (pixels == most and layout.wide > 16),
             "dot" if conv.given_type == "uint8" else "dot16",
+            layout.half(block),
         )
         name = writer.static("tile", f"static void @({head}) {{\n{one.text}\n}}")
         return f"{name}(x, at, w, b, e, f, y);"
@@ -304,6 +326,8 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
 
 def _tile_pixels(layout: Layout, block: Block) -> int:
     """Return the pixels of a block's tiles: with many registers, as many as divide a chunk best."""
+    if layout.short:
+        return short_sums.PIXELS[block.vectors]
     most = _ARM_PIXELS.get(layout.arm, _PIXELS[layout.wide == 64])[block.vectors]
     if layout.wide < 64:
         return most
@@ -342,7 +366,7 @@ def _order(layout: Layout, block: Block, start: int) -> Array:
     lanes = layout.lanes
     order = np.arange(block.vectors * lanes).reshape(block.vectors, lanes)
     if layout.conv.rounding is not None:
-        packed = block.vectors // 2 * 2
+        packed = packed_together(block.vectors, layout.half(block))
         if packed:
             together = order[:packed].reshape(-1, packed, 4)
             order[:packed] = together.transpose(1, 0, 2).reshape(packed, lanes)
@@ -374,26 +398,41 @@ def _scales(layout: Layout, writer: Writer) -> Array:
     return np.concatenate(parts, axis=1)
 
 
-def _pack(layout: Layout, writer: Writer, room: Array) -> None:
-    """Write the weights in the order in which tiles read them."""
+def _short(layout: Layout, table: Table) -> str:
+    """Store each block's quads; return C for the place of a unit's."""
+    places = np.array(layout.steps.places)
+    parts = [quads.packed(places) for quads in layout.short or ()]
+    starts = np.cumsum([0, *(part.size for part in parts)]).astype(np.int32)
+    at_starts = table.add(starts)
+    return f"{table.add(np.concatenate(parts))} + ((const i32 *)(t + {at_starts}))[unit]"
+
+
+def _parts(layout: Layout, writer: Writer) -> Iterator[Array]:
+    """Yield the weights of some vectors at a time: int8 or int16 of shape (groups, dots, vectors, lanes, each)."""
     steps, each, groups = layout.steps, layout.each, layout.groups
     runs, dots = steps.down * steps.across, steps.run // layout.item // each
     given = _merged(layout, writer)
     if layout.points:
         given = winograd.weights(given[0])[None]
     given = given.reshape(groups, layout.outs, runs, -1)
-    packed = room.view(np.int16 if layout.mode == "words" else np.int8).reshape(groups, -1)
-    at_once, place = 2 if layout.rows else 4, 0
+    at_once = 2 if layout.rows else 4
     for order in _orders(layout):
         for first in range(0, len(order), at_once):
             own = order[first : first + at_once]
             known = own < layout.outs
             part = np.zeros((groups, *own.shape, runs, dots * each), given.dtype)
             part[:, known, :, : given.shape[-1]] = given[:, own[known]]
-            part = part.reshape(groups, *own.shape, runs, dots, each).transpose(0, 3, 4, 1, 2, 5)
-            count = part.size // groups
-            packed[:, place : place + count].reshape(part.shape)[...] = part
-            place += count
+            yield part.reshape(groups, *own.shape, runs * dots, each).transpose(0, 3, 1, 2, 4)
+
+
+def _pack(layout: Layout, writer: Writer, room: Array) -> None:
+    """Write the weights in the order in which tiles read them."""
+    packed = room.view(np.int16 if layout.mode == "words" else np.int8).reshape(layout.groups, -1)
+    place = 0
+    for part in _parts(layout, writer):
+        count = part.size // layout.groups
+        packed[:, place : place + count].reshape(part.shape)[...] = part
+        place += count
 
 
 def _differences(table: Array, wide: int) -> Array:

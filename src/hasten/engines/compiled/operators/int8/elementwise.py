@@ -103,7 +103,7 @@ class Quantize(Operation):
 
     @property
     def work(self) -> int:
-        return self.channels * self.pixels
+        return 8 * self.channels * self.pixels
 
     def check(self, plan: Plan) -> None:
         self.rounding.check()

@@ -16,6 +16,7 @@ from hasten.engines.compiled.writer import multiplies, spelled_dots
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.operators.int8.convolutions import Conv8
+    from hasten.engines.compiled.operators.int8.short_sums import Quads
     from hasten.engines.compiled.writer import Writer
 
 _CHUNK_PIXELS = 196
@@ -63,13 +64,14 @@ class Layout:
     Attributes:
         conv: The convolution.
         wide: Bytes of a vector.
-        quads: Whether bytes are multiplied as they are, by VNNI or `arm`; else two numbers of 16 bits at once, as
-            where the input has such.
+        quads: Whether bytes are multiplied as they are, by VNNI, `arm` or `short`; else two numbers of 16 bits at
+            once, as where the input has such.
         permutes: Whether a byte's entry of a table of 256 is found in registers, by VBMI.
         amx: Whether the processor multiplies matrices of bytes, by AMX.
         pixels: Largest number of pixels of the input that come at once, of all rows of a batch.
         arm: Form in which an ARM processor multiplies bytes: "dots", by dot products; "matrices", by i8mm; "" for neither.
         points: Whether 4 x 4 results are calculated together from sums at 36 points; see `winograd`.
+        short: Quads of each block, for sums of 16 bits of products of bytes; None without, see `short_sums`.
     """
 
     conv: Conv8
@@ -80,6 +82,7 @@ class Layout:
     pixels: int
     arm: Literal["", "dots", "matrices"] = ""
     points: bool = False
+    short: tuple[Quads, ...] | None = None
 
     @classmethod
     def of(cls, conv: Conv8, writer: Writer) -> Layout:
@@ -217,13 +220,22 @@ class Layout:
         """Blocks of a group: all alike but the last two."""
         vectors = -(-self.outs // self.lanes)
         fours, rest = divmod(vectors, 4)
-        if rest in (1, 2) and fours:
+        if rest in (1, 2) and fours and not self._many:
             fours, rest = fours - 1, rest + 4
         last = {0: (), 5: (3, 2), 6: (3, 3)}.get(rest, (rest,))
         sizes = [*(4,) * fours, *last]
         ends = np.minimum(np.cumsum(sizes) * self.lanes, self.outs)
         counts = np.diff(ends, prepend=0).tolist()
         return tuple(Block(size, count) for size, count in zip(sizes, counts, strict=True))
+
+    @property
+    def _many(self) -> bool:
+        """Whether products are VNNI's in 32 registers of 64 bytes, where smaller blocks take no longer."""
+        return self.quads and self.wide == 64 and not self.rows
+
+    def half(self, block: Block) -> bool:
+        """Whether half a vector holds the last channels of a block, and only that half is summed."""
+        return self._many and 0 < block.channels % self.lanes <= self.lanes // 2
 
     @property
     def units(self) -> int:
@@ -233,8 +245,7 @@ class Layout:
     @property
     def pointwise(self) -> bool:
         """Whether pixels are read one after the other, so that rows don't matter."""
-        conv = self.conv
-        return product((*conv.kernel, *conv.strides)) == 1 and not any(conv.pads)
+        return self.conv.pointwise
 
     @cached_property
     def chunk_rows(self) -> int:

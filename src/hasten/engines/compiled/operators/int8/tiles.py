@@ -37,6 +37,16 @@ class Steps:
         """Dot products of a sum."""
         return self.down * self.across * self.run // 4
 
+    @property
+    def places(self) -> list[int]:
+        """Byte of each dot product from a pixel's first one on."""
+        return [
+            i * self.below + j * self.right + k
+            for i in range(self.down)
+            for j in range(self.across)
+            for k in range(0, self.run, 4)
+        ]
+
 
 @dataclass(frozen=True)
 class End:
@@ -73,6 +83,16 @@ class End:
         return cls("uint8", conv.rounding.zero != 0, bool(conv.slope), bounds, table)
 
 
+def packed_together(vectors: int, half: bool) -> int:
+    """Return how many of a tile's vectors, the first ones, become bytes together; the others do one by one.
+
+    Args:
+        vectors: Vectors of channels.
+        half: Whether the last one has channels in its first half only.
+    """
+    return (vectors - half) // 2 * 2
+
+
 @dataclass(frozen=True)
 class Tile:
     """A tile, whose C has pointers `x`, `at`, `w`, `b`, `e`, `f`, `y`: `f` is to the table of bytes.
@@ -88,6 +108,7 @@ class Tile:
         end: Rounding, and bytes or floats, by which sums become results.
         unrolled: Whether the code may be long.
         dot: C function of a dot product, which has another one with `_from` for weights in memory.
+        half: Whether the last vector has channels in its first half only, and the other half isn't summed.
     """
 
     pixels: int
@@ -100,6 +121,7 @@ class Tile:
     end: End
     unrolled: bool
     dot: str = "dot"
+    half: bool = False
 
     @property
     def text(self) -> str:
@@ -140,24 +162,17 @@ class Tile:
             lines.append("const vb low = (vb){} + (u8)e->low, high = (vb){} + (u8)e->high;")
         if self.end.table:
             lines.append("const vb f0 = *(const vb *)f, f2 = *(const vb *)(f + 128);")
-        if self.vectors == 4:
-            lines += self._wholes()
-        elif self.vectors > 1:
-            lines += self._pairs()
-        if self.vectors % 2:
-            lines += self._fours()
+        packed = packed_together(self.vectors, self.half)
+        if packed:
+            lines += self._wholes() if packed == 4 else self._pairs()
+        for vector in range(packed, self.vectors):
+            lines += self._fours(vector)
         return lines
 
     def _sums(self) -> list[str]:
         steps = self.steps
         if self.unrolled and steps.dots <= _MOST_UNROLLED:
-            places = [
-                i * steps.below + j * steps.right + k
-                for i in range(steps.down)
-                for j in range(steps.across)
-                for k in range(0, steps.run, 4)
-            ]
-            return ["{ const u8 *q = x;", *self._dots(places), "}"]
+            return ["{ const u8 *q = x;", *self._dots(steps.places), "}"]
         dots = steps.run // 4
         at_once = min(_UNROLLED, dots) if self.unrolled else 1
         step = at_once * self.vectors * self._vector
@@ -191,13 +206,17 @@ class Tile:
             lines += [f"const vi w{v} = {load}(w + {at[v]});" for v in range(held)]
             for p in range(self.pixels):
                 lines.append(f"const vi z{p} = splat(*(const i32_u *)(q + x{p} + {place}));")
-                lines += [f"a{p}_{v} = {self.dot}(a{p}_{v}, z{p}, w{v});" for v in range(held)]
+                lines += [f"a{p}_{v} = {self._dot(v)}(a{p}_{v}, z{p}, w{v});" for v in range(held)]
                 lines += [
-                    f"a{p}_{v} = {self.dot}_from(a{p}_{v}, z{p}, (const vi *)(w + {at[v]}));"
+                    f"a{p}_{v} = {self._dot(v)}_from(a{p}_{v}, z{p}, (const vi *)(w + {at[v]}));"
                     for v in range(held, self.vectors)
                 ]
             lines.append("}")
         return lines
+
+    def _dot(self, vector: int) -> str:
+        """Return the C function of a dot product for a vector."""
+        return f"{self.dot}_half" if self.half and vector == self.vectors - 1 else self.dot
 
     def _scaled(self, pixel: int, vector: int) -> str:
         name = f"a{min(pixel, self.pixels - 1)}_{vector}"
@@ -267,9 +286,8 @@ class Tile:
             lines += self._store(value, range(p, p + 2), 0, self.wide // 2)
         return lines
 
-    def _fours(self) -> list[str]:
+    def _fours(self, vector: int) -> list[str]:
         lines = []
-        vector = self.vectors - 1
         for p in range(0, self.pixels, 4):
             value = f"bytes_of_four({self._words([(q, vector) for q in range(p, p + 4)])})"
             lines += self._store(value, range(p, p + 4), vector * self.wide // 4, self.wide // 4)

@@ -43,7 +43,7 @@ _MOST_SUM = (1 << 25) - 1
 """Largest magnitude of a sum of products that is known by its lower 32 - 6 bits."""
 _APART = 64
 """Bytes between points, so that they don't compete for the same lines of a cache."""
-_POINTS = np.array([[6, 0, 0], [1, 1, 1], [1, -1, 1], [1, 2, 4], [1, -2, 4], [0, 0, 6]])
+_POINTS = np.array([[6, 0, 0], [1, 1, 1], [1, -1, 1], [1, 2, 4], [1, -2, 4], [0, 0, 6]], np.int16)
 """Weights' polynomial at each point; those at 0 and infinity six times, since others' results come times six."""
 
 
@@ -78,9 +78,12 @@ def tiles(size: int) -> int:
 
 
 def weights(given: Array) -> Array:
-    """Return weights of shape (outs, 3, 3, ins) at the points: int16 of shape (outs, 36, ins)."""
-    made: Array = np.einsum("pi,qj,oijc->opqc", _POINTS, _POINTS, given.astype(np.int32))
-    return made.reshape(len(given), POINTS, -1).astype(np.int16)
+    """Return weights of shape (outs, 3, 3, ins) at the points: int16 of shape (outs, 36, ins).
+
+    A number there is at most 7 * 7 times a byte, so 16 bits hold it.
+    """
+    made: Array = np.einsum("pi,qj,oijc->opqc", _POINTS, _POINTS, given.astype(np.int16))
+    return made.reshape(len(given), POINTS, -1)
 
 
 class _Sums(Tile):

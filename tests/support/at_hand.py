@@ -1,4 +1,4 @@
-"""Workers that have torch in memory from the start, where nobody asks how they get it."""
+"""Workers that have libraries in memory from the start, where nobody asks how they get them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unittest.mock import patch
 from hasten.core import forked
 from hasten.core.processes import _children, interpreter
 
-_MODULES = (
+EXPORT = (
     "torch",
     "torch._dynamo",
     "torch.onnx._internal.exporter._core",
@@ -19,29 +19,41 @@ _MODULES = (
     "onnxscript.rewriter",
 )
 """What the export of a program imports; none of it starts a thread, and none is a runtime."""
-_SERVE = f"""
-import contextlib, importlib, sys
+_SERVE = """
+import contextlib, gc, importlib, sys
+from hasten.core.telemetry import import_quietly
 from hasten.measure import forkserver
-for name in {_MODULES}:
+gc.disable()
+for name in {names}:
     with contextlib.suppress(ImportError):
-        importlib.import_module(name)
+        import_quietly(name)
+gc.enable()
 del sys.argv[1:3]
 forkserver.main()
 """
+_names: list[str] = []
+"""Modules of all blocks at work."""
 
 
 @contextlib.contextmanager
-def torch_at_hand() -> Iterator[None]:
-    """Let the server that forks workers import torch first, which takes each of them seconds.
+def at_hand(*names: str) -> Iterator[None]:
+    """Let the server that forks workers import modules first, which each of them would import.
 
-    A worker is as alone as ever. What asks whether workers find torch by themselves starts them without this.
+    A worker is as alone as ever. What asks whether workers find modules by themselves starts them without this.
+
+    Args:
+        names: Names of modules that start no thread when they are imported; those that aren't installed are left out.
     """
 
     def importing() -> tuple[str, ...]:
-        return (*interpreter(), "-c", _SERVE)
+        return (*interpreter(), "-c", _SERVE.format(names=tuple(dict.fromkeys(_names))))
 
-    with patch.object(forked, "interpreter", importing):
-        yield
+    _names.extend(names)
+    try:
+        with patch.object(forked, "interpreter", importing):
+            yield
+    finally:
+        del _names[-len(names) :]
 
 
 def forking_servers() -> set[int]:
