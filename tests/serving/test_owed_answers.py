@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from onnx import parser, save
 from tests.serving.test_bounded_requests import asking, field
+from tests.support.certificates import certified
 from tests.support.models import solid
 from tests.support.servers import ServerProcess, bundle_of
 from tests.support.waiting import until
@@ -34,14 +36,14 @@ MOST_MIB = 110
 """More memory than 48 MiB of answers take with a few more; without a bound they take more than 180 MiB."""
 
 
-def request(model: str) -> bytes:
-    """Return a request over HTTP for an answer as bytes."""
+def request(model: str, more: str = "") -> bytes:
+    """Return a request over HTTP for an answer as bytes, with further headers."""
     x = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}
     body = json.dumps({"inputs": [x], "parameters": {"binary_data_output": True}})
     head = (
         f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
     )
-    return f"{head}\r\n\r\n{body}".encode()
+    return f"{head}\r\n{more}\r\n{body}".encode()
 
 
 class Served:
@@ -50,8 +52,8 @@ class Served:
     Its models are `solid`, and `two` and `eight`, which take no batches and answer as many MiB.
     """
 
-    def __init__(self, process: ServerProcess) -> None:
-        self.process = process
+    def __init__(self, process: ServerProcess, secured: bool) -> None:
+        self.process, self._secured = process, secured
         self._status = Path(f"/proc/{process.serving_pid()}/status")
         with self.asks("eight") as one:  # the engine's own memory
             assert b" 200 " in read_to_end(one)
@@ -67,13 +69,20 @@ class Served:
         """Most memory that the server has taken since its first answer."""
         return self._memory_mib("VmHWM") - self._before_mib
 
-    def asks(self, model: str) -> socket.socket:
-        """Ask on a connection of its own, on which the system receives little that isn't read."""
+    def asks(self, model: str, more: str = "") -> socket.socket:
+        """Ask on a connection of its own, on which the system receives little that isn't read.
+
+        Args:
+            model: Name of the model.
+            more: Further headers.
+        """
         one = socket.socket()
         one.settimeout(120)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
         one.connect(("127.0.0.1", self.process.http_port))
-        one.sendall(request(model))
+        if self._secured:
+            one = ssl._create_unverified_context().wrap_socket(one)
+        one.sendall(request(model, more))
         return one
 
     def unreading(self) -> Any:
@@ -83,8 +92,7 @@ class Served:
         return grpc.insecure_channel(f"127.0.0.1:{self.process.grpc_port}", options=options)
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
+def bundles_of(tmp_path: Path) -> list[Path]:
     bundles = [bundle_of(tmp_path, solid(tmp_path))]
     for name, mib in (("two", 2), ("eight", 8)):
         text = f"""<ir_version: 8, opset_import: ["" : 17]>
@@ -92,8 +100,22 @@ def served(tmp_path: Path) -> Iterator[Served]:
             {{ y = Tile(x, times) }}"""
         save(parser.parse_model(text), tmp_path / f"{name}.onnx")
         bundles.append(bundle_of(tmp_path, tmp_path / f"{name}.onnx"))
-    with ServerProcess(*bundles, "--grpc", "0") as process:
-        yield Served(process)
+    return bundles
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    with ServerProcess(*bundles_of(tmp_path), "--grpc", "0") as process:
+        yield Served(process, False)
+
+
+@pytest.fixture
+def secured(tmp_path: Path) -> Iterator[Served]:
+    """The same over TLS, and without gRPC."""
+    certificate = certified(tmp_path, "server")
+    files = ("--tls-cert", certificate, "--tls-key", certificate.with_suffix(".key"))
+    with ServerProcess(*bundles_of(tmp_path), *files) as process:
+        yield Served(process, True)
 
 
 def read_to_end(one: socket.socket, size: int = 8 * MIB) -> bytes:
@@ -114,7 +136,11 @@ def is_ended(one: socket.socket) -> bool:
 
 
 @pytest.mark.seconds
-def test_answers_over_http_that_one_client_leaves_unread_take_little_memory(served: Served) -> None:
+@pytest.mark.parametrize("way", ["served", "secured"])
+def test_answers_over_http_that_one_client_leaves_unread_take_little_memory(
+    way: str, request: pytest.FixtureRequest
+) -> None:
+    served: Served = request.getfixturevalue(way)
     with contextlib.ExitStack() as opened:
         crowd = [opened.enter_context(served.asks("eight")) for _ in range(40)]
         small = opened.enter_context(served.asks("solid"))
@@ -123,6 +149,24 @@ def test_answers_over_http_that_one_client_leaves_unread_take_little_memory(serv
         assert b" 200 " in read_to_end(last)  # in its turn, since those in front were ended
         assert served.taken_mib < MOST_MIB
         until(lambda: sum(map(is_ended, crowd)) > 20)
+
+
+@pytest.mark.seconds
+def test_a_long_answer_over_tls_comes_whole_whatever_follows(secured: Served) -> None:
+    with secured.asks("eight") as one:
+        one.sendall(request("solid"))
+        begin = read_to_end(one)
+        assert b" 200 " in begin
+        rest = one.recv(4096)
+        while b" 200 " not in rest:  # the end of the first answer may come before
+            data = one.recv(4096)
+            assert data
+            rest += data
+    with secured.asks("eight", "Connection: close\r\n") as one:
+        size = 0
+        while data := one.recv(1 << 20):
+            size += len(data)
+        assert size > 8 * MIB
 
 
 @pytest.mark.seconds
@@ -176,7 +220,7 @@ def test_requests_wait_in_their_order_until_a_client_has_read_enough() -> None:
         ask("second", 6)
         ask("third", 6)
         turn = owed.wait("one", 1, 10, lambda: order.append("gone"), lambda failure: None)
-        owed.leave("one", turn)
+        owed.leave(turn)
         await asyncio.sleep(0)
         assert (looks, order) == (["one"], [])
         owed.reads("one", "first", True)  # it is read, so that it holds nobody up

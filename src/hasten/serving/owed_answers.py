@@ -34,6 +34,7 @@ class Turn:
     """Place of a request in the line of its client.
 
     Args:
+        client: The client.
         size: Memory of its answer, in bytes.
         most: Memory of all answers, in bytes, from which it waits.
         go: Function that counts the answer, and begins the request; it is called at most once.
@@ -41,17 +42,19 @@ class Turn:
         until_s: Time of the loop at which it has waited for too long.
     """
 
-    __slots__ = ("end", "go", "most", "size", "until_s")
+    __slots__ = ("client", "end", "go", "most", "size", "until_s")
 
     def __init__(
         self,
+        client: str,
         size: int,
         most: int,
         go: Callable[[], None],
         end: Callable[[ProtocolError], None],
         until_s: float,
     ) -> None:
-        self.size, self.most, self.go, self.end, self.until_s = size, most, go, end, until_s
+        self.client, self.size, self.most, self.until_s = client, size, most, until_s
+        self.go, self.end = go, end
 
 
 class _Client:
@@ -131,7 +134,7 @@ class OwedAnswers:
     ) -> Turn:
         """Let a request wait behind the others of its client; see `Turn`."""
         loop = asyncio.get_running_loop()
-        turn = Turn(size, most, go, end, loop.time() + self._patience_s)
+        turn = Turn(client, size, most, go, end, loop.time() + self._patience_s)
         own = self._clients.setdefault(client, _Client())
         own.line.append(turn)
         if not self._ticking:
@@ -139,12 +142,12 @@ class OwedAnswers:
             loop.call_soon(self._tick)
         return turn
 
-    def leave(self, client: str, turn: Turn) -> None:
+    def leave(self, turn: Turn) -> None:
         """Forget a request that waits, if it still does."""
-        own = self._clients.get(client)
+        own = self._clients.get(turn.client)
         if own is not None and turn in own.line:
             own.line.remove(turn)
-            self._freed(client, own)
+            self._freed(turn.client, own)
 
     def foreseen(self, model: str) -> int:
         """Return the size that a model's answer is expected to have where only the model can tell."""
@@ -167,22 +170,24 @@ class OwedAnswers:
         self._letting_in = False
         for client, own in list(self._clients.items()):
             if own.line and _fits(own, own.line[0].size, own.line[0].most):
-                own.line.popleft().go()
-            self._freed(client, own)
+                try:
+                    own.line.popleft().go()
+                finally:
+                    self._freed(client, own)
 
     def _tick(self) -> None:
         """Look at the connections of the clients that wait, again and again until none does."""
-        loop, waiting = asyncio.get_running_loop(), False
-        for client, own in list(self._clients.items()):
+        loop = asyncio.get_running_loop()
+        waiting = [(client, own) for client, own in self._clients.items() if own.line]
+        self._ticking = bool(waiting)
+        if waiting:  # first, so that an error with one client ends nobody's wait
+            loop.call_later(_LOOK_S, self._tick)
+        for client, own in waiting:
             while own.line and own.line[0].until_s <= loop.time():
                 own.line.popleft().end(_too_long(self._patience_s))
             if own.line:
-                waiting = True
                 self._look(client)
             self._freed(client, own)
-        self._ticking = waiting
-        if waiting:
-            loop.call_later(_LOOK_S, self._tick)
 
 
 def _fits(own: _Client, size: int, most: int) -> bool:

@@ -699,14 +699,15 @@ class Stream:
         await self._together.let_in(self._connection, room)
         owed = self._state.owed
         while not owed.has_room(self._payer, 1, MOST_OWED_BYTES):
-            let_in: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            go, end = partial(let_in.set_result, None), let_in.set_exception
+            let_in: asyncio.Future[ProtocolError | None] = asyncio.get_running_loop().create_future()
+            go, end = partial(_settle, let_in, None), partial(_settle, let_in)
             turn = owed.wait(self._payer, 1, MOST_OWED_BYTES, go, end)
             try:
-                await let_in
+                if (failure := await let_in) is not None:
+                    raise failure
                 break
             finally:
-                owed.leave(self._payer, turn)
+                owed.leave(turn)
 
     async def _answer_apart(self, inference: Inference, answer: Answer) -> None:
         try:
@@ -731,6 +732,11 @@ def metadata_of(context: Any, wanted: str) -> bytes:
         if name == wanted:
             return value if isinstance(value, bytes) else value.encode()
     return b""
+
+
+def _settle(let_in: asyncio.Future[T], result: T) -> None:
+    if not let_in.done():  # the client may have gone away a moment ago
+        let_in.set_result(result)
 
 
 def client_of(state: ServerState, context: Any) -> str:

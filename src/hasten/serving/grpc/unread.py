@@ -283,7 +283,7 @@ class Unread:
 
     def _give_turn_up(self, place: Place) -> None:
         if place.turn is not None:
-            self._owed.leave(place.client, place.turn)
+            self._owed.leave(place.turn)
             place.turn = None
 
 

@@ -111,6 +111,7 @@ class Connection(asyncio.BufferedProtocol):
         state: State of the server.
         clock_ns: Monotonic clock, in nanoseconds.
         client: Client that the connection is counted under.
+        owes: Memory of the answer, foreseen or unread, that `state.owed` counts.
         quiet: Number of consecutive checks, up to the latest, at which the server waited for the
             client: for a request, or for more of one than a trickle.
     """
@@ -174,8 +175,7 @@ class Connection(asyncio.BufferedProtocol):
         """Bytes of the answer that aren't sent, as `state` counts them."""
         self._written = 0
         """Bytes of all answers so far."""
-        self._owes = 0
-        """Memory of the answer, foreseen or unread, that `state.owed` counts."""
+        self.owes = 0
         self._turn: Turn | None = None
         """Place of the request that waits until its client has read other answers; None while none does."""
         self._read_last: tuple[int, int, bool] | None = None
@@ -221,7 +221,7 @@ class Connection(asyncio.BufferedProtocol):
             self._unpacking.cancel()
             self._unpacking = None  # a cancelled task keeps its frames, and they keep this
         if self._turn is not None:
-            self.state.owed.leave(self.client, self._turn)
+            self.state.owed.leave(self._turn)
             self._turn = None
         self.state.bodies.give(self.client, self._held)
         if self._exchange is not None:
@@ -240,7 +240,7 @@ class Connection(asyncio.BufferedProtocol):
         """Stop reading and answering while the client doesn't read its answers."""
         self._paused, self._unread = True, self._transport.get_write_buffer_size()
         self.state.bodies.take(self.client, self._unread)
-        self._owe(max(self._owes, self._unread))  # what is sent in part is kept as a whole
+        self._owe(max(self.owes, self._unread))  # what is sent in part is kept as a whole
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
@@ -259,7 +259,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _owe(self, size: int) -> None:
         """Count an answer, foreseen or unread, with that much memory."""
-        self._owes, change = size, size - self._owes
+        self.owes, change = size, size - self.owes
         self.state.owed.count(self.client, self, change)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -489,7 +489,7 @@ class Connection(asyncio.BufferedProtocol):
                 "requests of different clients can't be in progress on one connection: wait for the answers "
                 "before a request with another token",
             )
-        owes = self._owes
+        owes = self.owes
         self._owe(0)
         state, before, self._name = self.state, self.client, name
         self.client = state.client_of(client_named(name) if name else self._address)
@@ -861,7 +861,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._hung_up:
             return
         slot = self._slot
-        if self._owes:
+        if self.owes:
             self._owe(size)
         if size <= _SMALL_BYTES:
             data = b"".join((head, *pieces))
@@ -872,7 +872,7 @@ class Connection(asyncio.BufferedProtocol):
                 slot.sending()
             self._written += len(head) + size
             self._transport.writelines((head, *pieces))
-        if self._owes and not self._paused:
+        if self.owes and not self._paused:
             self._owe(0)
         self._busy = False
         if slot is not None:  # the system has the answer only at the end of the loop's turn
@@ -1001,7 +1001,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self._unread:
             return False
         sent = self._received_bytes
-        if self._read_last is None:
+        if self._read_last is None or sent < self._read_last[0]:  # the system says it from now on
             self._read_last = sent, now_ns, False
         before, since_ns, reading = self._read_last
         if sent - before >= _PROGRESS_BYTES:

@@ -33,11 +33,13 @@ class Sender(Protocol):
     Attributes:
         state: State of the server.
         client: Client that the connection is counted under.
+        owes: Memory, in bytes, that the answer was foreseen to take; 0 if it isn't counted.
         clock_ns: Monotonic clock, in nanoseconds.
     """
 
     state: ServerState
     client: str
+    owes: int
     clock_ns: Callable[[], int]
 
     def send(
@@ -106,6 +108,8 @@ class Exchange:
             if isinstance(answer, ProtocolError):
                 self.respond(failure_response(answer))
                 return
+            if connection.owes and answer.size_bytes <= _LITTLE_BYTES:  # others may get as little
+                connection.state.owed.answered(answer.model, answer.size_bytes)
             began_ns = connection.clock_ns()
             plan: RequestPlan | None = query.plan
             same = plan is not None and self._keep_alive and not connection.state.draining
