@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import re
 import socket
 import ssl
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ import pytest
 from onnx import parser, save
 from tests.serving.test_bounded_requests import asking, field
 from tests.support.certificates import certified
+from tests.support.growing import grown
 from tests.support.models import solid
-from tests.support.servers import ServerProcess, bundle_of
+from tests.support.servers import ServerProcess, ServerThread, bundle_of, place_of
 from tests.support.waiting import until
 
-from hasten.serving.owed_answers import OwedAnswers
+from hasten.serving.http import connection
+from hasten.serving.owed_answers import COUNTED_BYTES, OwedAnswers
 from hasten.serving.protocol.errors import ProtocolError
 
 MIB = 1 << 20
@@ -259,3 +263,58 @@ def test_a_request_that_has_waited_for_too_long_is_told_why() -> None:
         "the request waited for 0 s until this client reads other answers: read them, or ask for fewer at once; "
         "retry later"
     ]
+
+
+def test_a_request_that_fails_as_its_turn_comes_holds_nobody_up() -> None:
+    async def work() -> list[str]:
+        looks: list[str] = []
+        owed, order = OwedAnswers(looks.append, 0.0), list[str]()
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, told: order.append(str(told["exception"]))
+        )
+
+        def fail(*_: object) -> None:
+            raise ValueError("gone")
+
+        owed.count("one", "first", 100)
+        owed.wait("one", 1, 10, fail, fail)
+        owed.wait("one", 1, 10, fail, lambda _: order.append("refused"))
+        while len(order) < 2:  # the second one at the next look
+            await asyncio.sleep(0)
+        return order
+
+    assert asyncio.run(asyncio.wait_for(work(), 60)) == ["gone", "refused"]
+
+
+def test_an_answer_over_http_is_expected_to_be_small_after_small_ones(tmp_path: Path) -> None:
+    with ServerThread(place_of(bundle_of(tmp_path, grown(tmp_path)))) as server:
+        owed = server.server.state.owed
+        with contextlib.closing(http.client.HTTPConnection(server.host, timeout=120)) as client:
+            for numbers in (1 << 18, *(8,) * 16):
+                x = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, numbers, 0, 0]}
+                body = {"inputs": [x], "parameters": {"binary_data_output": True}}
+                headers = {"Host": "here"}
+                client.request("POST", "/v2/models/grown/infer", json.dumps(body), headers)
+                assert client.getresponse().read()
+                if numbers > 8:
+                    assert server.call(lambda: owed.foreseen("grown")) >= MIB
+        assert server.call(lambda: owed.foreseen("grown")) <= COUNTED_BYTES
+
+
+def test_a_client_is_not_cut_because_the_system_says_later_what_it_received(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the system knows of a byte, those count that it has taken, which are more."""
+    says: list[int | None] = [None, 500_000, 500_000 + 8192]
+    monkeypatch.setattr(connection, "received_bytes", lambda number: says.pop(0))
+    (tmp_path / "eight").mkdir()
+    bundle = bundles_of(tmp_path / "eight")[2]
+    with ServerThread(place_of(bundle), hosts=("localhost",)) as server, socket.socket() as one:
+        one.connect(("127.0.0.1", server.http_port))
+        one.sendall(request("eight"))
+        state = server.server.state
+        until(lambda: server.call(lambda: [each for each in state.connections if each._unread]))
+        (served,) = state.connections
+        reads = [server.call(partial(served.hurry, second * 1_100_000_000)) for second in range(3)]
+        assert reads == [False, False, True]
+        assert read_to_end(one)
