@@ -699,7 +699,9 @@ class Stream:
         await self._together.let_in(self._connection, room)
         owed = self._state.owed
         while not owed.has_room(self._payer, 1, MOST_OWED_BYTES):
-            let_in: asyncio.Future[ProtocolError | None] = asyncio.get_running_loop().create_future()
+            let_in: asyncio.Future[ProtocolError | None] = (
+                asyncio.get_running_loop().create_future()
+            )
             go, end = partial(_settle, let_in, None), partial(_settle, let_in)
             turn = owed.wait(self._payer, 1, MOST_OWED_BYTES, go, end)
             try:

@@ -71,6 +71,8 @@ _STUCK_NS = 1_000_000_000
 """Time without progress of an unread answer after which its connection is ended, if requests of its client wait."""
 _JSON_TIMES = 4
 """Memory of an answer as JSON as a multiple of its tensors, about."""
+_UNCOUNTED = range(COUNTED_BYTES // _JSON_TIMES + 1)
+"""Sizes of tensors whose answer isn't counted in any form."""
 _LONGEST_NUMBER = 20
 _PROBES = (b"/v2/health/live", b"/v2/health/ready")
 """Paths that tell anyone whether the server is up: load balancers ask for them by names of their own."""
@@ -656,7 +658,9 @@ class Connection(asyncio.BufferedProtocol):
             path = self._path(url)
             if path is not None and method == b"POST":
                 query, model = self._query(exchange, path, headers, body, arrived_ns)
-                if (size := self._owing(model, query)) > COUNTED_BYTES:
+                plan = query.plan
+                is_small = plan is not None and plan.answer_bytes in _UNCOUNTED
+                if not is_small and (size := self._owing(model, query)) > COUNTED_BYTES:
                     most = MOST_OWED_BYTES + batch_bytes(model, query, size)
                     if not (in_turn or self.state.owed.has_room(self.client, size, most)):
                         asked = exchange, method, url, headers, body, arrived_ns
@@ -680,8 +684,6 @@ class Connection(asyncio.BufferedProtocol):
         size = foreseen_bytes(model, query)
         if size is None:
             return self.state.owed.foreseen(model.name)
-        if _JSON_TIMES * size <= COUNTED_BYTES:
-            return size
         binary = all(each.binary for each in query.outputs) if query.outputs else query.binary
         return size if binary else _JSON_TIMES * size
 
