@@ -174,7 +174,11 @@ def test_a_long_answer_over_tls_comes_whole_whatever_follows(secured: Served) ->
 
 
 @pytest.mark.seconds
-def test_a_connection_that_is_read_stays_and_holds_nobody_up(served: Served) -> None:
+@pytest.mark.parametrize("way", ["served", "secured"])
+def test_a_connection_that_is_read_stays_and_holds_nobody_up(
+    way: str, request: pytest.FixtureRequest
+) -> None:
+    served: Served = request.getfixturevalue(way)
     with contextlib.ExitStack() as opened:
         reading = opened.enter_context(served.asks("eight"))
         crowd = [opened.enter_context(served.asks("eight")) for _ in range(20)]
