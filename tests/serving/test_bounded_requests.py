@@ -26,8 +26,10 @@ from tests.support.waiting import until
 from hasten.core.tensors import TensorSpec
 from hasten.engines.onnxruntime.engine import OnnxRuntimeSession
 from hasten.serving.fairness import Shares
-from hasten.serving.grpc.reading_ahead import Together, size_of
-from hasten.serving.grpc.unread import Debt, Unread
+from hasten.serving.grpc.reading_ahead import Together
+from hasten.serving.grpc.unread import Debt, Place, Unread
+from hasten.serving.models.answer_sizes import size_of
+from hasten.serving.owed_answers import OwedAnswers
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.messages import message
 from hasten.serving.settings import ModelPlace
@@ -519,8 +521,15 @@ def test_the_size_of_an_answer_is_foreseen_where_shapes_tell_it(
     assert size_of(inputs, outputs, tensors) == size
 
 
+def no_bound() -> OwedAnswers:
+    """Return the answers of clients where none has to wait for its own other connections."""
+    return OwedAnswers(lambda client: None, 30.0)
+
+
 class Counting:
     """A stream that counts how often it is held."""
+
+    client, unread_ns = "", None
 
     def __init__(self) -> None:
         self.times = 0
@@ -533,7 +542,7 @@ class Counting:
 
 
 def test_the_size_of_an_answer_is_else_expected_by_those_before() -> None:
-    together, unread = Together(), Unread(lambda: 0, Shares(1))
+    together, unread = Together(), Unread(lambda: 0, Shares(1), no_bound())
     stream = Counting()
     together.enter("c", stream)
     assert (together.foreseen("c", "m"), unread.foreseen("m")) == (MIB, MIB)
@@ -553,15 +562,16 @@ def test_calls_wait_for_room_in_turn_and_are_stuck_only_while_nothing_is_compute
     now = iter(range(1, 1000))
 
     async def work() -> None:
-        unread = Unread(lambda: next(now), bodies := Shares(200), most=10)
-        assert unread.took("c", 6)
-        assert unread.took("c", 4)
-        assert not unread.took("c", 1)
-        assert unread.took("d", 100)  # one answer may always be there
+        unread = Unread(lambda: next(now), bodies := Shares(200), no_bound(), most=10)
+        assert unread.took("c", 6, "")
+        assert unread.took("c", 4, "")
+        assert not unread.took("c", 1, "")
+        assert unread.took("d", 100, "")  # one answer may always be there
         order: list[int] = []
 
         async def wait(size: int) -> None:
-            place = unread.queue("c", size)
+            place = Place(size, "", 0)
+            unread.queue("c", place)
             try:
                 await unread.wait("c", place)
             except asyncio.CancelledError:
@@ -599,17 +609,17 @@ def test_calls_wait_for_room_in_turn_and_are_stuck_only_while_nothing_is_compute
 
 
 def test_a_client_has_left_only_answers_that_are_made_and_unread_and_its_own() -> None:
-    unread = Unread(lambda: 5, bodies := Shares(200), most=100)
-    assert unread.took("computing", 10)
-    assert unread.took("read", 10)
+    unread = Unread(lambda: 5, bodies := Shares(200), no_bound(), most=100)
+    assert unread.took("computing", 10, "a")
+    assert unread.took("read", 10, "a")
     Debt(unread, "read", 10, "a").made(10)  # the client has answers to read
-    assert unread.took("read", 10)
+    assert unread.took("read", 10, "a")
     assert (unread.left_by("a", 5), unread.left_by("a", 4)) == (["read"], [])
     unread.keep("read", "a", -10)
-    unread.change("read", 10, 0, made=False)  # it has read them, and waits for another
+    unread.change("read", 10, 0, "a", made=False)  # it has read them, and waits for another
     assert unread.left_by("a", 5) == []
     for client in ("a", "b"):
-        assert unread.took("proxy", 10)
+        assert unread.took("proxy", 10, client)
         Debt(unread, "proxy", 10, client).made(10)
     assert (unread.left_by("a", 5), unread.left_by("b", 5)) == ([], [])
     assert bodies.taken == 20

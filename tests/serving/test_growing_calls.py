@@ -17,7 +17,8 @@ from tests.support.waiting import until
 
 from hasten.serving.fairness import Shares
 from hasten.serving.grpc.calls import leaving
-from hasten.serving.grpc.unread import Unread
+from hasten.serving.grpc.unread import Place, Unread
+from hasten.serving.owed_answers import OwedAnswers
 from hasten.serving.protocol.messages import message
 
 
@@ -115,9 +116,9 @@ def test_a_call_whose_client_goes_away_as_it_is_taken_back_fails_no_other(
         for one in calls[1::2]:
             one._handler.cancel()  # as the library does where a client goes away
         front._unread.owes(connection)
-        front._unread.change(connection, 0, 64 * MIB, made=True)
+        front._unread.change(connection, 0, 64 * MIB, "", made=True)
         front._unread.hold(connection)
-        front._unread.change(connection, 64 * MIB, 0, made=False)
+        front._unread.change(connection, 64 * MIB, 0, "", made=False)
 
     with growing.client() as channel:
         read(call(channel, asking(1)))
@@ -160,23 +161,26 @@ def test_as_many_calls_are_with_the_model_again_once_answers_stay_small(growing:
 
 def test_a_call_that_was_let_in_as_others_are_taken_back_goes_behind_them() -> None:
     async def work() -> None:
-        unread = Unread(lambda: 0, Shares(1000), most=10)
-        assert unread.took("c", 10)
-        later = unread.queue("c", 4)
+        owed = OwedAnswers(lambda client: None, 30.0)
+        unread = Unread(lambda: 0, Shares(1000), owed, most=10)
+        assert unread.took("c", 10, "")
+        later = Place(4, "", 0)
+        unread.queue("c", later)
         waiting = asyncio.create_task(unread.wait("c", later))
         await asyncio.sleep(0)
-        unread.change("c", 10, 5, made=False)
+        unread.change("c", 10, 5, "", made=False)
         assert later.let_in.done()
-        earlier = unread.queue("c", 5, first=True)
-        unread.change("c", 5, 0, made=True)
+        earlier = Place(5, "", 0)
+        unread.queue("c", earlier, first=True)
+        unread.change("c", 5, 0, "", made=True)
         await asyncio.sleep(0)
         assert not waiting.done()
         await unread.wait("c", earlier)
         unread.begun("c", earlier)
         await waiting
         unread.begun("c", later)
-        unread.change("c", 4, 0, made=True)
-        unread.change("c", 5, 0, made=True)
+        unread.change("c", 4, 0, "", made=True)
+        unread.change("c", 5, 0, "", made=True)
         assert unread._readers == {}
 
     asyncio.run(work())

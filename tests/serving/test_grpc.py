@@ -34,6 +34,7 @@ from hasten.serving.grpc.calls import Inference
 from hasten.serving.grpc.service import GrpcServer
 from hasten.serving.models.clients import Clients
 from hasten.serving.models.repository import Repository
+from hasten.serving.owed_answers import OwedAnswers
 from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.messages import METHODS, SERVICE, message
 from hasten.serving.protocol.requests import Answer, Query
@@ -691,6 +692,7 @@ def state_of(model: Captured) -> Any:
         draining=False,
         tracing=True,
         bodies=Shares(1 << 30),
+        owed=OwedAnswers(lambda client: None, 30.0),
         rights=None,
     )
 

@@ -103,6 +103,17 @@ def test_idle_connections_beyond_the_limit_are_ended_so_that_others_find_a_place
             assert len(connections(server.grpc_port)) >= 30  # no more are ended than have to be
 
 
+def test_a_crowd_of_idle_connections_refuses_nobody_before_it_is_looked_at(
+    places: list[ModelPlace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client whose connection is refused waits for a second before it tries again."""
+    monkeypatch.setattr(service, "_SWEEP_S", 3600.0)
+    with ServerThread(*places, grpc=True, limits=Limits(connections=100)) as server:
+        with idle(server, 100 + 64 + 50) as crowd, grpc.insecure_channel(server.grpc_url) as one:
+            until(lambda: len(connections(server.grpc_port)) == len(crowd))
+            assert one.unary_unary(LIVE)(b"", wait_for_ready=False, timeout=30.0)
+
+
 def test_a_connection_that_asks_nothing_for_long_enough_is_closed(
     places: list[ModelPlace], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from hasten.serving.grpc.calls import Receiving, Stream
 from hasten.serving.grpc.reading_ahead import Together
 from hasten.serving.http.connection import Connection
 from hasten.serving.monitoring.line import Line
+from hasten.serving.owed_answers import OwedAnswers
 from hasten.serving.protocol.errors import Kind, ProtocolError, without_frames
 from hasten.serving.run import settings_of
 
@@ -53,7 +54,9 @@ class Asked:
 
 
 STATE: Any = SimpleNamespace(
-    client_of=lambda place: place, limits=SimpleNamespace(receive_ns=1, send_ns=1)
+    client_of=lambda place: place,
+    limits=SimpleNamespace(receive_ns=1, send_ns=1),
+    owed=OwedAnswers(lambda client: None, 1.0),
 )
 
 

@@ -19,6 +19,7 @@ from hasten.serving.handshakes import Handshakes
 from hasten.serving.http.connection import Connection
 from hasten.serving.http.requests import Slot
 from hasten.serving.http.routes import Routes
+from hasten.serving.http.secured import SecuredConnection
 from hasten.serving.models.repository import Registered, Repository
 from hasten.serving.models.room import ROOM
 from hasten.serving.models.served import Running
@@ -136,7 +137,8 @@ class Server:
     def connection(self, slot: Slot | None = None) -> Connection:
         """Return the asyncio protocol of a new connection."""
         self._sweep_soon()
-        return Connection(self.state, self.routes, slot)
+        kind = Connection if self._tls.value is None else SecuredConnection
+        return kind(self.state, self.routes, slot)
 
     @property
     def _context(self) -> ssl.SSLContext | None:

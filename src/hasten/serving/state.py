@@ -13,6 +13,7 @@ from hasten.serving.fairness import Shares
 from hasten.serving.loop_budget import LoopBudget
 from hasten.serving.models.room import ROOM_BYTES
 from hasten.serving.monitoring.line import Line
+from hasten.serving.owed_answers import OwedAnswers
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.origins import Origins
 from hasten.serving.protocol.rights import Rights
@@ -100,6 +101,9 @@ class Held(Protocol):
     def take_back(self) -> None:
         """Close the connection if memory is held for a body that isn't whole, or for an unread answer."""
 
+    def hurry(self, now_ns: int) -> bool:
+        """End the connection if its client has read nothing of an answer for a second; return whether it reads."""
+
     def give_way(self) -> None:
         """Close the connection to make room for others."""
 
@@ -125,6 +129,7 @@ class ServerState:
         crowd: Number of connections of each client.
         bodies: Sizes of all bodies of each client that are being received or processed, and of answers
             that it hasn't read.
+        owed: Answers that each client is to read over all its connections, made or foreseen.
         draining: Whether the server is shutting down.
         began_ns: Time of the start, on the monotonic clock.
         coding: Threads that decompress bodies and encode long answers.
@@ -147,6 +152,7 @@ class ServerState:
     connections: set[Held] = field(default_factory=set)
     crowd: Shares = field(init=False)
     bodies: Shares = field(init=False)
+    owed: OwedAnswers = field(init=False)
     draining: bool = False
     began_ns: int = field(default_factory=time.perf_counter_ns)
     coding: Coding = field(default_factory=Coding)
@@ -159,6 +165,8 @@ class ServerState:
     def __post_init__(self) -> None:
         self.crowd = Shares(self.limits.connections)
         self.bodies = Shares(self.limits.bodies_bytes, least=self.limits.body_bytes)
+        patience_s, fair = self.limits.receive_ns / 1e9, self.limits.fair
+        self.owed = OwedAnswers(self._hurry, patience_s, fair=fair)
 
     def client_of(self, client: str) -> str:
         """Return what a client is counted under: itself, or "" where all clients are counted as one."""
@@ -211,6 +219,14 @@ class ServerState:
         if not is_room and greedy != client and 2 * bodies.of(greedy) > bodies.total:
             self.end_unread(greedy)  # which takes a moment
         return is_room
+
+    def _hurry(self, client: str) -> None:
+        """End a client's connections on which it reads nothing, since its further requests wait for that."""
+        now_ns = time.perf_counter_ns()
+        for one in list(self.connections):
+            if one.client == client:
+                self.owed.reads(client, one, one.hurry(now_ns))
+        self.end_unread(client)
 
     def admits(self, connection: Held) -> bool:
         """Whether a connection may ask for more than health.

@@ -234,6 +234,22 @@ def test_compressed_shapes_that_unpack_to_much_are_refused(tmp_path: Path) -> No
     )
 
 
+@pytest.mark.parametrize(
+    ("role", "shape", "dtype"),
+    [("labels", (32, 2**20), "|i1"), ("groups", (2**13,), "<U1024"), ("labels@y", (2**25,), "|i1")],
+)
+def test_compressed_labels_and_groups_that_unpack_to_much_are_refused(
+    tmp_path: Path, role: str, shape: tuple[int, ...], dtype: str
+) -> None:
+    """They are read into memory; each sample's are as small as they have to be."""
+    whole = header(shape, dtype) + bytes(2**25)
+    members = {"x": header(shape[:1], "|i1") + bytes(shape[0]), role: whole}
+    assert refused(archive(tmp_path / "d.npz", members)) == (
+        f"{role.partition('@')[0]} would unpack to 33,554,432 bytes, more than 100 times as many as the archive has: "
+        "if that is right, save it with np.savez, which doesn't compress"
+    )
+
+
 def test_many_small_rows_in_fortran_order_are_turned_together(tmp_path: Path) -> None:
     rows = np.arange(2 * 2**18 + 5, dtype=np.uint8).repeat(3).reshape(-1, 3)
     np.savez_compressed(tmp_path / "d.npz", x=np.asfortranarray(rows))

@@ -43,8 +43,8 @@ ROW_BYTES = {"labels": 2**20, "groups": 2**12}
 """Largest label (a megapixel mask) and group (a long name) of a sample; all stay in memory."""
 _UNASKED_BYTES, _MOST_TIMES = 1 << 30, 100
 """Bytes that compressed arrays may unpack to in any case, and the most times the archive's own size."""
-_SHAPES_BYTES = 16 << 20
-"""Bytes that compressed shapes, which are read into memory, may unpack to in any case."""
+_READ_BYTES = 16 << 20
+"""Bytes that compressed shapes, labels or groups, which are read into memory, may unpack to in any case."""
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError)
 
 
@@ -202,12 +202,7 @@ def _ragged(
                 "hasten.save_ragged"
             )
         size_bytes = _size_bytes(file, info, f"{name}{SHAPES}", shape, dtype)
-        most_bytes = max(_SHAPES_BYTES, _MOST_TIMES * Path(archive.filename or "").stat().st_size)
-        if size_bytes > most_bytes and info.compress_type != zipfile.ZIP_STORED:
-            raise InputError(
-                f"{name}{SHAPES} would unpack to {size_bytes:,} bytes, more than {_MOST_TIMES} times as many as the "
-                "archive has: if that is right, save it with np.savez, which doesn't compress"
-            )
+        _check_read(archive, info, f"{name}{SHAPES}", size_bytes)
         data = file.read(size_bytes + 1)
     if len(data) != size_bytes:
         raise zipfile.BadZipFile
@@ -296,6 +291,18 @@ def _size_bytes(
     return size_bytes
 
 
+def _check_read(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, size_bytes: int
+) -> None:
+    """Check that an array that is read into memory isn't absurdly large for the archive that it comes from."""
+    most_bytes = max(_READ_BYTES, _MOST_TIMES * Path(archive.filename or "").stat().st_size)
+    if size_bytes > most_bytes and info.compress_type != zipfile.ZIP_STORED:
+        raise InputError(
+            f"{name} would unpack to {size_bytes:,} bytes, more than {_MOST_TIMES} times as many as the "
+            "archive has: if that is right, save it with np.savez, which doesn't compress"
+        )
+
+
 def _whole(archive: zipfile.ZipFile, info: zipfile.ZipInfo, role: str, count: int) -> Array:
     """Read all labels or groups, of `count` samples, into memory."""
     with _opened(archive, info) as file:
@@ -306,6 +313,7 @@ def _whole(archive: zipfile.ZipFile, info: zipfile.ZipInfo, role: str, count: in
                 f"{role}: {size_bytes} bytes for {count} samples; give at most {ROW_BYTES[role]} "
                 "bytes for each, for example in a smaller dtype"
             )
+        _check_read(archive, info, role, size_bytes)
         data = file.read(size_bytes + 1)
     if len(data) != size_bytes:
         raise zipfile.BadZipFile

@@ -11,13 +11,15 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from hasten.serving.fairness import client_at_peer
-from hasten.serving.grpc.reading_ahead import MOST_BYTES, Ahead, Together, size_of
-from hasten.serving.grpc.unread import Debt, Unread
+from hasten.serving.grpc.reading_ahead import MOST_BYTES, Ahead, Together
+from hasten.serving.grpc.unread import LIBRARY_TIMES, Debt, Unread
+from hasten.serving.models.answer_sizes import batch_bytes, foreseen_bytes
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
+from hasten.serving.owed_answers import MOST_OWED_BYTES
 from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault, without_frames
-from hasten.serving.protocol.requests import RAW, Answer, Query
+from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.state import ServerState
 from hasten.serving.wire.grpc_messages import (
     LONG_BYTES,
@@ -196,19 +198,11 @@ class Inference:
 
     def foreseen_bytes(self) -> int | None:
         """Return the size that the answer to a request that was read will have; None if only the model can tell."""
-        model, query = self._model, self._query
-        plan = query.plan
-        if plan is not None and plan.answer_bytes is not None:
-            return plan.answer_bytes  # type: ignore[no-any-return]
-        outputs = model.outputs
-        if query.outputs:
-            sent = {each.name for each in query.outputs if each.region is None}
-            outputs = tuple(spec for spec in outputs if spec.name in sent)
-        chosen = (RAW in query.inputs and model.takes_raw) or self.is_ranked
-        size = None if chosen else size_of(model.inputs, outputs, query.inputs)
-        if plan is not None:
-            plan.answer_bytes = size
-        return size
+        return foreseen_bytes(self._model, self._query)
+
+    def batch_bytes(self, size: int) -> int:
+        """Return the size of the answers to a whole batch of requests with answers of a size."""
+        return batch_bytes(self._model, self._query, size)
 
     @property
     def current(self) -> bool:
@@ -476,6 +470,8 @@ class Stream:
         """Task that begins what is held; None while nothing is."""
         self._why: ProtocolError | None = None
         self._writing = False
+        self._payer = ""
+        """Client that the answers are counted under."""
         self._task = asyncio.current_task()
 
     @property
@@ -490,6 +486,7 @@ class Stream:
             ProtocolError: the server ended the stream; the message says why.
         """
         self._together.enter(self._connection, self)
+        self._payer = self.client
         self._reading = asyncio.get_running_loop().create_task(self._read())
         try:
             while self._ahead.requests or not self._reading.done():
@@ -513,7 +510,7 @@ class Stream:
             self._held.clear()
             self._answers.clear()
             self._together.leave(self._connection, self)
-            self._together.count(self._connection, -self._ahead.size_bytes)
+            self._count_together(-self._ahead.size_bytes)
             self._ahead.size_bytes = 0
         if self._why is not None:
             try:
@@ -540,11 +537,13 @@ class Stream:
 
     def overdue(self, now_ns: int) -> bool:
         """Whether the client hasn't read an answer within the time for one."""
-        return (
-            self._writing
-            and self.waiting_ns is not None
-            and now_ns - self.waiting_ns > self._state.limits.send_ns
-        )
+        since_ns = self.unread_ns
+        return since_ns is not None and now_ns - since_ns > self._state.limits.send_ns
+
+    @property
+    def unread_ns(self) -> int | None:
+        """Time since which an answer isn't read; None while none is written."""
+        return self.waiting_ns if self._writing else None
 
     def drain(self, why: ProtocolError) -> None:
         """Read no more requests, and end with an error once those that were read are answered."""
@@ -568,7 +567,7 @@ class Stream:
                 if data is EOF:
                     return
                 self._check(self)
-                await self._together.let_in(self._connection, self._room)
+                await self._let_in(self._room)
                 self._take(data)
                 while self._ahead.full or self._held:
                     self._room.clear()
@@ -618,7 +617,9 @@ class Stream:
         """Begin again what is held, once there is room for its answer."""
         room = asyncio.Event()  # its own, since a request that was read may wait, too
         while self._held:
-            await self._together.let_in(self._connection, room)
+            await self._together.let_in(
+                self._connection, room
+            )  # the client's room was there before
             if self._ahead.size_bytes >= MOST_BYTES:
                 self._room.clear()
                 await self._room.wait()
@@ -681,8 +682,34 @@ class Stream:
         change = size_bytes - inference.ahead_bytes
         self._ahead.size_bytes += change
         inference.ahead_bytes = size_bytes
-        self._together.count(self._connection, change)
+        self._count_together(change)
         self._room.set()
+
+    def _count_together(self, change: int) -> None:
+        """Count that much more, or less, of unsent answers for the connection and the client."""
+        self._together.count(self._connection, change)
+        self._state.owed.count(self._payer, self._connection, LIBRARY_TIMES * change)
+
+    async def _let_in(self, room: asyncio.Event) -> None:
+        """Wait until the connection, and the client over all its connections, may begin a further request.
+
+        Raises:
+            ProtocolError: the client doesn't read its answers.
+        """
+        await self._together.let_in(self._connection, room)
+        owed = self._state.owed
+        while not owed.has_room(self._payer, 1, MOST_OWED_BYTES):
+            let_in: asyncio.Future[ProtocolError | None] = (
+                asyncio.get_running_loop().create_future()
+            )
+            go, end = partial(_settle, let_in, None), partial(_settle, let_in)
+            turn = owed.wait(self._payer, 1, MOST_OWED_BYTES, go, end)
+            try:
+                if (failure := await let_in) is not None:
+                    raise failure
+                break
+            finally:
+                owed.leave(turn)
 
     async def _answer_apart(self, inference: Inference, answer: Answer) -> None:
         try:
@@ -707,6 +734,11 @@ def metadata_of(context: Any, wanted: str) -> bytes:
         if name == wanted:
             return value if isinstance(value, bytes) else value.encode()
     return b""
+
+
+def _settle(let_in: asyncio.Future[T], result: T) -> None:
+    if not let_in.done():  # the client may have gone away a moment ago
+        let_in.set_result(result)
 
 
 def client_of(state: ServerState, context: Any) -> str:

@@ -9,14 +9,13 @@ import contextlib
 import ipaddress
 import os
 import socket
-import stat
-import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote
 
 from hasten.serving.fairness import client_at
+from hasten.serving.tcp_info import borrowed, told
 
 Place: TypeAlias = tuple[str, int]
 """Address and port of a client."""
@@ -24,9 +23,6 @@ Place: TypeAlias = tuple[str, int]
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _FILES = "/proc/self/fd"
 """Folder of the process's open files. Where there is none, no connection is found."""
-_TOLD = struct.Struct("@52xI64xQ")
-"""Milliseconds since the client sent something, and bytes that it has received, in what Linux says of a connection
-(struct tcp_info)."""
 _PROGRESS_BYTES = 4096
 """Least bytes that a client reads where it doesn't merely answer pings."""
 _QUIET_MS = 1000
@@ -84,28 +80,10 @@ def connections(port: int) -> dict[Place, Connection]:
     """
     found: dict[Place, Connection] = {}
     for name in open_files():
-        with _borrowed(int(name)) as one:
+        with borrowed(int(name)) as one:
             if one is not None and (place := _client_of(one, port)) is not None:
-                found[place] = Connection(int(name), *_told(one))
+                found[place] = Connection(int(name), *told(one))
     return found
-
-
-@contextlib.contextmanager
-def _borrowed(number: int) -> Iterator[socket.socket | None]:
-    """Lend a copy of an open socket; None for any other file, whose locks a copy would end."""
-    one = None
-    with contextlib.suppress(OSError):
-        if stat.S_ISSOCK(os.fstat(number).st_mode):
-            own = os.dup(number)
-            try:
-                one = socket.socket(fileno=own)
-            except OSError:
-                os.close(own)
-    try:
-        yield one
-    finally:
-        if one is not None:
-            one.close()
 
 
 def _client_of(one: socket.socket, port: int) -> Place | None:
@@ -115,14 +93,6 @@ def _client_of(one: socket.socket, port: int) -> Place | None:
             address, client_port = one.getpeername()[:2]
             return _plain(address), client_port
     return None
-
-
-def _told(one: socket.socket) -> tuple[int, int | None]:
-    with contextlib.suppress(OSError, struct.error, AttributeError):
-        told = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TOLD.size)
-        quiet_ms, received = _TOLD.unpack(told)
-        return quiet_ms, received or None  # a server of HTTP/2 has always sent something
-    return 0, None
 
 
 class Ending:
@@ -189,13 +159,21 @@ class Ending:
             if place in places and one.received is not None
         }
 
-    def end(self, received: Mapping[Place, int]) -> None:
-        """End the connections of clients that have read nothing since they had received so many bytes."""
+    def end(self, received: Mapping[Place, int]) -> set[Place]:
+        """End the connections of clients that have read nothing since they had received so many bytes.
+
+        Returns:
+            The others.
+        """
+        reading: set[Place] = set()
         with contextlib.suppress(OSError):
             for place, one in connections(self._port).items():
                 had = received.get(place)
                 if had is not None and (one.received or 0) < had + _PROGRESS_BYTES:
                     self._end(place, one)
+                elif had is not None:
+                    reading.add(place)
+        return reading
 
     def _end_unread(
         self, found: Mapping[Place, Connection], unread: Collection[Place]
@@ -221,7 +199,7 @@ class Ending:
 
     def _end(self, place: Place, found: Connection) -> None:
         """Shut a connection down, if its file is still that of the same one."""
-        with _borrowed(found.number) as one:
+        with borrowed(found.number) as one:
             if one is not None and _client_of(one, self._port) == place:
                 with contextlib.suppress(OSError):
                     one.shutdown(socket.SHUT_RDWR)

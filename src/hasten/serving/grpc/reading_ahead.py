@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Sequence
 from typing import Protocol
-
-import numpy as np
-
-from hasten.core.tensors import Tensors, TensorSpec
 
 MOST_REQUESTS = 128
 """Largest number of requests of one stream that are processed at once; further ones aren't read yet."""
@@ -45,7 +39,17 @@ class Ahead:
 
 
 class Holding(Protocol):
-    """Interface of a stream that can take requests back from their models."""
+    """Interface of a stream that can take requests back from their models.
+
+    Attributes:
+        client: Client that the stream is counted under.
+    """
+
+    client: str
+
+    @property
+    def unread_ns(self) -> int | None:
+        """Time since which an answer isn't read; None while none is written."""
 
     def expect(self) -> None:
         """Count the answers whose sizes are guessed anew, as large as they are expected by now."""
@@ -113,6 +117,17 @@ class Together:
             for stream in streams.open:
                 stream.hold()
 
+    def left_by(self, client: str, since_ns: int) -> list[str]:
+        """Return the connections on which an answer of a client's stream isn't read since that time."""
+        return [
+            connection
+            for connection, streams in self._streams.items()
+            if any(
+                one.client == client and (one.unread_ns or since_ns + 1) <= since_ns
+                for one in streams.open
+            )
+        ]
+
     def has_room(self, connection: str, size: int) -> bool:
         """Whether a connection's streams could begin a further request if they had that much less."""
         return self._sizes.get(connection, 0) - size < self._most
@@ -145,31 +160,3 @@ class Together:
             waiting.discard(room)
             if not waiting:
                 self._waiting.pop(connection, None)
-
-
-def size_of(
-    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], tensors: Tensors
-) -> int | None:
-    """Return the size of all outputs of a model for the inputs of a request; None if their shapes don't tell it."""
-    named: dict[int | str, int] = {}
-    size = 0
-    for output in outputs:
-        if output.dtype == "object":
-            return None
-        if not named and not output.static:
-            named = _sizes(inputs, tensors)
-        dims = [dim if isinstance(dim, int) else named.get(dim, -1) for dim in output.shape]
-        if -1 in dims:
-            return None
-        size += math.prod(dims) * np.dtype(output.dtype).itemsize
-    return size
-
-
-def _sizes(inputs: Sequence[TensorSpec], tensors: Tensors) -> dict[int | str, int]:
-    """Return the sizes of a model's open dimensions in a request, by their names."""
-    found: dict[int | str, int] = {}
-    for spec in inputs:
-        if (array := tensors.get(spec.name)) is not None:
-            found.update(zip(spec.shape, array.shape, strict=False))
-    found.pop("?", None)
-    return found

@@ -51,6 +51,9 @@ _BROWSERS = ("origin", "sec-fetch-site")
 """Metadata by which a browser says whose page makes a call."""
 _RESERVED = 64
 """Number of calls that the library takes beyond those that may be under way or unread; also of connections."""
+_CONNECTIONS_TIMES = 2
+"""Connections that the library takes, as a multiple of those that may stay: a client that it refused once would wait
+for a second, by its own library, before it tries again."""
 _PATIENCE_NS = 1_000_000_000
 """Time for which a call must have waited for its client to be ended where there is no place left."""
 _FAREWELL_S = 0.25
@@ -90,7 +93,8 @@ class GrpcServer:
         self._methods = Methods(state)
         self._statuses: dict[Kind, Any] = {}
         self._server: Any = None
-        self._unread, self._sending = Unread(clock_ns, state.bodies), _Sending(clock_ns)
+        self._unread = Unread(clock_ns, state.bodies, state.owed)
+        self._sending = _Sending(clock_ns)
         self._together = Together()
         self._calls = Admission(state.limits.connections, _PATIENCE_NS)
         self._sweeping: asyncio.TimerHandle | None = None
@@ -158,8 +162,11 @@ class GrpcServer:
             ("grpc.max_metadata_size", limits.header_bytes),
             ("grpc.absolute_max_metadata_size", 2 * limits.header_bytes),
             ("grpc.max_concurrent_streams", min(_MOST_STREAMS, limits.connections)),
-            # Idle ones beyond the limit are ended, so that a place is left for those that ask for health.
-            ("grpc.max_allowed_incoming_connections", limits.connections + _RESERVED),
+            # Idle ones beyond the limit are ended, so that places are left for those that ask.
+            (
+                "grpc.max_allowed_incoming_connections",
+                _CONNECTIONS_TIMES * limits.connections + _RESERVED,
+            ),
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
             ("grpc.max_connection_idle_ms", _IDLE_MS),
             ("grpc.so_reuseport", 0),
@@ -325,13 +332,19 @@ class GrpcServer:
             await asyncio.sleep(_AT_ONCE_NS / 1e9)  # who reads slowly is told by a second look
             still = {*self._left_by(client).values()} & {*left.values()}
             received = {place: size for place, size in had.items() if place in still}
-            await asyncio.to_thread(self._ending.end, received)
+            reading = await asyncio.to_thread(self._ending.end, received)
+            for peer, place in left.items():
+                self._state.owed.reads(client, peer, place in reading or place not in still)
         except Exception:
             log.exception("the connections of gRPC couldn't be looked at")
 
     def _left_by(self, client: str) -> dict[str, Place]:
         """Return the places from which a client alone calls, and doesn't read its answers."""
-        left = self._unread.left_by(client, self._clock_ns() - _AT_ONCE_NS)
+        since_ns = self._clock_ns() - _AT_ONCE_NS
+        left = [
+            *self._unread.left_by(client, since_ns),
+            *self._together.left_by(client, since_ns),
+        ]
         shared = self._calls.peers_of_others(client) if left else ()
         return _places(peer for peer in left if peer not in shared)
 

@@ -88,10 +88,12 @@ class Single(Receiving):
         Raises:
             ProtocolError: the server ended the call while it waited, or the request can no longer be answered.
         """
-        if self._unread.took(self.peer, size):
+        batch = self._inference.batch_bytes(size)
+        if self._unread.took(self.peer, size, self.client, batch):
             self._owes(Debt(self._unread, self.peer, size, self.client))
             return
-        self._place = self._unread.queue(self.peer, size)
+        self._place = Place(size, self.client, batch)
+        self._unread.queue(self.peer, self._place)
         await self._wait()
         if not self._inference.current:
             self._read_again()
@@ -175,7 +177,8 @@ class Single(Receiving):
             return
         debt, self._debt = self._debt, None
         size = 0 if debt is None else debt.size
-        self._place = self._unread.queue(self.peer, size, first=True)
+        self._place = Place(size, self.client, self._inference.batch_bytes(size))
+        self._unread.queue(self.peer, self._place, first=True)
         if debt is not None:
             debt.made(0)
         self._answered.set_result(None)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from hasten.serving.fairness import Shares
 from hasten.serving.grpc.reading_ahead import UNKNOWN_BYTES
+from hasten.serving.owed_answers import MOST_OWED_BYTES, OwedAnswers, Turn
+from hasten.serving.protocol.errors import ProtocolError
 
+LIBRARY_TIMES = 2
+"""Memory that the library takes for an answer, as a multiple of its size."""
 MOST_UNREAD_BYTES = 24 << 20
 """Size of the answers to single calls of one connection, unread or foreseen, from which its further calls wait."""
 
@@ -29,17 +34,23 @@ class Place:
 
     Args:
         size: Size, in bytes, that its answer is foreseen to have.
+        client: Client that it is counted under.
+        batch: Size, in bytes, of a whole batch of such answers.
 
     Attributes:
-        size: The same.
+        size: Size, in bytes, that its answer is foreseen to have.
+        client: Client that it is counted under.
+        batch: Size, in bytes, of a whole batch of such answers.
         let_in: Result is there once the answer is counted, and the call may begin.
+        turn: Place among all that the client waits for, once its own connection has room; None without one.
     """
 
-    __slots__ = ("let_in", "size")
+    __slots__ = ("batch", "client", "let_in", "size", "turn")
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, client: str, batch: int) -> None:
+        self.size, self.client, self.batch = size, client, batch
         self.let_in: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.turn: Turn | None = None
 
 
 class _Reader:
@@ -70,13 +81,18 @@ class Unread:
     Args:
         clock_ns: Monotonic clock, in nanoseconds.
         bodies: Bodies and answers of all clients, among which those that are made count.
+        owed: Answers of each client over all its connections.
         most: Size for one connection, in bytes, from which its further calls wait; one answer may always be there.
     """
 
     def __init__(
-        self, clock_ns: Callable[[], int], bodies: Shares, most: int = MOST_UNREAD_BYTES
+        self,
+        clock_ns: Callable[[], int],
+        bodies: Shares,
+        owed: OwedAnswers,
+        most: int = MOST_UNREAD_BYTES,
     ) -> None:
-        self._clock_ns, self._bodies, self._most = clock_ns, bodies, most
+        self._clock_ns, self._bodies, self._owed, self._most = clock_ns, bodies, owed, most
         self._readers: dict[str, _Reader] = {}
         self._sizes: dict[str, int] = {}
         self._begun: dict[str, dict[Holding, None]] = {}
@@ -128,33 +144,49 @@ class Unread:
         if (reader := self._readers.get(connection)) is not None:
             reader.since_ns = self._clock_ns()
 
-    def took(self, connection: str, size: int) -> bool:
-        """Count an answer that a connection will have, unless it has to wait; return whether it is counted."""
+    def took(self, connection: str, size: int, client: str, batch: int = 0) -> bool:
+        """Count an answer that a connection will have, unless it has to wait; return whether it is counted.
+
+        Args:
+            connection: The connection.
+            size: Size of the answer, in bytes.
+            client: Client that it is counted under.
+            batch: Size, in bytes, of a whole batch of such answers.
+        """
         reader = self._readers.get(connection)
+        if reader is not None and (
+            reader.waiting or (reader.size and reader.size + size > self._most)
+        ):
+            return False
+        if not self._owed.has_room(client, *_memory(size, batch)):
+            return False
         if reader is None:
             reader = self._readers[connection] = _Reader()
-        elif reader.waiting or (reader.size and reader.size + size > self._most):
-            return False
-        self._take(reader, size)
+        self._take(connection, reader, size, client)
         return True
 
     def owes(self, connection: str) -> None:
         """Count an answer of unknown size that a connection will have, whatever it has already."""
-        self._take(self._readers.setdefault(connection, _Reader()), 0)
+        self._take(connection, self._readers.setdefault(connection, _Reader()), 0, "")
 
     def has_line(self, connection: str) -> bool:
         """Whether calls of a connection wait."""
         reader = self._readers.get(connection)
         return reader is not None and bool(reader.waiting)
 
-    def queue(self, connection: str, size: int, *, first: bool = False) -> Place:
+    def queue(self, connection: str, place: Place, *, first: bool = False) -> None:
         """Let a call wait behind the others of its connection, or in front of them."""
-        place, waiting = Place(size), self._readers[connection].waiting
+        reader = self._readers.get(connection)
+        if reader is None:
+            reader = self._readers[connection] = _Reader()
+            reader.since_ns = self._clock_ns()
         if first:
-            waiting.appendleft(place)
+            if reader.waiting:
+                self._give_turn_up(reader.waiting[0])
+            reader.waiting.appendleft(place)
         else:
-            waiting.append(place)
-        return place
+            reader.waiting.append(place)
+            self._let_in(connection, reader)
 
     async def wait(self, connection: str, place: Place) -> None:
         """Wait until the client has read enough, and the calls in front have begun; the answer is counted then."""
@@ -162,13 +194,15 @@ class Unread:
         await place.let_in
         while reader.waiting[0] is not place:  # others were taken back at the same moment
             place.let_in = asyncio.get_running_loop().create_future()
-            self.change(connection, place.size, 0, made=True)
+            self.change(connection, place.size, 0, place.client, made=True)
             await place.let_in
 
     def gave_up(self, connection: str, place: Place) -> None:
         """Let the calls behind one go on that ends before its answer is owed."""
-        if place.let_in.done() and not place.let_in.cancelled():
-            self.change(connection, place.size, 0, made=True)
+        let_in = place.let_in
+        if let_in.done() and not let_in.cancelled() and let_in.exception() is None:
+            self.change(connection, place.size, 0, place.client, made=True)
+        self._give_turn_up(place)
         self.begun(connection, place)
 
     def begun(self, connection: str, place: Place) -> None:
@@ -198,28 +232,64 @@ class Unread:
             self._bodies.give(client, -size)
         reader.made += size
 
-    def change(self, connection: str, before: int, size: int, *, made: bool) -> None:
-        """Count another size of an answer, which was foreseen if it is made now."""
+    def change(self, connection: str, before: int, size: int, client: str, *, made: bool) -> None:
+        """Count another size of an answer to a client, which was foreseen if it is made now."""
         reader = self._readers[connection]
         reader.size += size - before
+        self._owed.count(client, connection, LIBRARY_TIMES * (size - before))
         reader.computing -= made
         reader.since_ns = self._clock_ns()
         self._let_in(connection, reader)
 
-    def _take(self, reader: _Reader, size: int) -> None:
+    def _take(self, connection: str, reader: _Reader, size: int, client: str) -> None:
         reader.size += size
         reader.computing += 1
+        self._owed.count(client, connection, LIBRARY_TIMES * size)
 
     def _let_in(self, connection: str, reader: _Reader) -> None:
         """Let in the first call in the line if there is room, and forget a connection that has nothing."""
         if reader.waiting:
             place = reader.waiting[0]
-            room = not reader.size or reader.size + place.size <= self._most
-            if room and not place.let_in.done():
-                self._take(reader, place.size)
-                place.let_in.set_result(None)
+            if place.let_in.done() or place.turn is not None or not self._has_room(reader, place):
+                return
+            room = _memory(place.size, place.batch)
+            if self._owed.has_room(place.client, *room):
+                self._begin(connection, reader, place)
+                return
+            go, end = partial(self._in_turn, connection, place), partial(self._refuse, place)
+            place.turn = self._owed.wait(place.client, *room, go, end)
         elif not reader.size and not reader.computing and self._readers.get(connection) is reader:
             del self._readers[connection]
+
+    def _has_room(self, reader: _Reader, place: Place) -> bool:
+        return not reader.size or reader.size + place.size <= self._most
+
+    def _begin(self, connection: str, reader: _Reader, place: Place) -> None:
+        self._take(connection, reader, place.size, place.client)
+        place.let_in.set_result(None)
+
+    def _in_turn(self, connection: str, place: Place) -> None:
+        """Let a call in whose client has room, if its connection still has."""
+        place.turn = None
+        reader = self._readers[connection]
+        if not place.let_in.done() and self._has_room(reader, place):
+            self._begin(connection, reader, place)
+
+    def _refuse(self, place: Place, failure: ProtocolError) -> None:
+        """End a call that has waited for too long until its client reads on other connections."""
+        place.turn = None
+        if not place.let_in.done():
+            place.let_in.set_exception(failure)
+
+    def _give_turn_up(self, place: Place) -> None:
+        if place.turn is not None:
+            self._owed.leave(place.turn)
+            place.turn = None
+
+
+def _memory(size: int, batch: int) -> tuple[int, int]:
+    """Return the memory of an answer, and that from which it waits beside others of its client."""
+    return LIBRARY_TIMES * size, MOST_OWED_BYTES + LIBRARY_TIMES * batch
 
 
 class Debt:
@@ -243,14 +313,14 @@ class Debt:
 
     def expect(self, size: int) -> None:
         """Note another size that it is foreseen to have."""
-        self._unread.change(self._connection, self.size, size, made=False)
+        self._unread.change(self._connection, self.size, size, self._client, made=False)
         self.size = size
 
     def made(self, size: int) -> None:
         """Note the size that it really has; 0 for an error."""
         if size or self._made:
             self._unread.keep(self._connection, self._client, size or -self.size)
-        self._unread.change(self._connection, self.size, size, made=not self._made)
+        self._unread.change(self._connection, self.size, size, self._client, made=not self._made)
         self.size, self._made = size, True
 
     def ended(self, call: object) -> None:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 import httptools
@@ -25,14 +26,17 @@ from hasten.serving.http.messages import (
     head_of,
 )
 from hasten.serving.http.requests import PlainRoutes, Received, Slot, parts_of, remember
+from hasten.serving.models.answer_sizes import batch_bytes, foreseen_bytes
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
+from hasten.serving.owed_answers import COUNTED_BYTES, MOST_OWED_BYTES, Turn
 from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault, without_frames
 from hasten.serving.protocol.origins import ONE_HOST
 from hasten.serving.protocol.requests import Query
 from hasten.serving.protocol.rights import Rights, Scope
 from hasten.serving.state import ServerState
+from hasten.serving.tcp_info import received_bytes
 from hasten.serving.tls import names_in
 from hasten.serving.wire.checks import check_unpacked_json, long_json
 from hasten.serving.wire.http_bodies import (
@@ -63,6 +67,12 @@ _HEAD_CHECKS = 2
 """Checks without the whole head of a request, or of the first one, after which a client gives way."""
 _AT_ONCE = 16
 """Largest number of requests of a client that are answered before others are heard, where it sends many together."""
+_STUCK_NS = 1_000_000_000
+"""Time without progress of an unread answer after which its connection is ended, if requests of its client wait."""
+_JSON_TIMES = 4
+"""Memory of an answer as JSON as a multiple of its tensors, about."""
+_UNCOUNTED = range(COUNTED_BYTES // _JSON_TIMES + 1)
+"""Sizes of tensors whose answer isn't counted in any form."""
 _LONGEST_NUMBER = 20
 _PROBES = (b"/v2/health/live", b"/v2/health/ready")
 """Paths that tell anyone whether the server is up: load balancers ask for them by names of their own."""
@@ -103,6 +113,7 @@ class Connection(asyncio.BufferedProtocol):
         state: State of the server.
         clock_ns: Monotonic clock, in nanoseconds.
         client: Client that the connection is counted under.
+        owes: Memory of the answer, foreseen or unread, that `state.owed` counts.
         quiet: Number of consecutive checks, up to the latest, at which the server waited for the
             client: for a request, or for more of one than a trickle.
     """
@@ -166,6 +177,11 @@ class Connection(asyncio.BufferedProtocol):
         """Bytes of the answer that aren't sent, as `state` counts them."""
         self._written = 0
         """Bytes of all answers so far."""
+        self.owes = 0
+        self._turn: Turn | None = None
+        """Place of the request that waits until its client has read other answers; None while none does."""
+        self._read_last: tuple[int, int, bool] | None = None
+        """Bytes that were read of an unread answer, the time, and whether it was after the first look at it."""
         self._sent = self._owed = self._read_ns = 0
         """Bytes that were sent and that weren't, and the time, at the check at which the client had last read enough."""
         self._encrypted = False
@@ -206,12 +222,16 @@ class Connection(asyncio.BufferedProtocol):
         if self._unpacking is not None:
             self._unpacking.cancel()
             self._unpacking = None  # a cancelled task keeps its frames, and they keep this
+        if self._turn is not None:
+            self.state.owed.leave(self._turn)
+            self._turn = None
         self.state.bodies.give(self.client, self._held)
         if self._exchange is not None:
             self._exchange.give_up()
             self._exchange = None
         self._reserved = 0
         self._release_unread()
+        self._owe(0)
         self._backlog.clear()
         # The parser refers back to this object: without this, only the garbage collector frees both.
         self._body, self._pieces, self._parser = None, b"", None  # type: ignore[assignment]
@@ -222,12 +242,14 @@ class Connection(asyncio.BufferedProtocol):
         """Stop reading and answering while the client doesn't read its answers."""
         self._paused, self._unread = True, self._transport.get_write_buffer_size()
         self.state.bodies.take(self.client, self._unread)
+        self._owe(max(self.owes, self._unread))  # what is sent in part is kept as a whole
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """Continue once the client reads its answers again."""
         self._paused = False
         self._release_unread()
+        self._owe(0)
         if self._backlog and not self._busy:
             self._next_soon()
         elif not self._backlog and not self._hung_up:
@@ -235,7 +257,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def _release_unread(self) -> None:
         self.state.bodies.give(self.client, self._unread)
-        self._unread = 0
+        self._unread, self._read_last = 0, None
+
+    def _owe(self, size: int) -> None:
+        """Count an answer, foreseen or unread, with that much memory."""
+        self.owes, change = size, size - self.owes
+        self.state.owed.count(self.client, self, change)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return the memory to receive into: the body itself, if it is a long one."""
@@ -464,11 +491,14 @@ class Connection(asyncio.BufferedProtocol):
                 "requests of different clients can't be in progress on one connection: wait for the answers "
                 "before a request with another token",
             )
+        owes = self.owes
+        self._owe(0)
         state, before, self._name = self.state, self.client, name
         self.client = state.client_of(client_named(name) if name else self._address)
         for shares, size in ((state.crowd, 1), (state.bodies, self._unread + self._held)):
             shares.give(before, size)
             shares.take(self.client, size)
+        self._owe(owes)
 
     @property
     def _held(self) -> int:
@@ -621,12 +651,23 @@ class Connection(asyncio.BufferedProtocol):
         headers: dict[bytes, bytes],
         body: Any,
         arrived_ns: int,
+        in_turn: bool = False,
     ) -> None:
-        """Answer a request whose body isn't compressed."""
+        """Answer a request whose body isn't compressed; `in_turn` says that it has waited for room for its answer."""
         try:
             path = self._path(url)
             if path is not None and method == b"POST":
-                self._infer(exchange, path, headers, body, arrived_ns)
+                query, model = self._query(exchange, path, headers, body, arrived_ns)
+                plan = query.plan
+                is_small = plan is not None and plan.answer_bytes in _UNCOUNTED
+                if not is_small and (size := self._owing(model, query)) > COUNTED_BYTES:
+                    most = MOST_OWED_BYTES + batch_bytes(model, query, size)
+                    if not (in_turn or self.state.owed.has_room(self.client, size, most)):
+                        asked = exchange, method, url, headers, body, arrived_ns
+                        self._wait(size, most, exchange, partial(self._answer, *asked, True))
+                        return
+                    self._owe(size)
+                self._infer(exchange, model, query, headers, body)
             else:
                 request = PlainRequest(
                     *_asked(method, url), bytes(body), headers, self.client, self._name
@@ -638,14 +679,37 @@ class Connection(asyncio.BufferedProtocol):
             log.exception("the server's own code failed on a request")
             exchange.respond(failure_response(own_fault(error)))
 
-    def _infer(
+    def _owing(self, model: ServedModel, query: Query) -> int:
+        """Return the memory that the answer to a request is foreseen to take."""
+        size = foreseen_bytes(model, query)
+        if size is None:
+            return self.state.owed.foreseen(model.name)
+        binary = all(each.binary for each in query.outputs) if query.outputs else query.binary
+        return size if binary else _JSON_TIMES * size
+
+    def _wait(self, size: int, most: int, exchange: Exchange, answer: Callable[[], None]) -> None:
+        """Let a request wait until its client has read other answers; it is read again then."""
+
+        def go() -> None:
+            self._turn = None
+            answer()
+
+        def end(failure: ProtocolError) -> None:
+            self._turn = None
+            exchange.respond(failure_response(failure))
+
+        exchange.query = None  # it is read again
+        self._turn = self.state.owed.wait(self.client, size, most, go, end)
+
+    def _query(
         self,
         exchange: Exchange,
         path: tuple[str, str],
         headers: dict[bytes, bytes],
         body: Any,
         arrived_ns: int,
-    ) -> None:
+    ) -> tuple[Query, ServedModel]:
+        """Read an inference request; return it with its model."""
         state = self.state
         model = state.repository.find(*path)
         exchange.model = model
@@ -665,6 +729,18 @@ class Connection(asyncio.BufferedProtocol):
         if b"content-encoding" in headers:
             query.sent_bytes = sent_bytes
         exchange.query = query
+        return query, model
+
+    def _infer(
+        self,
+        exchange: Exchange,
+        model: ServedModel,
+        query: Query,
+        headers: dict[bytes, bytes],
+        body: Any,
+    ) -> None:
+        """Hand a request to its model."""
+        stated = headers.get(b"inference-header-content-length")
         ticket = model.accept(query, exchange.deliver)
         if not ticket.over:
             self._ticket = ticket
@@ -787,6 +863,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._hung_up:
             return
         slot = self._slot
+        if self.owes:
+            self._owe(size)
         if size <= _SMALL_BYTES:
             data = b"".join((head, *pieces))
             self._written += len(data)
@@ -796,6 +874,8 @@ class Connection(asyncio.BufferedProtocol):
                 slot.sending()
             self._written += len(head) + size
             self._transport.writelines((head, *pieces))
+        if self.owes and not self._paused:
+            self._owe(0)
         self._busy = False
         if slot is not None:  # the system has the answer only at the end of the loop's turn
             asyncio.get_running_loop().call_soon(self._answered)
@@ -917,6 +997,31 @@ class Connection(asyncio.BufferedProtocol):
                 "overloaded: other clients wait for the memory that the request takes; retry later"
             )
             self._refuse(ProtocolError(Kind.OVERLOADED, why, 1.0))
+
+    def hurry(self, now_ns: int) -> bool:
+        """End the connection if its client has read nothing of an answer for a second; return whether it reads."""
+        if not self._unread:
+            return False
+        sent = self._received_bytes
+        if self._read_last is None or sent < self._read_last[0]:  # the system says it from now on
+            self._read_last = sent, now_ns, False
+        before, since_ns, reading = self._read_last
+        if sent - before >= _PROGRESS_BYTES:
+            self._read_last = sent, now_ns, True
+            return True
+        if now_ns - since_ns >= _STUCK_NS:
+            self.take_back()
+            return False
+        return reading
+
+    @property
+    def _received_bytes(self) -> int:
+        """Bytes that the client has received, or else those that the system has taken, which come many at a time."""
+        one = self._transport.get_extra_info("socket")
+        received = None if one is None else received_bytes(one.fileno())
+        if received is None:
+            return self._written - self._transport.get_write_buffer_size()
+        return received
 
     def give_way(self) -> None:
         """Close the connection to make room for others."""

@@ -33,11 +33,13 @@ class Sender(Protocol):
     Attributes:
         state: State of the server.
         client: Client that the connection is counted under.
+        owes: Memory, in bytes, that the answer was foreseen to take; 0 if it isn't counted.
         clock_ns: Monotonic clock, in nanoseconds.
     """
 
     state: ServerState
     client: str
+    owes: int
     clock_ns: Callable[[], int]
 
     def send(
@@ -106,6 +108,8 @@ class Exchange:
             if isinstance(answer, ProtocolError):
                 self.respond(failure_response(answer))
                 return
+            if connection.owes and answer.size_bytes <= _LITTLE_BYTES:  # others may get as little
+                connection.state.owed.answered(answer.model, answer.size_bytes)
             began_ns = connection.clock_ns()
             plan: RequestPlan | None = query.plan
             same = plan is not None and self._keep_alive and not connection.state.draining
@@ -115,7 +119,7 @@ class Exchange:
                 if known is not None:
                     pieces = pieces_of(answer.outputs)
                     size = sum(map(len, pieces))
-                    if size > _LITTLE_BYTES and not self._is_room(size):
+                    if size > _LITTLE_BYTES and not self._is_room(answer, size):
                         return
                     self._sent = True
                     connection.send(known, pieces, size, self.reserved, True)
@@ -128,7 +132,7 @@ class Exchange:
                 encoding = chosen_encoding(accepted.decode("latin-1"))
             if size > _LITTLE_BYTES:
                 slow = slow_bytes(answer, query, model.most_rows > 0, encoding is not None)
-                if not self._is_room(size + slow):
+                if not self._is_room(answer, size + slow):
                     return
                 if slow:
                     self._begin_encoding(answer, encoding, slow)
@@ -225,8 +229,9 @@ class Exchange:
         self._sent = True
         connection.send(head, pieces, size, self.reserved, keep_alive)
 
-    def _is_room(self, size: int) -> bool:
+    def _is_room(self, answer: Answer, size: int) -> bool:
         """Whether an answer may take memory until its client reads it; if not, the client is told."""
+        self._connection.state.owed.answered(answer.model, size)
         try:
             self._connection.state.check_room(self._connection.client, size)
         except ProtocolError as failure:

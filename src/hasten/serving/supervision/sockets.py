@@ -25,7 +25,7 @@ def allowed_connections(connections: int, ports: int) -> int:
 
     Args:
         connections: Wanted number of connections per port.
-        ports: Number of ports.
+        ports: Number of ports; that of gRPC, whose library takes twice as many connections for a moment, counts as two.
 
     Returns:
         Number of connections per port that the system allows, at most `connections`.

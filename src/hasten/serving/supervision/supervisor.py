@@ -86,7 +86,7 @@ class Supervisor:
         if len(settings.models) > MOST_MODELS:
             raise InputError(f"one server serves at most {MOST_MODELS} models")
         limits = settings.limits
-        connections = allowed_connections(limits.connections, 1 if settings.grpc is None else 2)
+        connections = allowed_connections(limits.connections, 1 if settings.grpc is None else 3)
         limits = dataclasses.replace(limits, connections=connections)
         settings = dataclasses.replace(settings, limits=limits)
         self._settings, self._say, self._asked = settings, say, settings.models

@@ -56,6 +56,7 @@ class RequestPlan:
     Attributes:
         answer: Signature of the answer's outputs, length of the id, and the bytes that are sent
             before the outputs: up to the id, and after it. None until an answer was sent.
+        answer_bytes: Size of an answer's outputs; None if that isn't known.
     """
 
     __slots__ = (
@@ -67,6 +68,7 @@ class RequestPlan:
         "_timeout_ns",
         "_version",
         "answer",
+        "answer_bytes",
         "key",
         "rows",
         "tail_bytes",
@@ -85,6 +87,7 @@ class RequestPlan:
             self._places.append(place)
             offset += array.nbytes
         self.answer: tuple[list[tuple[Any, ...]], int, bytes, bytes] | None = None
+        self.answer_bytes: int | None = None
 
     def query(self, body: Any, header_bytes: int, id_: str) -> Query:
         """Decode a body whose JSON equals the plan's."""

@@ -1,0 +1,69 @@
+"""Sizes that answers will have, from the shapes of their requests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from hasten.core.tensors import Tensors, TensorSpec
+from hasten.serving.models.served import ServedModel
+from hasten.serving.protocol.requests import RAW, Query
+
+
+def foreseen_bytes(model: ServedModel, query: Query) -> int | None:
+    """Return the size, in bytes, of the outputs that a request will get; None if only the model can tell."""
+    plan = query.plan
+    if plan is not None and plan.answer_bytes is not None:
+        return plan.answer_bytes  # type: ignore[no-any-return]
+    outputs, ranked = model.outputs, False
+    if query.outputs:
+        sent = {each.name for each in query.outputs if each.region is None}
+        outputs = tuple(spec for spec in outputs if spec.name in sent)
+        ranked = any(each.classes for each in query.outputs)
+    chosen = ranked or (RAW in query.inputs and model.takes_raw)
+    size = None if chosen else size_of(model.inputs, outputs, query.inputs)
+    if plan is not None:
+        plan.answer_bytes = size
+    return size
+
+
+def batch_bytes(model: ServedModel, query: Query, size: int) -> int:
+    """Return the size of the answers to a whole batch of such requests.
+
+    Args:
+        model: Model of the request.
+        query: The request.
+        size: Size of its answer, in bytes.
+    """
+    rows = max(1, len(next(iter(query.inputs.values()), ()))) if model.most_rows else 1
+    return size * max(model.most_rows, rows) // rows
+
+
+def size_of(
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], tensors: Tensors
+) -> int | None:
+    """Return the size of all outputs of a model for the inputs of a request; None if their shapes don't tell it."""
+    named: dict[int | str, int] = {}
+    size = 0
+    for output in outputs:
+        if output.dtype == "object":
+            return None
+        if not named and not output.static:
+            named = _sizes(inputs, tensors)
+        dims = [dim if isinstance(dim, int) else named.get(dim, -1) for dim in output.shape]
+        if -1 in dims:
+            return None
+        size += math.prod(dims) * np.dtype(output.dtype).itemsize
+    return size
+
+
+def _sizes(inputs: Sequence[TensorSpec], tensors: Tensors) -> dict[int | str, int]:
+    """Return the sizes of a model's open dimensions in a request, by their names."""
+    found: dict[int | str, int] = {}
+    for spec in inputs:
+        if (array := tensors.get(spec.name)) is not None:
+            found.update(zip(spec.shape, array.shape, strict=False))
+    found.pop("?", None)
+    return found
