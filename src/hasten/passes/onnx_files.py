@@ -206,7 +206,7 @@ def write_onnx(proto: onnx.ModelProto, source: Model, path: Path) -> Model:
 
     Args:
         proto: New graph, with its weights in memory.
-        source: Model that the graph was made from; if its weights lie outside the file, the new
+        source: Model that the graph was made from, of any format; if its weights lie outside the file, the new
             ones do too.
         path: Path of the new file.
 
@@ -234,7 +234,7 @@ def write_onnx(proto: onnx.ModelProto, source: Model, path: Path) -> Model:
         onnx.checker.check_model(str(path))
     except Exception as error:
         raise CandidateError(f"ONNX's checker rejects {path.name}: {first_line(error)}") from error
-    return replace(source, path=path, files=(data,) if data.exists() else ())
+    return replace(source, format="onnx", path=path, files=(data,) if data.exists() else ())
 
 
 def _hides_nan(proto: onnx.ModelProto, source: Model) -> bool:

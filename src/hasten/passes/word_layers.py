@@ -69,7 +69,7 @@ class WordLayers(Pass):
         ]
         if not _Roundings(proto).widen(layers):
             raise CandidateError(f"none of the {len(self.nodes)} layers reads 8 bits")
-        return write_onnx(proto, replace(model, format="onnx", files=()), workdir / "mixed.onnx")
+        return write_onnx(proto, replace(model, files=()), workdir / "mixed.onnx")
 
     def words(self) -> str:
         return in_words(self.nodes)
