@@ -523,24 +523,35 @@ def test_places_that_overflowed_are_refused_as_others_beyond_a_table(dtype: str,
         answers(*planned(operations, {}, given, made), given)
 
 
+DIVIDES = "^the model divides a whole number by 0 for this request: give other numbers$"
+
+
 @pytest.mark.parametrize("dtype", ["int8", "int32", "int64"])
 def test_whole_numbers_that_are_divided_by_anything_end_no_process(dtype: str) -> None:
     least = int(np.iinfo(dtype).min)
-    operands = np.array([-7, 7, -7, 7, least, least, 5], dtype)
-    divisors = np.array([2, -2, 0, 0, -1, 1, -1], dtype)
+    given = {
+        "x": np.array([-7, 7, least, least, 5], dtype),
+        "by": np.array([2, -2, -1, 1, -1], dtype),
+    }
     wanted = {
-        "divide": [-3, -3, 0, 0, least, least, -5],
-        "remainder": [-1, 1, 0, 0, 0, 0, 0],
-        "modulo": [1, -1, 0, 0, 0, 0, 0],
+        "divide": [-3, -3, least, least, -5],
+        "remainder": [-1, 1, 0, 0, 0],
+        "modulo": [1, -1, 0, 0, 0],
     }
     accesses = (Access("x", (1,)), Access("by", (1,)))
     operations = [
-        Map((Step(op, (0, 1), dtype),), accesses, Access(op, (1,)), (7,)) for op in wanted
+        Map((Step(op, (0, 1), dtype),), accesses, Access(op, (1,)), (5,)) for op in wanted
     ]
-    given = {"x": operands, "by": divisors}
-    made = dict.fromkeys(wanted, (dtype, 7))
+    made = dict.fromkeys(wanted, (dtype, 5))
     found = answers(*planned(operations, {}, given, made), given)
     assert {op: found[op].tolist() for op in wanted} == wanted
+    given["by"][3] = 0
+    for operation in operations:
+        alone = {operation.output.tensor: (dtype, 5)}
+        with pytest.raises(BeyondRange, match=DIVIDES):
+            answers(*planned([operation], {}, given, alone), given)
+        with pytest.raises(BeyondRange, match=DIVIDES):
+            operation.calculate({**given, operation.output.tensor: np.empty(5, dtype)})
 
 
 def test_tables_and_text_beyond_all_measure_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -443,17 +443,19 @@ def test_places_beyond_a_tensor_are_refused_and_other_requests_answered(
                 assert answer.tolist() == [[5, 8, 8]]
 
 
-def test_dividing_whole_numbers_by_0_ends_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("op", ["Div", "Mod"])
+def test_dividing_whole_numbers_by_0_is_refused_as_by_onnx_runtime(tmp_path: Path, op: str) -> None:
     drawn = Drawn(0)
     a, b = drawn.input(2, dtype="int64"), drawn.input(2, dtype="int64")
-    for op in ("Div", "Mod"):
-        drawn.output(drawn.node(op, a, b))
+    drawn.output(drawn.node(op, a, b))
     path, target, engine = drawn.write(tmp_path), Target.host(), CompiledC()
-    given = {a: np.array([[5, -(2**63)]]), b: np.array([[0, -1]])}
+    given = {a: np.array([[5, -(2**63)]]), b: np.array([[2, -1]])}
     with engine.open(engine.build(load(path), target, tmp_path), target) as session:
-        quotients, rests = session.run(given).values()
-    assert quotients.tolist() == [[0, -(2**63)]]
-    assert rests.tolist() == [[0, 0]]
+        for _ in range(2):
+            (found,) = session.run(given).values()
+            assert found.tolist() == ([[2, -(2**63)]] if op == "Div" else [[1, 0]])
+            with pytest.raises(BeyondRange, match="divides a whole number by 0"):
+                session.run({**given, b: np.array([[2, 0]])})
 
 
 @pytest.mark.parametrize(

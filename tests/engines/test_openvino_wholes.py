@@ -119,6 +119,31 @@ def test_what_is_calculated_in_float32_is_right_or_refused(
     assert answered[-1] < MOST
 
 
+@pytest.mark.parametrize("op", ["Div", "Mod"])
+def test_a_graph_that_may_divide_by_0_is_refused(opened: Opened, tmp_path: Path, op: str) -> None:
+    why = r"OpenVINO computes \w+ \(node 'y', whose divisor may be 0\) in float32"
+    with pytest.raises(NotCovered, match=why):
+        opened(graph(tmp_path, f"y = {op} (seven, ids)"), OpenVino())
+    other = tmp_path / "other"
+    other.mkdir()
+    session = opened(graph(other, f"less = Sub (ids, seven)  y = {op} (ids, less)"), OpenVino())
+    session.run({"ids": np.array([[3, -3]])})
+    with pytest.raises(BeyondRange, match=f"{why}, and the input 'ids' has 7: give numbers"):
+        session.run({"ids": np.array([[3, 7]])})
+
+
+@pytest.mark.parametrize("divisor", ["d = Max (ids, one)", "d = Size (ids)"])
+@pytest.mark.parametrize("op", ["Div", "Mod"])
+def test_a_divisor_that_is_a_size_or_never_0_is_taken(
+    opened: Opened, tmp_path: Path, op: str, divisor: str
+) -> None:
+    path = graph(tmp_path, f"{divisor}  y = {op} (ids, d)")
+    ids = np.array([[9, -4], [7, 0]])
+    (answer,) = opened(path, OpenVino()).run({"ids": ids}).values()
+    (wanted,) = opened(path, OnnxRuntime()).run({"ids": ids}).values()
+    np.testing.assert_array_equal(answer, wanted)
+
+
 @pytest.mark.parametrize("name", KEPT)
 def test_what_keeps_32_bits_takes_them(opened: Opened, tmp_path: Path, name: str) -> None:
     path = graph(tmp_path, KEPT[name], output="float" if name == "Float" else "int64")

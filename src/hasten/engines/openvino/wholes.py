@@ -41,6 +41,8 @@ _COMPARES = frozenset(
     ["Equal", "NotEqual", "Less", "LessEqual", "Greater", "GreaterEqual", "Minimum", "Maximum"]
 )
 """Operations that are right in float32 if all numbers but those of one input are small."""
+_DIVIDES = frozenset(["Divide", "FloorMod", "Mod"])
+"""Operations that other engines refuse to compute where the second input is 0."""
 _COUNTS = frozenset(["NonZero", "Result", "ShapeOf"])
 """Operations that calculate with no amounts."""
 
@@ -154,6 +156,8 @@ class _Step:
         """Return the least and the largest result; None if a plugin may calculate it wrong."""
         if self.bodies:
             return self._inside(_hull(*spans), elements)
+        if self.divides_by_zero(spans):
+            return None
         if self.kind == "Convert" and self.gives:  # higher bits are left out, as ONNX has it
             fits = self._held(spans[0], _WORD)
             return fits or (max(self.range[0], _WORD[0]), min(self.range[1], _WORD[1]))
@@ -175,6 +179,17 @@ class _Step:
         if self.kind in _SUMS:
             found = _around(_most(found) * (self.terms or elements), found)
         return self._held(found, limit)
+
+    def divides_by_zero(self, spans: list[Span]) -> bool:
+        """Whether it may divide by 0, because a request's numbers make the divisor."""
+        if self.kind not in _DIVIDES or not isinstance(self.takes[1], str):
+            return False
+        return spans[1][0] <= 0 <= spans[1][1]
+
+    def because(self, spans: list[Span]) -> str:
+        """Return words for the operation, with the reason for which it has no result if there is more than one."""
+        why = ", whose divisor may be 0)" if self.divides_by_zero(spans) else ")"
+        return f"{self.words.removesuffix(')')}{why}"
 
     def _inside(self, whole: Span, elements: int) -> Span | None:
         """Return the least and the largest of what goes into graphs inside and what comes out of them."""
@@ -286,7 +301,7 @@ class Wholes:
             given = [known[one] if isinstance(one, str) else one for one in step.takes]
             found = step.result(given, elements)
             if found is None:
-                return known, (step.words, own)
+                return known, (step.because(given), own)
             known.update(dict.fromkeys(step.gives, found))
             causes.update(dict.fromkeys(step.gives, own))
         return known, None

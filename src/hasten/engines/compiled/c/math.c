@@ -170,13 +170,13 @@ static inline float erf_f(float x) {
 #define MAX(a, b) ((a) > (b) || (a) != (a) ? (a) : (b))
 #define MIN(a, b) ((a) < (b) || (a) != (a) ? (a) : (b))
 
-/* Whole numbers: a division that the processor would trap gives 0, or wraps. A divisor that isn't constant is hidden
-   first: of a cast float a compiler may believe that it is never 0. */
+/* Whole numbers: a division by 0, at which the processor would trap, refuses the request, and others wrap. A divisor that
+   isn't constant is hidden first: of a cast float a compiler may believe that it is never 0. */
 #define DIVIDED(a, b, minus, other) ({ \
   const __typeof__((a) + 0) n = (a); \
   __typeof__((b) + 0) d = (b); \
   if (!__builtin_constant_p(d)) asm("" : "+r"(d)); \
-  d == 0 ? 0 : d == -1 ? minus : other; })
+  d == 0 ? c->beyond[1] = c->beyond[1] ? c->beyond[1] : -1, 0 : d == -1 ? minus : other; })
 #define QUOTIENT(a, b) DIVIDED(a, b, (__typeof__(n))(0 - (u64)n), n / d)
 #define REMAINDER(a, b) DIVIDED(a, b, 0, n % d)
 #define MODULO(a, b) DIVIDED(a, b, 0, n % d != 0 && (n % d < 0) != (d < 0) ? n % d + d : n % d)

@@ -53,9 +53,9 @@ static void run_checked(const struct call *call) {
 #endif
 }
 
-/* Answer; 0 with an error of the class `refused` where the request names a place beyond a tensor. */
+/* Answer; 0 with an error of the class `refused` where the request names a place beyond a tensor, or divides by 0. */
 static int go(struct call *call, PyObject *refused) {
-  i64 beyond[2] = {0}; /* such a place, and the size of the axis, which is never 0 */
+  i64 beyond[2] = {0}; /* such a place, and the size of the axis, which is never 0; -1 for a division */
   call->beyond = beyond;
   if (call->rows >= LONG_ROWS) {
     void *thread = PyEval_SaveThread();
@@ -64,7 +64,9 @@ static int go(struct call *call, PyObject *refused) {
   } else {
     run_checked(call);
   }
-  if (beyond[1])
+  if (beyond[1] < 0)
+    PyErr_SetString(refused, "the model divides a whole number by 0 for this request: give other numbers");
+  else if (beyond[1])
     PyErr_Format(refused, "the model looks up place %lld of %lld for this request: give numbers for which its places are from %lld to %lld",
                  beyond[0], beyond[1], -beyond[1], beyond[1] - 1);
   return !beyond[1];

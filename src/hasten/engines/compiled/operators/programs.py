@@ -11,7 +11,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.plan import C_TYPES
-from hasten.errors import IntegrityError
+from hasten.errors import BeyondRange, IntegrityError
 
 MOST_STEPS = 400
 """Largest number of steps of a program; longer ones become several loops."""
@@ -39,7 +39,7 @@ _WHOLE = {
     "bits_or": "({0} | {1})",
     "bits_xor": "({0} ^ {1})",
 }
-"""Steps that differ for whole numbers, or are for them only: dividing by 0 must not end the process."""
+"""Steps that differ for whole numbers, or are for them only: a request that divides by 0 is refused."""
 _WRAPPING = {"add": "+", "subtract": "-", "multiply": "*"}
 _UNSIGNED = {"int64": "u64", "int32": "u32"}
 """Steps and types whose result wraps, as ONNX Runtime's and numpy's: C defines that without a sign only."""
@@ -357,19 +357,30 @@ def _sign(x: Array) -> Array:
 
 
 def _quotient(one: Array, other: Array) -> Array:
-    """Return whole quotients towards 0; 0 where the divisor is."""
-    safe = np.where(other == 0, 1, other)
-    down = one // safe
-    found = down + ((down < 0) & (down * safe != one))
-    return np.where(other == 0, 0, found)
+    """Return whole quotients towards 0."""
+    down = one // _divisor(other)
+    return np.asarray(down + ((down < 0) & (down * other != one)))
 
 
 def _remainder(one: Array, other: Array) -> Array:
-    return np.where(other == 0, 0, np.fmod(one, np.where(other == 0, 1, other)))
+    return np.asarray(np.fmod(one, _divisor(other)))
 
 
 def _modulo(one: Array, other: Array) -> Array:
-    return np.where(other == 0, 0, np.mod(one, np.where(other == 0, 1, other)))
+    return np.asarray(np.mod(one, _divisor(other)))
+
+
+def _divisor(other: Array) -> Array:
+    """Return whole numbers to divide by.
+
+    Raises:
+        BeyondRange: one of them is 0.
+    """
+    if not np.all(other):
+        raise BeyondRange(
+            "the model divides a whole number by 0 for this request: give other numbers"
+        )
+    return other
 
 
 _IN_WHOLE: Mapping[str, Callable[..., Any]] = {
