@@ -38,6 +38,16 @@ patches (float[batch, 3, 16, 16] x) => (float[batch, 4, 32] y)
 """
 
 
+VECTOR = """
+<ir_version: 10, opset_import: ["": 20]>
+kernel (float[batch, 16] x) => (float[batch] y)
+<float[16, 60] seen, float[60] known>
+{
+    [like] k = MatMul (x, seen)
+    [mean] y = MatMul (k, known)
+}
+"""
+
 READER = """
 <ir_version: 10, opset_import: ["": 20]>
 reader (float[batch, 5, 16] x) => (float[batch, 5, 8] y)
@@ -379,3 +389,12 @@ def test_weights_that_an_lstms_states_meet_count(build: Build) -> None:
     }
     """
     assert list(DynamicQuantization.variants(build(text, "reader"), host())) != []
+
+
+def test_a_product_with_a_vector_stays_in_float(build: Build, tmp_path: Path) -> None:
+    model = build(VECTOR)
+    quantized = run(DynamicQuantization(), model, tmp_path)
+    assert op_counts(read_onnx(quantized))["MatMul"] == 1
+    data = samples_of(model)
+    before, after = answers(model, data, tmp_path / "a"), answers(quantized, data, tmp_path / "b")
+    assert error_between(before, after) < 0.05

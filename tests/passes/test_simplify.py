@@ -30,6 +30,21 @@ foldable (float[batch, 8, 4] x) => (float[batch, 32] y)
     [flat] y = Reshape (i, j)
 }
 """
+COLUMN = """
+<ir_version: 8, opset_import: ["": 18, "ai.onnx.ml": 3]>
+binned (float[batch, 6] x) => (float[batch, 4] y)
+<int64 third = {2}, float[3] bins = {-1.0, 0.0, 1.0}, float[1] none = {0.0}, float[1] one = {1.0}>
+{
+    [column] c = ai.onnx.ml.ArrayFeatureExtractor (x, third)
+    [floats] f = Cast <to = 1> (c)
+    [less] l = Less (f, bins)
+    [nothing] n = Mul (f, none)
+    [last] o = Add (n, one)
+    [bins] b = Cast <to = 1> (l)
+    [same] s = Identity (b)
+    [join] y = Concat <axis = 1> (s, o)
+}
+"""
 
 
 class TestSimplify(PassTests):
@@ -54,6 +69,17 @@ class TestSimplify(PassTests):
 
     def test_the_result_has_the_common_ir_version(self, result: Model) -> None:
         assert read_onnx(result).ir_version == 10
+
+    def test_a_column_of_a_pipeline_keeps_its_axes(self, build: Any, tmp_path: Path) -> None:
+        model = build(COLUMN)
+        result = run(Simplify(), model, tmp_path)
+        assert op_counts(read_onnx(result))["Identity"] == 0
+        data = samples_of(model)
+        before, after = (
+            answers(model, data, tmp_path / "a"),
+            answers(result, data, tmp_path / "b"),
+        )
+        assert error_between(before, after) == 0
 
     def test_it_is_exact(self) -> None:
         assert Simplify.exact

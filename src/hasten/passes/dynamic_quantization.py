@@ -170,8 +170,13 @@ class DynamicQuantization(Selective):
 
 
 def _with_weights(proto: onnx.ModelProto, kinds: Collection[str]) -> dict[str, int]:
-    """Return the ONNX type of the weights of nodes of some kinds whose weights are constant, by the node's name."""
-    types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    """Return the ONNX type of the weights of nodes of some kinds whose weights are constant, by the node's name.
+
+    A vector isn't among them: it would have a scale for each of its numbers, which their sum can't be multiplied by.
+    """
+    types = {
+        tensor.name: tensor.data_type for tensor in proto.graph.initializer if len(tensor.dims) > 1
+    }
     return {
         node.name: types[node.input[1]]
         for node in proto.graph.node

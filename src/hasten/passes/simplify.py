@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
+import onnx
+
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Pass, Skipped, Stage
-from hasten.passes.onnx_files import has_functions, op_counts, read_onnx, write_onnx
+from hasten.passes.onnx_files import graphs, has_functions, op_counts, read_onnx, write_onnx
 from hasten.passes.silence import first_line, silenced
 
 
@@ -41,7 +43,7 @@ class Simplify(Pass):
             import onnxslim
 
             try:
-                slim = onnxslim.slim(proto)
+                slim = onnxslim.slim(proto, no_shape_infer=_has_own_shapes(proto))
             except Exception as error:
                 raise CandidateError(f"onnxslim failed: {first_line(error)}") from error
         if op_counts(slim) == before and not has_functions(model):
@@ -50,3 +52,15 @@ class Simplify(Pass):
 
     def words(self) -> str:
         return "simplified"
+
+
+def _has_own_shapes(proto: onnx.ModelProto) -> bool:
+    """Whether shapes that ONNX infers can't be trusted, by which reshapes would go and files state wrong ones.
+
+    It infers one axis for the single column that ArrayFeatureExtractor takes, and runtimes give two.
+    """
+    return any(
+        node.op_type == "ArrayFeatureExtractor"
+        for graph in graphs(proto.graph)
+        for node in graph.node
+    )
