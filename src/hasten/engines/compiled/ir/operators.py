@@ -222,11 +222,31 @@ def _strided_slice(drawing: Drawing, operation: Any) -> None:
 
 
 def _slice(drawing: Drawing, operation: Any) -> None:
-    starts, ends = integers(operation, 1, "start"), integers(operation, 2, "end")
-    steps, axes = integers(operation, 3, "steps"), list(range(len(starts)))
+    """Draw a slice, whose bounds may be sizes that the lowering knows."""
+    starts, ends, steps = (_cast(drawing, operation, at, np.int64) for at in (1, 2, 3))
     if operation.get_input_size() > 4:
-        axes = integers(operation, 4, "axes")
-    _sliced(drawing, operation, list(zip(axes, starts, ends, steps, strict=True)), ())
+        axes = _cast(drawing, operation, 4, np.int64)
+    else:
+        axes = drawing.constant(np.arange(shape_of(operation.input(1))[0]))
+    given = drawing.input(operation, 0)
+    drawing.give(operation, drawing.node("Slice", operation, [given, starts, ends, axes, steps]))
+
+
+def _cast(drawing: Drawing, operation: Any, place: int, wanted: Any) -> str:
+    """Return the name of an input, drawn with another element type if it has another."""
+    name, wanted = drawing.input(operation, place), np.dtype(wanted)
+    if operation.get_input_element_type(place).to_dtype() == wanted:
+        return name
+    to = helper.np_dtype_to_tensor_dtype(wanted)
+    return drawing.node("Cast", operation, [name], to=to)[0]
+
+
+def _range(drawing: Drawing, operation: Any) -> None:
+    wanted = np.dtype(operation.get_output_element_type(0).to_dtype())
+    if any(not one.get_element_type().is_integral() for one in operation.inputs()):
+        raise refuse(operation, "its numbers aren't whole")
+    inputs = [_cast(drawing, operation, at, wanted) for at in range(3)]
+    drawing.give(operation, drawing.node("Range", operation, inputs))
 
 
 def _interpolate(drawing: Drawing, operation: Any) -> None:
@@ -415,6 +435,7 @@ OPERATORS: Mapping[str, Draw] = {
     "PRelu": _prelu,
     "Pad": _pad,
     "Power": simply("Pow"),
+    "Range": _range,
     "ReduceMax": _reduce("ReduceMax"),
     "ReduceMean": _reduce("ReduceMean"),
     "ReduceMin": _reduce("ReduceMin"),

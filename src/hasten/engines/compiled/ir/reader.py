@@ -10,6 +10,7 @@ import onnx
 
 from hasten.core.telemetry import import_quietly
 from hasten.core.tensors import TensorSpec
+from hasten.engines.compiled.ir.attention import ATTENTION
 from hasten.engines.compiled.ir.constants import known, ranges, refuse
 from hasten.engines.compiled.ir.drawing import Drawing
 from hasten.engines.compiled.ir.masks import MASKS
@@ -94,7 +95,7 @@ def _draw(drawing: Drawing, operation: Any) -> None:
         return  # a bias that its product has taken, or a rounding
     if operation.get_output_size() and all(known(one) for one in operation.outputs()):
         return  # drawn where it is read
-    draw = PRODUCTS.get(kind) or OPERATORS.get(kind) or MASKS.get(kind)
+    draw = next((one[kind] for one in _DRAWN if kind in one), None)
     if draw is None:
         raise refuse(operation, "it isn't covered")
     if not all(port.get_partial_shape().is_static for port in operation.outputs()):
@@ -119,3 +120,7 @@ def _round(drawing: Drawing, port: Any) -> None:
         if reader.get_type_name() == "FakeQuantize" and target.get_index() == 0:
             made = drawing.rounded(reader, name, *ranges(reader))
             drawing.give(reader, [made])
+
+
+_DRAWN = (PRODUCTS, OPERATORS, MASKS, ATTENTION)
+"""Functions that draw operations, by their names."""
