@@ -734,6 +734,23 @@ def test_places_that_a_request_names_are_refused_where_nothing_checks_them(
         OpenVino().build(load(path).settled_by(sample), host, tmp_path)
 
 
+def test_places_to_which_a_request_writes_are_refused(host: Target, tmp_path: Path) -> None:
+    path = tmp_path / "summed.onnx"
+    text = """<ir_version: 9, opset_import: ["": 18]>
+    summed (float[6, 1] x, int64[N] at) => (float[6, 1] y) <int64[1] last = {-1}, float[1] one = {1}> {
+        index = Unsqueeze (at, last)  size = Shape (index)  ones = Expand (one, size)
+        y = ScatterElements <axis = 0, reduction = "add"> (x, index, ones) }"""
+    onnx.save(onnx.parser.parse_model(text), path)
+    sample: dict[str, np.ndarray] = {
+        "x": np.zeros((6, 1), np.float32),
+        "at": np.zeros(3, np.int64),
+    }
+    with pytest.raises(
+        NotCovered, match=r"as ScatterElementsUpdate .* would write beyond the tensor"
+    ):
+        OpenVino().build(load(path).settled_by(sample), host, tmp_path)
+
+
 def test_places_that_the_model_finds_itself_are_taken(host: Target, tmp_path: Path) -> None:
     text = """best (float[N, 6] x) => (float[N] y) {
         i = ArgMax <axis = 1> (x)  y = GatherND <batch_dims = 1> (x, i) }"""

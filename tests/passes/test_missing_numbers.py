@@ -37,6 +37,12 @@ replaced (float[batch, 32] x) => (float[batch, 8] y)
 <float none = {0.5}, float[32, 8] v>
 { missing = IsNaN (x)  there = Where (missing, none, x)  y = MatMul (there, v) }
 """
+ATTENTION = """
+<ir_version: 10, opset_import: ["": 20]>
+attention (float[batch, 32] x) => (float[batch, 8] y)
+<float none = {0}, float[32, 32] w, float[32, 8] v>
+{ p = MatMul (x, w)  s = Softmax (p)  masked = IsNaN (s)  there = Where (masked, none, s)  y = MatMul (there, v) }
+"""
 BOTH = [StaticQuantization(), DynamicQuantization()]
 
 
@@ -85,6 +91,17 @@ def test_litert_refuses_nan_that_it_would_hide(build: Build, tmp_path: Path) -> 
     quantized = made(LitertQuantization(), model, tmp_path / "made")
     with LiteRt().open(LiteRt().build(quantized, host(), tmp_path / "built"), host()) as session:
         with pytest.raises(BeyondRange, match="In int8, LiteRT makes ordinary numbers of NaN"):
+            session.run(request())
+
+
+def test_a_model_that_replaces_nan_of_an_attention_doesnt_look_for_that_of_a_request(
+    build: Build, tmp_path: Path
+) -> None:
+    quantized = made(StaticQuantization(), build(ATTENTION, "attention"), tmp_path / "made")
+    (tmp_path / "built").mkdir()
+    engine = OnnxRuntime()
+    with engine.open(engine.build(quantized, host(), tmp_path / "built"), host()) as session:
+        with pytest.raises(BeyondRange, match="has one: replace it before the call"):
             session.run(request())
 
 

@@ -88,9 +88,10 @@ def check_whole_numbers(graph: Any) -> None:
 
 
 def check_places(graph: Any) -> None:
-    """Refuse a graph that reads from places that a request names, where a plugin doesn't check them.
+    """Refuse a graph that reads from or writes to places that a request names, where a plugin doesn't check them.
 
-    GatherND would read whatever is in memory beyond the tensor, or end the process. Range ends the process with a step of
+    GatherND would read whatever is in memory beyond the tensor, or end the process. ScatterElements would write before the
+    tensor where a place is further below 0 than the tensor is long. Range ends the process with a step of
     0, and gives numbers instead of none with steps away from its end. A loop without steps gives the last request's
     numbers. Sequences with lengths of their own are computed whole where their number of steps is open.
 
@@ -106,6 +107,11 @@ def check_places(graph: Any) -> None:
             raise NotCovered(
                 f"OpenVINO doesn't check the places that a request names, as {_named(operation)} reads them: it would "
                 "read beyond the tensor"
+            )
+        if kind == "ScatterElementsUpdate" and sources[1] in named:
+            raise NotCovered(
+                f"OpenVINO doesn't check the places that a request names, as {_named(operation)} has them: it would "
+                "write beyond the tensor"
             )
         if kind == "Range" and named.intersection(sources):
             raise NotCovered(

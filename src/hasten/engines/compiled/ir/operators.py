@@ -242,9 +242,13 @@ def _cast(drawing: Drawing, operation: Any, place: int, wanted: Any) -> str:
 
 
 def _range(drawing: Drawing, operation: Any) -> None:
-    wanted = np.dtype(operation.get_output_element_type(0).to_dtype())
-    if any(not one.get_element_type().is_integral() for one in operation.inputs()):
-        raise refuse(operation, "its numbers aren't whole")
+    made = operation.get_output_element_type(0)
+    wanted, given = (
+        np.dtype(made.to_dtype()),
+        [one.get_element_type() for one in operation.inputs()],
+    )
+    if any(one.is_real() and one != made for one in given):
+        raise refuse(operation, f"it counts in {made.get_type_name()} between other numbers")
     inputs = [_cast(drawing, operation, at, wanted) for at in range(3)]
     drawing.give(operation, drawing.node("Range", operation, inputs))
 
@@ -358,6 +362,13 @@ def _gather_elements(drawing: Drawing, operation: Any) -> None:
     drawing.give(operation, drawing.node("GatherElements", operation, inputs, axis=axis))
 
 
+def _gather_nd(drawing: Drawing, operation: Any) -> None:
+    if attributes(operation)["batch_dims"]:
+        raise refuse(operation, "it has batch axes")
+    inputs = [drawing.input(operation, 0), _cast(drawing, operation, 1, np.int64)]
+    drawing.give(operation, drawing.node("GatherND", operation, inputs))
+
+
 def _unequal(drawing: Drawing, operation: Any) -> None:
     inputs = [drawing.input(operation, at) for at in (0, 1)]
     same = drawing.node("Equal", operation, inputs)
@@ -410,6 +421,7 @@ OPERATORS: Mapping[str, Draw] = {
     "Floor": simply("Floor"),
     "Gather": _gather,
     "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
     "Gelu": _gelu,
     "Greater": simply("Greater"),
     "GreaterEqual": simply("GreaterOrEqual"),
