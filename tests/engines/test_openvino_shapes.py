@@ -18,7 +18,7 @@ from hasten.core.target import Target
 from hasten.engines.base import Session
 from hasten.engines.openvino.engine import OpenVino, converted
 from hasten.engines.openvino.risks import Risks, risks_of
-from hasten.errors import BeyondRange
+from hasten.errors import BeyondRange, NotCovered
 from hasten.inputs.models.onnx import load
 
 _CONSTANTS = (
@@ -187,6 +187,26 @@ def test_numbers_made_of_an_empty_tensor_inside_are_never_the_last_answers(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
+def test_a_graph_that_may_fail_never_gives_the_last_answers_for_an_empty_tensor(
+    tmp_path: Path, threads: int
+) -> None:
+    text = f"""g (float[T, N, 4] x, float[1, 4] e, int64[1, 4] i) => (float[A, N, 4] y) <{_CONSTANTS}> {{
+        s = Slice (x, one, many, zero)  t = Transpose <perm = [1, 2, 0]> (s)  c = Conv <pads = [2, 2]> (t, kernel)
+        a = Transpose <perm = [2, 0, 1]> (c)  b = GatherElements <axis = 0> (e, i)  y = Add (a, b) }}"""
+    x, e, i = (
+        np.ones((3, 2, 4), np.float32),
+        np.ones((1, 4), np.float32),
+        np.zeros((1, 4), np.int64),
+    )
+    with opened(tmp_path, text, threads) as session:
+        expected = session.run({"x": x, "e": e, "i": i})["y"]
+        for _ in range(2):
+            with pytest.raises(BeyondRange, match="as Convolution"):
+                session.run({"x": x[:1], "e": e, "i": i})
+            assert np.array_equal(session.run({"x": x, "e": e, "i": i})["y"], expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -267,6 +287,44 @@ def test_risks_of_a_graph_follow_from_what_reads_its_numbers(
     path = written(tmp_path, whole)
     artifact = converted(load(path), tmp_path)
     assert risks_of(artifact.path) == Risks(fails=fails, empties=empties)
+
+
+_TRANSPOSED = "y = ConvTranspose <strides = [2], output_shape = [7]> (x, k)"
+_MEAN = "y = AveragePool <kernel_shape = [3], strides = [2], ceil_mode = 1, pads = [1, 1], count_include_pad = {}> (x)"
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        (_TRANSPOSED, r"OpenVINO doesn't pad ConvolutionBackpropData \(node 'y'\)"),
+        (_MEAN.format(1), r"OpenVINO counts padding in AvgPool \(node 'y'\)"),
+        (_MEAN.format(0), None),
+        ("y = ConvTranspose <strides = [2], pads = [1, 1]> (x, k)", None),
+    ],
+)
+def test_windows_that_would_lie_elsewhere_at_some_lengths_are_refused(
+    tmp_path: Path, text: str, refused: str | None
+) -> None:
+    whole = (
+        f"g (float[N, 1, T] x) => (float[N, 1, S] y) <float[1, 1, 3] k = {{1, 2, 3}}> {{ {text} }}"
+    )
+    if refused is not None:
+        with pytest.raises(NotCovered, match=refused):
+            converted(load(written(tmp_path, whole)), tmp_path)
+        return
+    answers = truthful(written(tmp_path, whole))
+    with opened(tmp_path, whole, 1) as session:
+        for steps in (4, 3, 5, 6):
+            x = np.arange(steps, dtype=np.float32).reshape(1, 1, steps)
+            assert same(session.run({"x": x}), answers({"x": x}))
+
+
+def test_windows_over_a_settled_length_are_where_the_model_says(tmp_path: Path) -> None:
+    whole = f"g (float[1, 1, 4] x) => (float[1, 1, 7] y) <float[1, 1, 3] k = {{1, 2, 3}}> {{ {_TRANSPOSED} }}"
+    x = {"x": np.arange(4, dtype=np.float32).reshape(1, 1, 4)}
+    answers = truthful(written(tmp_path, whole))
+    with opened(tmp_path, whole, 1) as session:
+        assert same(session.run(x), answers(x))
 
 
 def test_a_window_over_a_settled_image_makes_nothing_empty(tmp_path: Path) -> None:

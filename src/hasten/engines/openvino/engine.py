@@ -392,9 +392,10 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
     Raises:
         CandidateError: it can't be converted.
         NotCovered: it computes in float64, with whole numbers that plugins hold in another type or that are too
-            large for them, or reads from places that a request names and nothing checks.
+            large for them, reads from places that a request names and nothing checks, or has windows that lie
+            elsewhere at some sizes.
     """
-    from hasten.engines.openvino.numbers import check_doubles
+    from hasten.engines.openvino.numbers import check_doubles, check_windows
     from hasten.engines.openvino.ties import keep_order
 
     ov = import_quietly("openvino")
@@ -408,6 +409,7 @@ def converted(model: Model, workdir: Path, *, keeps_doubles: bool = False) -> Ar
         _name_ports(converted, model)
         if keeps_doubles:
             check_doubles(converted)
+        check_windows(converted)
         _check_values(converted)
         keep_order(converted)
         ov.save_model(converted, path, compress_to_fp16=False)
@@ -631,7 +633,7 @@ class _Request:
         self._buffers: dict[str, Array] = {}
         self._shapes: _Shapes = ()
         self._answered = set[_Shapes]()
-        """Shapes of requests at which the plugin neither fails nor passes over operations without numbers."""
+        """Shapes of requests at which the plugin answered one and passed over no operation without numbers."""
         self._known = False
         """Whether the shapes of the buffers are among them."""
         self._empty: str | None = None
@@ -647,7 +649,7 @@ class _Request:
         self._ranges.check()
         answers: tuple[Array, ...]
         try:
-            if self._raises or self._known:
+            if self._raises or (self._known and not self._fails):
                 found = self._request.infer()
             else:
                 self._request.start_async()
@@ -662,7 +664,7 @@ class _Request:
         if self._empty is not None:
             if any(answer.size for answer in answers):
                 raise self._stale(self._empty)
-        elif not (self._known or self._fails):
+        elif not self._known:
             self._learn()
         return answers
 

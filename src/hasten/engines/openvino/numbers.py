@@ -45,6 +45,7 @@ _CARRYING = frozenset(
 """Operations that make large numbers of large ones. TopK, NonZero, Clamp and Mod, for example, bound what they make."""
 _LENGTHS = {"GRUSequence": 2, "LSTMSequence": 3, "RNNSequence": 2}
 """Operations on sequences, and their inputs with the lengths of these."""
+_OVER_WINDOWS = frozenset({"AvgPool", "ConvolutionBackpropData", "GroupConvolutionBackpropData"})
 _SIZES = frozenset({"ShapeOf"})
 """Operations whose answers don't depend on the values of their input."""
 
@@ -122,6 +123,37 @@ def check_places(graph: Any) -> None:
             )
         if kind == "Parameter" or (kind in _CARRYING and named.intersection(sources)):
             named.add(operation.get_name())
+
+
+def check_windows(graph: Any) -> None:
+    """Refuse a converted graph whose windows lie elsewhere than the model says at some sizes of a request.
+
+    The converter gives a transposed convolution no padding where it can't follow that from a stated size of its output, as
+    with open sizes. A plugin counts padding in a mean also where a window that is rounded up goes beyond it.
+
+    Raises:
+        NotCovered: it has such an operation; the message names it.
+    """
+    for operation in graph.get_ordered_ops():
+        kind, said = operation.get_type_name(), operation.get_attributes()
+        if kind not in _OVER_WINDOWS or not _has_open_sides(operation):
+            continue
+        if kind != "AvgPool" and len(operation.inputs()) == 3 and said["auto_pad"] == "explicit":
+            raise NotCovered(
+                f"OpenVINO doesn't pad {_named(operation)} as its stated output size asks where sizes of its input are open"
+            )
+        rounded = kind == "AvgPool" and said["rounding_type"] != "floor" and not said["exclude-pad"]
+        if rounded and any((*said["pads_begin"], *said["pads_end"])):
+            raise NotCovered(
+                f"OpenVINO counts padding in {_named(operation)} where windows that are rounded up go beyond it, which "
+                "depends on sizes that are open"
+            )
+
+
+def _has_open_sides(operation: Any) -> bool:
+    """Whether an operation's first input has open axes beside samples and channels."""
+    shape = operation.input(0).get_partial_shape()
+    return bool(shape.rank.is_dynamic or any(size.is_dynamic for size in [*shape][2:]))
 
 
 def _cut_short(operation: Any, lengths: int) -> bool:
