@@ -31,8 +31,25 @@ PIXEL_NODES = "hasten/pixels/"
 COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that take nearly all of a network's time, and that int8 speeds up."""
 _MOVING = frozenset(
-    """Add ArrayFeatureExtractor Cast Concat Div Flatten Gather Identity Mul Neg Reshape Slice Split Squeeze Sub
-    Transpose Unsqueeze""".split()
+    [
+        "Add",
+        "ArrayFeatureExtractor",
+        "Cast",
+        "Concat",
+        "Div",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "Mul",
+        "Neg",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Sub",
+        "Transpose",
+        "Unsqueeze",
+    ]
 )
 """Operators that hand NaN on, number by number."""
 _ROUNDING = frozenset({"DynamicQuantizeLSTM", "DynamicQuantizeLinear", "QuantizeLinear"})
