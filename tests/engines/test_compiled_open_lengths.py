@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import openvino
 import openvino.opset13 as ops
 import pytest
@@ -19,6 +20,9 @@ from hasten.engines.compiled.ir.reader import as_onnx
 from hasten.engines.compiled.lowering import lower_graph
 from hasten.engines.compiled.plan import Plan
 from hasten.errors import CandidateError
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.models.onnx import load
+from hasten.passes.nncf_quantization import NncfQuantization
 
 Make = Callable[..., Any]
 AS_WRITTEN = {"INFERENCE_PRECISION_HINT": "f32", "LP_TRANSFORMS_MODE": "NO"}
@@ -271,3 +275,46 @@ encoder (int64[batch, seq] ids, int64[batch, seq] mask) => (float[batch, seq, 16
     [norm] y = LayerNormalization (z, g, b)
 }
 """
+
+
+def encoder(folder: Path) -> tuple[Model, ArrayDataset]:
+    """Return an encoder whose length is open, and data of 16 words with masks."""
+    random = np.random.default_rng(6)
+    counts = random.integers(3, 17, 24)
+    data = {
+        "ids": random.integers(0, 50, (24, 16)),
+        "mask": (np.arange(16) < counts[:, None]).astype(np.int64),
+    }
+    proto = onnx.parser.parse_model(ENCODER)
+    known = {one.name for one in proto.graph.initializer}
+    for value in [one for one in proto.graph.value_info if one.name not in known]:
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        weight = (random.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, value.name))
+    del proto.graph.value_info[:]
+    folder.mkdir()
+    onnx.save(proto, folder / "encoder.onnx")
+    model = load(folder / "encoder.onnx").settled_by(
+        {name: array[0] for name, array in data.items()}
+    )
+    return model, ArrayDataset(data)
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("transformer", [True, False])
+def test_an_int8_encoder_with_an_open_length_answers_at_each_length(
+    tmp_path: Path, transformer: bool
+) -> None:
+    model, data = encoder(tmp_path / "source")
+    (tmp_path / "int8").mkdir()
+    made = NncfQuantization("mixed", transformer=transformer)(model, data, tmp_path / "int8")
+    graph = openvino.Core().compile_model(made.path, "CPU", AS_WRITTEN)
+    random = np.random.default_rng(8)
+    for count in (4, 2, 16, 11):
+        seen = np.arange(count) < max(1, count - 3)
+        given = {"ids": random.integers(0, 50, (1, count)), "mask": seen.astype(np.int64)[None]}
+        plan, weights = lowered(made, given)
+        found = answers(plan, weights, dict(zip(plan.inputs, given.values(), strict=True)))
+        (wanted,) = graph(given).values()
+        apart = np.abs(found[plan.outputs[0]] - wanted.ravel()).max()
+        assert apart < 0.03 * np.abs(wanted).max()
