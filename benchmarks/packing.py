@@ -41,7 +41,7 @@ import hasten
 from hasten.bundle import Manifest, part, read, write
 from hasten.bundle.manifest import Status
 from hasten.bundle.packing.blocks import all_codecs
-from hasten.bundle.packing.layout import Head
+from hasten.bundle.packing.layout import Head, Piece
 from hasten.bundle.packing.writer import (
     CODING_HELPS,
     Cut,
@@ -130,13 +130,13 @@ def sizes(name: str, folder: Path) -> Path:
 def halves(name: str, folder: Path) -> None:
     """Print the sizes of a bundle's float32 tensors once they are rounded to 16 bits."""
     for kind, type_ in (("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)):
-        cuts = []
+        cuts, size = list[Cut](), 0
         for cut in tensors_of(folder):
             if cut.item.dtype == "float32":
+                data = cut.data.view(np.float32).astype(type_).view(np.uint8)
                 item = replace(cut.item, dtype=kind, width=2, chunk=cut.item.chunk // 2)
-                rounded = cut.data.view(np.float32).astype(type_)
-                cuts.append(Cut(item, rounded.view(np.uint8)))
-        size = sum(len(cut.data) for cut in cuts)
+                cuts.append(Cut(replace(item, pieces=(Piece(0, size, len(data)),), like=-1), data))
+                size += len(data)
         head = Head((("tensors", size),), (), ())
         made = write_packed(folder.with_suffix(".halves"), head, iter(cuts), all_codecs())
         compared(f"{name} {kind}", cuts, made, zipped(cuts, kind))
