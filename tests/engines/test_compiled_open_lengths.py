@@ -207,13 +207,16 @@ def _with_a_sink(x: Any) -> Any:
                 ),
                 "f32",
             ),
-            r"Range \(operation '.*'\): it counts in i32 between other numbers",
+            r"Range \(operation '.*'\): it makes i32 of a start, stop or step of another type",
         ),
         (
             lambda x: ops.gather_nd(x, ops.constant(np.array([[2]])), 1),
             r"GatherND \(operation '.*'\): it has batch axes",
         ),
-        (_with_a_sink, r"ScaledDotProductAttention \(operation '.*'\): it has a sink"),
+        (
+            _with_a_sink,
+            r"ScaledDotProductAttention \(operation '.*'\): it has a sink, a score beside",
+        ),
         (
             lambda x: ops.slice(
                 x,

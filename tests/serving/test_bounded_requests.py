@@ -7,7 +7,6 @@ import contextlib
 import gzip
 import http.client
 import json
-import re
 import socket
 import threading
 import time
@@ -63,18 +62,12 @@ class Bounded:
 
     def __init__(self, process: ServerProcess) -> None:
         self._process = process
-        self._status = Path(f"/proc/{process.serving_pid()}/status")
-        self._before_mib = self._memory_mib("VmRSS")
-
-    def _memory_mib(self, what: str) -> int:
-        found = re.search(rf"{what}:\s+(\d+) kB", self._status.read_text())
-        assert found is not None
-        return int(found[1]) // 1024
+        self._before_mib = process.memory_mib("VmRSS")
 
     @property
     def taken_mib(self) -> int:
         """Most memory that the server has taken since its start."""
-        return self._memory_mib("VmHWM") - self._before_mib
+        return self._process.memory_mib("VmHWM") - self._before_mib
 
     def post(self, body: bytes, **headers: str) -> tuple[int, str]:
         client = http.client.HTTPConnection("127.0.0.1", self._process.http_port, timeout=120)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import http.client
 import json
-import re
 import socket
 import ssl
 import time
@@ -58,20 +57,14 @@ class Served:
 
     def __init__(self, process: ServerProcess, secured: bool) -> None:
         self.process, self._secured = process, secured
-        self._status = Path(f"/proc/{process.serving_pid()}/status")
         with self.asks("eight") as one:  # the engine's own memory
             assert b" 200 " in read_to_end(one)
-        self._before_mib = self._memory_mib("VmRSS")
-
-    def _memory_mib(self, what: str) -> int:
-        found = re.search(rf"{what}:\s+(\d+) kB", self._status.read_text())
-        assert found is not None
-        return int(found[1]) // 1024
+        self._before_mib = process.memory_mib("VmRSS")
 
     @property
     def taken_mib(self) -> int:
         """Most memory that the server has taken since its first answer."""
-        return self._memory_mib("VmHWM") - self._before_mib
+        return self.process.memory_mib("VmHWM") - self._before_mib
 
     def asks(self, model: str, more: str = "") -> socket.socket:
         """Ask on a connection of its own, on which the system receives little that isn't read.

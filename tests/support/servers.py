@@ -292,6 +292,12 @@ class ServerProcess:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return int(children.split()[0])
 
+    def memory_mib(self, what: str) -> int:
+        """Memory of the process that serves, by its name in Linux: VmRSS for that of now, VmHWM for the most so far."""
+        lines = Path(f"/proc/{self.serving_pid()}/status").read_text().splitlines()
+        found = dict(line.split(":", 1) for line in lines)[what]
+        return int(found.removesuffix("kB")) // 1024
+
     def end(self, how: int = signal.SIGTERM) -> int:
         """Ask it to end; its exit code."""
         with contextlib.suppress(ProcessLookupError):

@@ -21,7 +21,7 @@ def _attention(drawing: Drawing, operation: Any) -> None:
     """
     count = operation.get_input_size()
     if count > _SCALE + 1:
-        raise refuse(operation, "it has a sink")
+        raise refuse(operation, "it has a sink, a score beside those of the keys")
     query, key, value = (drawing.input(operation, at) for at in range(3))
     rank = len(shape_of(operation.input(1)))
     order = [*range(rank - 2), rank - 1, rank - 2]

@@ -248,7 +248,10 @@ def _range(drawing: Drawing, operation: Any) -> None:
         [one.get_element_type() for one in operation.inputs()],
     )
     if any(one.is_real() and one != made for one in given):
-        raise refuse(operation, f"it counts in {made.get_type_name()} between other numbers")
+        raise refuse(
+            operation,
+            f"it makes {made.get_type_name()} of a start, stop or step of another type of floats",
+        )
     inputs = [_cast(drawing, operation, at, wanted) for at in range(3)]
     drawing.give(operation, drawing.node("Range", operation, inputs))
 
