@@ -195,13 +195,12 @@ def test_held_requests_are_read_one_in_each_turn_of_the_loop(
         held = asking(20_000, HELD_MS, "stepping")
         stream.ask(asking(5 * LARGE, HELD_MS), held, *[asking(20_000, model="stepping")] * 90)
         until(lambda: bool(growing.server.call(lambda: steps.sequences._pending) == 91))
-        RELEASE.set()
-        until(lambda: bool(growing.server.call(lambda: steps.sequences._pending) < 10))
         loop = growing.server._loop
         growing.server.call(next_turn)
         monkeypatch.setattr(Inference, "read", counted)
+        RELEASE.set()
         assert len(stream.read(92)) == 92
-    assert len(turns) > 20  # how many are held depends on how far the stream was read
+    assert len(turns) > 20
     assert max(Counter(turns).values()) <= 2  # one that is held, and one that just came
 
 
