@@ -443,6 +443,68 @@ def test_places_beyond_a_tensor_are_refused_and_other_requests_answered(
                 assert answer.tolist() == [[5, 8, 8]]
 
 
+@pytest.mark.parametrize("table", [(5, 4), (3, 4), (1, 4)])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("constant", ["data", "indices"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_elements_gathered_between_a_constant_and_a_request_are_of_the_same_row(
+    tmp_path: Path, table: tuple[int, int], axis: int, constant: str, rows: int
+) -> None:
+    rng = np.random.default_rng(rows)
+    first = rows if axis == 0 else min(rows, table[0])
+    data, size = rng.standard_normal(table).astype(np.float32), table[axis]
+    if constant == "indices":  # as a batch of 1 takes them, for which an open one is built
+        data, first, size = data[:rows], 1, (1 if axis == 0 else size)
+    indices = rng.integers(-size, size, (first, 2))
+    named: dict[str, Array] = {"data": data, "indices": indices}
+    kept = named.pop(constant)
+    ((name, given),) = named.items()
+    node = helper.make_node("GatherElements", ["data", "indices"], ["y"], axis=axis)
+    target = Target.host().with_threads(1)
+    for batch in ("n", len(given)):
+        shape, kind = [batch, *given.shape[1:]], helper.np_dtype_to_tensor_dtype(given.dtype)
+        graph = helper.make_graph(
+            [node],
+            "gathered",
+            [helper.make_tensor_value_info(name, kind, shape)],
+            [helper.make_tensor_value_info("y", 1, ["rows", 2])],
+            [numpy_helper.from_array(kept, constant)],
+        )
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        path = tmp_path / f"{batch}.onnx"
+        onnx.save(made, path)
+        (wanted,) = onnxruntime.InferenceSession(path).run(None, {name: given})
+        for engine in (CompiledC(), Integers()):
+            artifact = engine.build(load(path), target, tmp_path)
+            with engine.open(artifact, target) as session:
+                assert session.batch_sizes is not None, "rows aren't apart"
+                if session.batch_sizes == (len(given),):
+                    assert session.run({name: given})["y"].tolist() == wanted.tolist()
+                else:
+                    with pytest.raises(
+                        CandidateError, match="hasn't the size that the model takes"
+                    ):
+                        session.run({name: given})
+
+
+@pytest.mark.parametrize(
+    ("shape", "place", "why"),
+    [
+        ((1, 6, 4), 3, r"its indices, of shape \[1, 6, 4\], exceed \[1, 5, 4\]"),
+        ((1, 5, 4), 4, "its indices go beyond 4"),
+        ((1, 5, 4), -5, "its indices go beyond 4"),
+    ],
+)
+def test_indices_that_exceed_their_data_are_refused(
+    tmp_path: Path, shape: tuple[int, ...], place: int, why: str
+) -> None:
+    drawn = Drawn(0)
+    x, picks = drawn.input(5, 4), drawn.constant(np.full(shape, place), "int64")
+    drawn.output(drawn.node("GatherElements", x, picks, axis=2))
+    with pytest.raises(CandidateError, match=f"doesn't take GatherElements.*{why}"):
+        CompiledC().build(load(drawn.write(tmp_path)), Target.host(), tmp_path)
+
+
 @pytest.mark.parametrize("op", ["Div", "Mod"])
 def test_dividing_whole_numbers_by_0_is_refused_as_by_onnx_runtime(tmp_path: Path, op: str) -> None:
     drawn = Drawn(0)

@@ -124,7 +124,7 @@ class IntegerSession(Session):
         """Answer one request.
 
         Raises:
-            CandidateError: an array is missing, or numpy has no form of a step of floats.
+            CandidateError: an array is missing, or of another size; or numpy has no form of a step of floats.
             InputError: a constant input has other numbers.
         """
         plan = self._plan
@@ -134,6 +134,9 @@ class IntegerSession(Session):
             raise CandidateError(f"the input {error} is missing") from error
         self._only.check(given)
         rows = len(given[0]) if plan.by_row else 1
+        for array, name in zip(given, plan.inputs, strict=True):
+            if array.size != rows * plan.tensor(name).size:
+                raise CandidateError("an array hasn't the size that the model takes")
         found: dict[str, list[Array]] = {spec.name: [] for spec in self.outputs}
         for row in range(rows):
             tensors = dict(self._constants)

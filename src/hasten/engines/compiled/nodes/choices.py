@@ -88,12 +88,14 @@ def _gather_elements(node: Node) -> None:
     axis = node.axis(node.attributes.get("axis", 0), rank)
     if len(places.shape) != rank or places.dtype not in ("int64", "int32"):
         node.refuse(f"its indices are {places.dtype}, of shape {list(places.shape)}")
-    batches = {one.batch for one in (value, places) if one.batch is not None}
-    if len(batches) > 1 or axis in batches:
-        node.mixes_rows()
-    batch = min(batches, default=None)
-    if batch is not None and places.batch is None and places.shape[batch] != 1:
-        node.mixes_rows()
+    if any(at != axis and places.shape[at] > value.shape[at] for at in range(rank)):
+        node.refuse(f"its indices, of shape {list(places.shape)}, exceed {list(value.shape)}")
+    size, known = value.shape[axis], places.constant
+    if known is not None and not ((-size <= known) & (known < size)).all():
+        node.refuse(f"its indices go beyond {size}")
+    batch = value.batch if value.batch == places.batch else None
+    if value.batch != places.batch or batch == axis:
+        node.mixes_rows()  # a row's number says which row of the other it reads
     made = node.computed(value.dtype, places.shape, batch)
     strides = contiguous(value.shape)
     along = tuple(0 if at == axis else stride for at, stride in enumerate(strides))
@@ -103,7 +105,7 @@ def _gather_elements(node: Node) -> None:
             Access(node.graph.tensor(places), contiguous(places.shape)),
             made.tensor,
             places.shape,
-            value.shape[axis],
+            size,
             strides[axis],
         )
     )
