@@ -31,10 +31,10 @@ import hasten
 from hasten.bundle import UnfinishedRun
 from hasten.bundle.chains import OpenChain, Stage
 from hasten.bundle.chains.opened import pipeline_of
-from hasten.bundle.chains.plan import ChainPlan, Member
+from hasten.bundle.chains.plan import ChainPlan, Member, named
 from hasten.bundle.manifest import untimed_yet
 from hasten.cli.demos import package_folder
-from hasten.errors import CandidateError, InputError
+from hasten.errors import BeyondRange, CandidateError, InputError, IntegrityError, UnknownMember
 from hasten.inputs.chains import Crop, Model, When, chain_of
 from hasten.inputs.chains.graph import Chain
 from hasten.inputs.pipeline.base import Pipeline, PostStep
@@ -455,6 +455,37 @@ def test_a_failing_request_gets_one_error_that_names_the_member_and_others_are_a
         with pytest.raises(CandidateError, match=r"^colour: "):
             chain.decide(squares(PLACES))
         assert chain.decide(squares({})) == []
+
+
+def test_a_damaged_member_is_told_from_a_wrong_argument(det: Path, colour: Path) -> None:
+    """A server that loads what strangers send must know one from the other."""
+    file = colour / hasten.load(colour).manifest.winner.artifact.path
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(IntegrityError, match=r"^colour: .* was changed after it was written$"):
+        hasten.chain(f"{det}+crop+{colour}")
+    file.write_bytes(data[:-1])
+    with pytest.raises(IntegrityError, match=r"^colour: .* were written$"):
+        hasten.chain(f"{det}+crop+{colour}")
+    file.write_bytes(data)
+    forge(det, lambda record: record["pipeline"]["after"][0].update(type="nowhere"))
+    with pytest.raises(IntegrityError, match=r"^det: .*'nowhere' isn't installed"):
+        hasten.chain(f"{det}+crop+{colour}")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (InputError("x"), InputError),
+        (BeyondRange("x"), BeyondRange),
+        (CandidateError("x"), CandidateError),
+        (UnknownMember("x", "hasten.steps:x", "y"), IntegrityError),
+    ],
+)
+def test_an_error_of_a_member_stays_of_its_kind(error: Exception, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=r"^det: x") as told, named("det"):
+        raise error
+    assert type(told.value) is kind
 
 
 def test_nothing_is_begun_after_the_deadline_or_a_cancellation(det: Path, colour: Path) -> None:

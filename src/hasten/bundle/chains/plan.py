@@ -21,11 +21,14 @@ import numpy as np
 from hasten.core.records import type_name
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.varying import of_sample
-from hasten.errors import CandidateError, InputError
+from hasten.errors import BeyondRange, CandidateError, DeviceLost, InputError, IntegrityError
 from hasten.inputs.chains.graph import Chain
 from hasten.inputs.chains.nodes import SOURCE, Crop, Model, Node, When, asks_for_score, entries
 from hasten.inputs.pipeline.base import Origin, Pipeline, Step, as_request
 from hasten.inputs.pipeline.image import Decode, Recolor
+
+_KINDS = (IntegrityError, InputError, BeyondRange, DeviceLost, CandidateError)
+"""Kinds of errors that callers tell apart, each before its base."""
 
 
 @dataclass(frozen=True)
@@ -451,13 +454,12 @@ def _prepared(
 
 @contextlib.contextmanager
 def named(node: str) -> Iterator[None]:
-    """Put a node's name before the errors of what runs inside."""
+    """Put a node's name before the errors of what runs inside, which stay of the kind that callers tell apart."""
     try:
         yield
-    except InputError as error:
-        raise InputError(f"{node}: {error}") from error
-    except CandidateError as error:
-        raise CandidateError(f"{node}: {error}") from error
+    except (InputError, CandidateError) as error:
+        kind = next(kind for kind in _KINDS if isinstance(error, kind))
+        raise kind(f"{node}: {error}") from error
 
 
 def _corners(box: Mapping[str, Any]) -> tuple[float, float, float, float]:
