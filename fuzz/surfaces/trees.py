@@ -7,6 +7,7 @@ import random
 import re
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,11 @@ class TreeFiles(Surface):
     most_mib = 160
 
     def seeds(self) -> list[bytes]:
+        return [*self._trained_once]
+
+    @cached_property
+    def _trained_once(self) -> list[bytes]:
+        """The files; `harmful` asks for them again, and to train them takes seconds."""
         import catboost  # noqa: F401
         import lightgbm  # noqa: F401
         import sklearn.ensemble  # noqa: F401
