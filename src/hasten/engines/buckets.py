@@ -110,13 +110,10 @@ class Buckets(Engine):
                     f"MiB, more than the limit of {MOST_BYTES >> 20} MiB"
                 )
             for number, bucket in enumerate(self.buckets):
-                request = self._request(bucket, model.request)
-                place, sources = workdir / str(number), workdir / f"{number}-source"
+                place = workdir / str(number)
                 place.mkdir()
-                parts[str(number)] = self.inner.build(
-                    settled(model, request, sources), target, place
-                )
-                shutil.rmtree(sources)
+                request = self._request(bucket, model.request)
+                parts[str(number)] = self._part(model, request, target, place)
         files = {name: (part.path, *part.files) for name, part in parts.items()}
         index = {
             name: {
@@ -129,6 +126,19 @@ class Buckets(Engine):
         path.write_text(json.dumps(index))
         every = tuple(file for own in files.values() for file in own)
         return replace(whole, path=path, files=every)
+
+    def _part(
+        self, model: Model, request: tuple[TensorSpec, ...], target: Target, workdir: Path
+    ) -> Artifact:
+        """Build the model of a bucket, for requests of its shape."""
+        if self.inner.builds_settled:
+            return self.inner.build(
+                replace(model, inputs=request, request=request), target, workdir
+            )
+        sources = workdir.with_name(f"{workdir.name}-source")
+        part = self.inner.build(settled(model, request, sources), target, workdir)
+        shutil.rmtree(sources)
+        return part
 
     @property
     def _shares(self) -> bool:
