@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from tests.support import ragged
 
+from hasten.core.cache_folder import CacheFolder
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.buckets import Buckets
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.compiled.integers import Integers
 from hasten.engines.onnxruntime.engine import OnnxRuntime
@@ -127,3 +129,19 @@ def test_each_bucket_of_convolutions_answers_bit_for_bit_as_the_integer_referenc
     with engine.open(artifact, host) as session, slow.open(artifact, host) as reference:
         for one in requests:
             assert session.run(one)["y"].tobytes() == reference.run(one)["y"].tobytes()
+
+
+def test_what_was_compiled_for_each_bucket_is_kept_for_the_next_start(
+    host: Target, tmp_path: Path
+) -> None:
+    model, engine, requests = CASES["pictures in QDQ"](tmp_path)
+    artifact = made(engine, model, host, tmp_path / "buckets")
+    assert engine.keeps_compiled
+    answers = []
+    for first in (True, False):
+        cache = CompileCache(CacheFolder(tmp_path / "cache"))
+        with engine.open_cached(artifact, host, cache) as session:
+            answers.append([session.run(one)["y"].tobytes() for one in requests])
+        assert (cache.compiling_s > 0) == first
+        assert cache.kept == (3 * len(SHAPES) if first else 0)
+    assert answers[0] == answers[1]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from hasten.core.model import Format, Model
 from hasten.core.records import check_integers, from_record, to_record
@@ -21,6 +21,9 @@ from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
 from hasten.engines.padding import Bucket, Dimension, Pad, Padder, Settled
 from hasten.errors import CandidateError, IntegrityError
+
+if TYPE_CHECKING:
+    from hasten.engines.compile_cache import CompileCache
 
 _PARTS, _OPEN = "buckets.json", "open"
 MOST_BYTES = 512 << 20
@@ -81,6 +84,11 @@ class Buckets(Engine):
     def beside(self) -> Self:
         """Return the engine with both its engines for use next to another."""
         return replace(self, inner=self.inner.beside(), beyond=self.beyond.beside())
+
+    @property
+    def keeps_compiled(self) -> bool:
+        """Whether the engine of the buckets does, if each bucket has a file of its own."""
+        return not self._shares and self.inner.keeps_compiled
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
@@ -183,9 +191,28 @@ class Buckets(Engine):
         Raises:
             CandidateError: a model can't be opened, or the list of files is damaged.
         """
+        with self._opened(artifact, target, None) as session:
+            yield session
+
+    @contextmanager
+    def open_cached(
+        self, artifact: Artifact, target: Target, compiled: CompileCache
+    ) -> Iterator[Session]:
+        """Open as `open` does; models that aren't opened from one file are opened through the cache.
+
+        Raises:
+            CandidateError: a model can't be opened, or the list of files is damaged.
+        """
+        with self._opened(artifact, target, compiled) as session:
+            yield session
+
+    @contextmanager
+    def _opened(
+        self, artifact: Artifact, target: Target, compiled: CompileCache | None
+    ) -> Iterator[Session]:
         if not self.buckets or not self.dimensions:
             raise CandidateError("buckets without a shape can't answer anything")
-        with _Opened(self, artifact, target) as opened:
+        with _Opened(self, artifact, target, compiled) as opened:
             session = BucketsSession(self, artifact, opened)
             session.warm(artifact.request)
             yield session
@@ -265,8 +292,11 @@ def settled(model: Model, request: tuple[TensorSpec, ...], folder: Path) -> Mode
 class _Opened:
     """Sessions of the buckets that were needed so far; the longest unused one goes for want of room."""
 
-    def __init__(self, engine: Buckets, artifact: Artifact, target: Target) -> None:
+    def __init__(
+        self, engine: Buckets, artifact: Artifact, target: Target, compiled: CompileCache | None
+    ) -> None:
         self._engine, self._artifact, self._target = engine, artifact, target
+        self._compiled = compiled
         self._parts = _parts(artifact)
         self._open: dict[int, tuple[Session, ExitStack]] = {}
         self._closed = False
@@ -315,7 +345,10 @@ class _Opened:
             raise CandidateError(
                 f"{self._artifact.path.name} lacks the bucket {engine.buckets[number]}"
             )
-        return engine.inner.open(replace(part, inputs=request, request=request), self._target)
+        part = replace(part, inputs=request, request=request)
+        if self._compiled is not None:
+            return engine.inner.open_cached(part, self._target, self._compiled)
+        return engine.inner.open(part, self._target)
 
 
 def _parts(artifact: Artifact) -> dict[str, Artifact]:

@@ -147,7 +147,8 @@ class Bucketing:
             engine: Engine of the buckets.
             passes: Passes that make the model.
         """
-        if not all(takes(one, step) for one in (engine, Buckets) for step in passes[-1:]):
+        last = passes[-1:]
+        if not all(step.gives in Buckets.formats and takes(engine, step) for step in last):
             return None
         if engine.reshapes:
             return engine
@@ -156,7 +157,7 @@ class Bucketing:
         for other in (self._trials.baseline.engine, *able):
             trial = self._trials.done.get(Single(passes, other).key)
             failed = trial is not None and (trial.failure or trial.skipped)
-            if not failed and all(takes(other, step) for step in passes[-1:]):
+            if not failed and all(takes(other, step) for step in last):
                 return other
         return None
 
