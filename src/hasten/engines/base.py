@@ -166,6 +166,7 @@ class Engine(Value, ABC):
         uneven: Whether the costs of requests differ so much that only their mean is meaningful.
         settles: Whether it settles open shapes to the certified request's when it opens a model, so
             that a pass that does so changes nothing.
+        builds_settled: Whether `build` settles open shapes to the model's `request`, whatever its file says.
         reshapes: Whether `open_at` opens one artifact for the shapes of any request.
         float_only: Whether it takes only those ONNX models that nothing has quantized.
         sums_exactly: Whether it sums products of bytes exactly on every processor, so that 8-bit weights
@@ -188,6 +189,7 @@ class Engine(Value, ABC):
     program: ClassVar[str] = ""
     uneven: ClassVar[bool] = False
     settles: ClassVar[bool] = False
+    builds_settled: ClassVar[bool] = False
     reshapes: ClassVar[bool] = False
     float_only: ClassVar[bool] = False
     sums_exactly: ClassVar[bool] = False

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from hasten.core.model import Format, Model
 from hasten.core.records import check_integers, from_record, to_record
@@ -21,6 +21,9 @@ from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
 from hasten.engines.padding import Bucket, Dimension, Pad, Padder, Settled
 from hasten.errors import CandidateError, IntegrityError
+
+if TYPE_CHECKING:
+    from hasten.engines.compile_cache import CompileCache
 
 _PARTS, _OPEN = "buckets.json", "open"
 MOST_BYTES = 512 << 20
@@ -82,6 +85,11 @@ class Buckets(Engine):
         """Return the engine with both its engines for use next to another."""
         return replace(self, inner=self.inner.beside(), beyond=self.beyond.beside())
 
+    @property
+    def keeps_compiled(self) -> bool:
+        """Whether the engine of the buckets does, if each bucket has a file of its own."""
+        return not self._shares and self.inner.keeps_compiled
+
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
         """Yield nothing: which shapes are worth a bucket depends on the data."""
@@ -110,13 +118,10 @@ class Buckets(Engine):
                     f"MiB, more than the limit of {MOST_BYTES >> 20} MiB"
                 )
             for number, bucket in enumerate(self.buckets):
-                request = self._request(bucket, model.request)
-                place, sources = workdir / str(number), workdir / f"{number}-source"
+                place = workdir / str(number)
                 place.mkdir()
-                parts[str(number)] = self.inner.build(
-                    settled(model, request, sources), target, place
-                )
-                shutil.rmtree(sources)
+                request = self._request(bucket, model.request)
+                parts[str(number)] = self._part(model, request, target, place)
         files = {name: (part.path, *part.files) for name, part in parts.items()}
         index = {
             name: {
@@ -129,6 +134,19 @@ class Buckets(Engine):
         path.write_text(json.dumps(index))
         every = tuple(file for own in files.values() for file in own)
         return replace(whole, path=path, files=every)
+
+    def _part(
+        self, model: Model, request: tuple[TensorSpec, ...], target: Target, workdir: Path
+    ) -> Artifact:
+        """Build the model of a bucket, for requests of its shape."""
+        if self.inner.builds_settled:
+            return self.inner.build(
+                replace(model, inputs=request, request=request), target, workdir
+            )
+        sources = workdir.with_name(f"{workdir.name}-source")
+        part = self.inner.build(settled(model, request, sources), target, workdir)
+        shutil.rmtree(sources)
+        return part
 
     @property
     def _shares(self) -> bool:
@@ -173,9 +191,28 @@ class Buckets(Engine):
         Raises:
             CandidateError: a model can't be opened, or the list of files is damaged.
         """
+        with self._opened(artifact, target, None) as session:
+            yield session
+
+    @contextmanager
+    def open_cached(
+        self, artifact: Artifact, target: Target, compiled: CompileCache
+    ) -> Iterator[Session]:
+        """Open as `open` does; models that aren't opened from one file are opened through the cache.
+
+        Raises:
+            CandidateError: a model can't be opened, or the list of files is damaged.
+        """
+        with self._opened(artifact, target, compiled) as session:
+            yield session
+
+    @contextmanager
+    def _opened(
+        self, artifact: Artifact, target: Target, compiled: CompileCache | None
+    ) -> Iterator[Session]:
         if not self.buckets or not self.dimensions:
             raise CandidateError("buckets without a shape can't answer anything")
-        with _Opened(self, artifact, target) as opened:
+        with _Opened(self, artifact, target, compiled) as opened:
             session = BucketsSession(self, artifact, opened)
             session.warm(artifact.request)
             yield session
@@ -255,8 +292,11 @@ def settled(model: Model, request: tuple[TensorSpec, ...], folder: Path) -> Mode
 class _Opened:
     """Sessions of the buckets that were needed so far; the longest unused one goes for want of room."""
 
-    def __init__(self, engine: Buckets, artifact: Artifact, target: Target) -> None:
+    def __init__(
+        self, engine: Buckets, artifact: Artifact, target: Target, compiled: CompileCache | None
+    ) -> None:
         self._engine, self._artifact, self._target = engine, artifact, target
+        self._compiled = compiled
         self._parts = _parts(artifact)
         self._open: dict[int, tuple[Session, ExitStack]] = {}
         self._closed = False
@@ -305,7 +345,10 @@ class _Opened:
             raise CandidateError(
                 f"{self._artifact.path.name} lacks the bucket {engine.buckets[number]}"
             )
-        return engine.inner.open(replace(part, inputs=request, request=request), self._target)
+        part = replace(part, inputs=request, request=request)
+        if self._compiled is not None:
+            return engine.inner.open_cached(part, self._target, self._compiled)
+        return engine.inner.open(part, self._target)
 
 
 def _parts(artifact: Artifact) -> dict[str, Artifact]:

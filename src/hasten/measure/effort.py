@@ -21,7 +21,7 @@ class Effort:
     Attributes:
         depth: Extent of the search. "engines": the untouched model on each engine. "first": each
             pass's likeliest settings too, and for samples that differ in shape one set of buckets on
-            the fastest engine. "all": also further settings and buckets, mixtures of precisions,
+            the fastest engine, and of the likeliest inexact form on engines of one shape. "all": also further settings and buckets, mixtures of precisions,
             cascades and the neighbors of the best.
         race_rounds: Fewest rounds in which the last candidates race.
         final_rounds: Fewest fresh rounds that the final figures come from.

@@ -54,7 +54,7 @@ def _useful(step: Pass, engine: Engine) -> bool:
     return not (step.settles and engine.settles)
 
 
-def _takes(engine: Engine, step: Pass) -> bool:
+def takes(engine: Engine, step: Pass) -> bool:
     """Whether an engine can run the output of a pass."""
     quantized = step.gives == "onnx" and step.quantized
     return step.gives in engine.formats and not (quantized and engine.float_only)
@@ -92,20 +92,20 @@ def grid(
         Single((_kept(step, keep_float).suited(engine),), engine)
         for step in _by_turns(_passes("conversion", model, target))
         for engine in engines
-        if _takes(engine, step)
+        if takes(engine, step)
     ]
     batched = share_batch_axis(model.inputs, model.outputs)
     exact = [
         _with_first(step, engine, batched)
         for step in _by_turns(_passes("exact", model, target, pass_names))
         for engine in engines
-        if engine.exact and _takes(engine, step) and _useful(step, engine)
+        if engine.exact and takes(engine, step) and _useful(step, engine)
     ]
     lossy = [
         Single((_likeliest_on(engine, _kept(step, keep_float), target),), engine)
         for step in _likeliest(model, target, pass_names)
         for engine in engines
-        if _takes(engine, step)
+        if takes(engine, step)
     ]
     for small in small_models:
         further = [] if small.quantized else _likeliest(small.source(model), target, pass_names)
@@ -114,7 +114,7 @@ def grid(
             Single((*chain[:-1], _likeliest_on(engine, chain[-1], target)), engine)
             for chain in chains
             for engine in engines
-            if _takes(engine, chain[-1])
+            if takes(engine, chain[-1])
         ]
     return list(dict.fromkeys([*untouched, *converted, *exact, *lossy]))
 
@@ -162,7 +162,7 @@ def substitutes(refused: Mapping[Single, str], model: Model) -> list[Single]:
         Single(one.passes, other)
         for one, other in found
         if other is not None
-        and (_takes(other, one.passes[-1]) if one.passes else model.format in other.formats)
+        and (takes(other, one.passes[-1]) if one.passes else model.format in other.formats)
     ]
 
 

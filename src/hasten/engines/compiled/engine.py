@@ -76,6 +76,7 @@ class CompiledC(Engine):
     extra: ClassVar[str] = "compiler"
     program: ClassVar[str] = "a C compiler"
     settles: ClassVar[bool] = True
+    builds_settled: ClassVar[bool] = True
     sums_exactly: ClassVar[bool] = True
     sums_words: ClassVar[bool] = True
     reads_late: ClassVar[bool] = True

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +19,24 @@ from hasten.engines.base import Engine
 from hasten.engines.buckets import Buckets
 from hasten.engines.padding import Axis, Bucket, Dimension, Pad
 from hasten.measure.candidate import Single, Trial
+from hasten.optimization.grid import takes
 from hasten.optimization.measured.mixing import Likely
-from hasten.optimization.measured.screening import Screening
+from hasten.optimization.measured.screening import Screening, takes_one_shape
 from hasten.optimization.shapes import sizes_of
+from hasten.passes.base import Pass
 
 _FEW = 8
 """Largest number of different shapes that each get a model of their own, so that nothing is padded."""
 _COUNTS = (4, 8)
 """Numbers of buckets to try where there are more."""
 _ENGINES = 3
+_FORMS = 3
+"""Largest number of inexact models to try in buckets on an engine that takes one shape."""
 _LOOKED_AT = 64
 
 Sizes = npt.NDArray[np.int64]
+_Base: TypeAlias = tuple[Engine, tuple[Pass, ...]]
+"""Engine to try in buckets, and the passes that make its model."""
 
 
 @dataclass(frozen=True)
@@ -85,19 +91,77 @@ class Bucketing:
             engines = sorted(engines, key=self._ratio_of)[:1]
         self._try([(engine, ()) for engine in engines], more=not few)
 
-    def propose_inexact(self, ranked: Sequence[Trial]) -> None:
-        """Try few buckets of the fastest inexact model that is likely to be certified, then more of them.
+    def propose_inexact(self, ranked: Sequence[Trial], *, few: bool = False) -> None:
+        """Try few buckets of inexact models that may be certified, then more of those where they are fastest.
+
+        The fastest one gets them on its own engine. Engines that take one shape, on which no inexact model was
+        tried before, get the likeliest ones.
+
+        Args:
+            ranked: Measured trials, fastest first.
+            few: Whether to try the likeliest model alone, on engines that take one shape.
+        """
+        alone = self._of_one_shape(ranked)
+        if few:
+            first = [passes for _, passes in alone[:1]]
+            self._try([base for base in alone if base[1] in first], more=False)
+            return
+        own = [
+            (trial.candidate.engine, trial.candidate.passes)
+            for trial in ranked
+            if not trial.exact and trial.candidate.engine.reshapes and self._likely(trial, 1.0)
+        ]
+        self._try([*own[:1], *alone])
+
+    def _of_one_shape(self, ranked: Sequence[Trial]) -> list[_Base]:
+        """Return engines that take one shape, with inexact models to try in buckets there, the likeliest first.
+
+        Those whose answers on another engine will probably be certified come before those that weren't scored on
+        any. Those that would probably fail the test are left out.
 
         Args:
             ranked: Measured trials, fastest first.
         """
-        for trial in ranked:
-            own = trial.candidate
-            if not trial.exact and own.engine.reshapes and self._likely(trial, 1.0):
-                self._try([(own.engine, own.passes)])
-                break
+        left = [
+            one.candidate
+            for one in self._trials.done.values()
+            if one.skipped and not one.candidate.exact and takes_one_shape(one.candidate.engine)
+        ]
+        scored = [t for t in ranked if not t.exact and t.candidate.passes and t.scores is not None]
+        likely = [t.candidate.passes for t in scored if self._likely(t, 1.0)]
+        known = {t.candidate.passes for t in scored}
+        found = []
+        for engine in dict.fromkeys(one.engine for one in left):
+            forms = [(*passes[:-1], passes[-1].suited(engine)) for passes in likely]
+            forms += [
+                one.passes for one in left if one.engine == engine and one.passes not in known
+            ]
+            able = [p for p in dict.fromkeys(forms) if p and self._beyond(engine, p) is not None]
+            found.append([(engine, passes) for passes in able[:_FORMS]])
+        return [base for each in itertools.zip_longest(*found) for base in each if base]
 
-    def _try(self, bases: Sequence[tuple[Engine, tuple[Any, ...]]], *, more: bool = True) -> None:
+    def _beyond(self, engine: Engine, passes: tuple[Pass, ...]) -> Engine | None:
+        """Return the engine for what no bucket of an engine covers; None where there is none for a model.
+
+        Args:
+            engine: Engine of the buckets.
+            passes: Passes that make the model.
+        """
+        last = passes[-1:]
+        if not all(step.gives in Buckets.formats and takes(engine, step) for step in last):
+            return None
+        if engine.reshapes:
+            return engine
+        plain = (t.candidate.engine for t in self._trials.done.values() if not t.candidate.passes)
+        able = (one for one in plain if one.reshapes and one.exact)
+        for other in (self._trials.baseline.engine, *able):
+            trial = self._trials.done.get(Single(passes, other).key)
+            failed = trial is not None and (trial.failure or trial.skipped)
+            if not failed and all(takes(other, step) for step in last):
+                return other
+        return None
+
+    def _try(self, bases: Sequence[_Base], *, more: bool = True) -> None:
         """Try the first set of buckets on each engine, with the passes before it, and the others on the best.
 
         Args:
@@ -109,7 +173,9 @@ class Bucketing:
             return
         tried: list[Single] = []
         for engine, passes in bases:
-            beyond = engine if engine.reshapes else self._trials.baseline.engine
+            beyond = self._beyond(engine, passes)
+            if beyond is None:
+                continue
             tried.append(
                 Single(
                     passes,

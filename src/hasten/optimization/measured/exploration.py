@@ -74,7 +74,8 @@ class Exploration:
         """Try the grid; more variants where the fastest aren't accurate; neighbours of the best.
 
         Exact candidates come first: they are soon made, and a person has an answer that needs no test.
-        Where samples differ in shape, buckets of exact models are among them, since they gain most there.
+        Where samples differ in shape, buckets of exact models are among them, since they gain most there; buckets
+        of the likeliest inexact model follow those that were tried at any shape.
         A time limit may leave too little for others after them; so with one, the kinds alternate.
         """
         model, target = self.trials.bench.model, self.trials.bench.target
@@ -87,6 +88,8 @@ class Exploration:
             if whole:
                 bucketing.propose_exact(few=depth == "first")
             whole = self._try([one for one in ordered if not one.exact]) and whole
+            if whole and not self._over():
+                bucketing.propose_inexact(self._ranked(), few=True)
         whole = whole and self._try(self._substitutes(ordered))
         self._tell_exact(whole=whole or self._ended)
         self._stage = "try"

@@ -13,6 +13,7 @@ from hasten.certificate.promise import Promise
 from hasten.core.tensors import Array, Tensors
 from hasten.core.varying import first_of
 from hasten.core.words import amount, lost_in_words
+from hasten.engines.base import Engine
 from hasten.errors import CandidateError, InputError, NotCovered, OutOfTime
 from hasten.inputs.data.spool import Spool
 from hasten.inputs.metrics.same_answers import EXACT_TOLERANCE, differences
@@ -191,9 +192,7 @@ class Screening(Trials):
         if candidate.key in self.done:
             return self.done[candidate.key]
         trial = Trial(candidate)
-        own = candidate.engine
-        one_shape = own.settles and not own.reshapes and "host" in own.families
-        if one_shape and self.samples.ragged:
+        if self.samples.ragged and takes_one_shape(candidate.engine):
             return self.keep(dataclasses.replace(trial, skipped=_ONE_SHAPE))
         try:
             opened = self.bench.open(candidate)
@@ -340,6 +339,11 @@ class Screening(Trials):
         """Return the mean absolute difference of a trial's scores, such as the share changed."""
         scores = np.array(trial.scores)
         return float(np.abs(self.exact_scores[: len(scores)] - scores).mean())
+
+
+def takes_one_shape(engine: Engine) -> bool:
+    """Whether sessions of an engine of this host take requests of one shape alone, beside the number of rows."""
+    return engine.settles and not engine.reshapes and "host" in engine.families
 
 
 def _hint_of_substitutes(unable: Sequence[Trial]) -> str:
