@@ -213,7 +213,7 @@ _PLAIN = ("http", "grpc", "host", "trace", "json_logs")
     type=Size(),
     default="64MiB",
     show_default=True,
-    help="Largest body of one request.",
+    help="Largest body of one request. If it is more than 64 MiB, also the largest answer over gRPC.",
 )
 @click.option(
     "--sample-bytes",

@@ -198,7 +198,8 @@ class ServerLimits:
     """Limits on what a server takes from its clients, and on how long it waits.
 
     Attributes:
-        max_body_bytes: Largest body of one request, in bytes; below 2 GiB with gRPC.
+        max_body_bytes: Largest body of one request, in bytes, and of an answer over gRPC, which may always have
+            64 MiB; below 2 GiB with gRPC.
         max_connections: Largest number of connections open at once.
         sample_bytes: Memory that all pictures and sounds may take together, beyond what their own bytes pay for,
             in bytes.

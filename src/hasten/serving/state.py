@@ -26,6 +26,8 @@ _RECEIVE_BYTES = 64 << 10
 _HANDED_BYTES = 4 << 20
 _JSON_BYTES = 16 << 20
 """Size that JSON of an inference may have, however small bodies are."""
+_GRPC_ANSWER_BYTES = 64 << 20
+"""Size that an answer over gRPC may have, however small bodies are."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Limits:
     def json_bytes(self) -> int:
         """Largest size of one inference's JSON; the tensors after it aren't counted."""
         return max(_JSON_BYTES, self.body_bytes // 4)
+
+    @cached_property
+    def grpc_answer_bytes(self) -> int:
+        """Largest size of all outputs in one answer over gRPC, whose library copies them on the loop's thread."""
+        return max(_GRPC_ANSWER_BYTES, self.body_bytes)
 
 
 class Held(Protocol):

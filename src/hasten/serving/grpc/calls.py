@@ -23,6 +23,7 @@ from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.state import ServerState
 from hasten.serving.wire.grpc_messages import (
     LONG_BYTES,
+    check_answer_size,
     is_slow,
     query_of,
     read_request,
@@ -197,8 +198,19 @@ class Inference:
         return self._model.name
 
     def foreseen_bytes(self) -> int | None:
-        """Return the size that the answer to a request that was read will have; None if only the model can tell."""
-        return foreseen_bytes(self._model, self._query)
+        """Return the size that the answer to a request that was read will have; None if only the model can tell.
+
+        Raises:
+            ProtocolError: the answer would be too large.
+        """
+        size, most = foreseen_bytes(self._model, self._query), self._state.limits.grpc_answer_bytes
+        if size is not None and size > most:
+            try:
+                check_answer_size(size, most)
+            except ProtocolError as failure:
+                self.refused(failure)
+                raise
+        return size
 
     def batch_bytes(self, size: int) -> int:
         """Return the size of the answers to a whole batch of requests with answers of a size."""
@@ -282,11 +294,12 @@ class Inference:
         """Encode the answer.
 
         Raises:
-            ProtocolError: an output can't be written to the place that the request states.
+            ProtocolError: an output can't be written to the place that the request states, or they are too large.
         """
         model = self._model
         began_ns = self._clock_ns()
-        data = write_answer(answer, self._query, self._state.memory, model.most_rows > 0, in_stream)
+        memory, most = self._state.memory, self._state.limits.grpc_answer_bytes
+        data = write_answer(answer, self._query, memory, model.most_rows > 0, in_stream, most)
         model.statistics.encoded(self._clock_ns() - began_ns)
         if self._query.plan is not None:
             self._query.plan.note(answer)
@@ -296,14 +309,15 @@ class Inference:
         """Encode the answer on a thread, while other clients are answered.
 
         Raises:
-            ProtocolError: an output can't be written to the place that the request states.
+            ProtocolError: an output can't be written to the place that the request states, or they are too large.
         """
         model, clock_ns = self._model, self._clock_ns
 
         def write() -> tuple[bytes, int]:
             began_ns = clock_ns()
             memory, batched = self._state.memory, model.most_rows > 0
-            data = write_answer(answer, self._query, memory, batched, in_stream)
+            most = self._state.limits.grpc_answer_bytes
+            data = write_answer(answer, self._query, memory, batched, in_stream, most)
             return data, clock_ns() - began_ns
 
         data, taken_ns = await self._state.coding.work(self._client, write)
@@ -635,9 +649,9 @@ class Stream:
         self._under_way[inference] = None
         try:
             inference.read()
+            size = inference.foreseen_bytes()
             inference.begin(partial(self._answer, inference))
             if inference in self._under_way and not inference.ahead_bytes:
-                size = inference.foreseen_bytes()
                 if size is None:
                     inference.guessed = True
                     size = self._together.foreseen(self._connection, inference.answers_by)

@@ -48,6 +48,8 @@ _RAW_INPUT = 7 << 3 | BYTES_FIELD
 _RAW_OUTPUT = bytes([6 << 3 | BYTES_FIELD])
 LONG_BYTES = 4 << 20
 """Size of an answer's tensors from which a thread copies them into its message."""
+_MOST_BYTES = (1 << 31) - 1
+"""Largest size of a message."""
 _PART_BYTES = 1 << 20
 """Size that is copied at once: other threads may run in between."""
 _STREAM_ERROR = bytes([1 << 3 | BYTES_FIELD])
@@ -294,7 +296,12 @@ def _wanted(output: Any, memory: SharedMemory) -> WantedOutput:
 
 
 def write_answer(
-    answer: Answer, query: Query, memory: SharedMemory, batched: bool, in_stream: bool = False
+    answer: Answer,
+    query: Query,
+    memory: SharedMemory,
+    batched: bool,
+    in_stream: bool = False,
+    most_bytes: int = _MOST_BYTES,
 ) -> bytes:
     """Encode a `ModelInferResponse`, in a stream inside of a `ModelStreamInferResponse`.
 
@@ -304,9 +311,10 @@ def write_answer(
         memory: Registered shared memory regions, to which outputs may be written.
         batched: Whether the first axis counts the samples, for classification.
         in_stream: Whether it is sent in a stream, where it is marked as the last one to its request.
+        most_bytes: Largest total size of the outputs that the message has.
 
     Raises:
-        ProtocolError: an output doesn't fit its region.
+        ProtocolError: an output doesn't fit its region, or the outputs are too large.
     """
     head = message("ModelInferResponse")(
         model_name=answer.model, model_version=answer.version, id=answer.id
@@ -330,9 +338,32 @@ def write_answer(
         # As a field of the message, the bytes would be copied twice more.
         pieces += [_RAW_OUTPUT, written_number(len(data)), data]
     pieces[0] = head.SerializeToString()
+    check_answer_size(sum(map(len, pieces[3::3])), most_bytes)
     if in_stream:
         pieces[:0] = _STREAM_RESPONSE, written_number(sum(map(len, pieces)))
     return _joined(pieces)
+
+
+def check_answer_size(size: int, most: int) -> None:
+    """Check that the outputs of an answer, made or foreseen, aren't too large.
+
+    Args:
+        size: Size of those that the message has, in bytes.
+        most: Largest size.
+
+    Raises:
+        ProtocolError: they are too large; the message says what to do.
+    """
+    if size <= most:
+        return
+    more = ""
+    if size < _MOST_BYTES:
+        more = f", or give the server the option --max-body {-(-size >> 20)}MiB"
+    raise ProtocolError(
+        Kind.TOO_LARGE,
+        f"the outputs have {size:,} bytes, but those of an answer over gRPC have at most {most:,} "
+        f"here: ask for fewer rows or outputs at once, ask over HTTP{more}",
+    )
 
 
 def _joined(pieces: Sequence[Any]) -> bytes:
