@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 
@@ -14,6 +15,10 @@ COUNTED_BYTES = 16 << 10
 """Size of an answer up to which it isn't counted: a connection takes about as much without it."""
 _LOOK_S = 0.25
 """Time between two looks at the connections of clients whose requests wait."""
+_DRAIN_S = 20.0
+"""Time in which a client whose requests wait is to read as much as it holds; what it doesn't, it may lose."""
+_JUDGED_S = 3.0
+"""Time of looks after which a connection's rate is known: its rate since it was looked at one to two such times ago."""
 
 
 class _Way:
@@ -21,13 +26,42 @@ class _Way:
 
     Attributes:
         size: Their memory, in bytes.
-        reading: Whether the client reads them, so that they hold nobody up.
+        end: Function that ends the connection; None before somebody looked at it.
+        ended_s: Time at which it was called last.
+        credited: Memory of answers, or their parts, that was read, and of which nothing became free yet.
     """
 
-    __slots__ = ("reading", "size")
+    __slots__ = ("_before", "_latest", "_since", "credited", "end", "ended_s", "size")
 
     def __init__(self) -> None:
-        self.size, self.reading = 0, False
+        self.size = self.credited = 0
+        self.end: Callable[[], None] | None = None
+        self.ended_s = -math.inf
+        self._before = self._since = self._latest = -math.inf, 0
+        """Times of looks, and the memory that had been read by then."""
+
+    def looked(self, read: int, now_s: float) -> int:
+        """Note how much memory of answers was read by now; return how much more that is than at the last look."""
+        seen_s, seen = self._latest
+        self._latest = now_s, read
+        if read < seen or now_s - seen_s >= _DRAIN_S:  # nobody looked for a while
+            self._before = self._since = self._latest
+            return 0
+        if now_s - self._since[0] >= _JUDGED_S:
+            self._before, self._since = self._since, self._latest
+        self.credited += read - seen
+        return read - seen
+
+    @property
+    def drain_s(self) -> float:
+        """Time in which as much is read as is held, at the latest rate; 0 while that isn't known."""
+        (began_s, had), (now_s, read) = self._before, self._latest
+        looked_s = now_s - began_s
+        return self.size * looked_s / max(1, read - had) if looked_s >= _JUDGED_S else 0.0
+
+    def is_ending(self, now_s: float) -> bool:
+        """Whether the connection was ended a moment ago, and its memory isn't free yet."""
+        return now_s - self.ended_s < _JUDGED_S
 
 
 class Turn:
@@ -62,26 +96,50 @@ class _Client:
 
     Attributes:
         ways: The same by connection.
-        size: Memory, in bytes, of those on connections that aren't known to be read.
+        size: Their memory, in bytes.
         line: Requests that wait, in their order.
+        due: Memory that should have been read or become free by now, and wasn't, while requests waited.
+        looked_s: Time up to which that is known.
     """
 
-    __slots__ = ("line", "size", "ways")
+    __slots__ = ("due", "line", "looked_s", "size", "ways")
 
     def __init__(self) -> None:
         self.ways: dict[object, _Way] = {}
         self.size = 0
         self.line: deque[Turn] = deque()
+        self.due = self.looked_s = 0.0
+
+    def grows_due(self, now_s: float) -> None:
+        """Count the time that has passed since the last look while requests waited."""
+        passed_s, self.looked_s = now_s - self.looked_s, now_s
+        self.due = min(self.size, self.due + self.size * passed_s / _DRAIN_S)
+
+    def end_slow(self, now_s: float) -> None:
+        """End the connections that are read most slowly, as far as that is due and the first request needs it."""
+        first = self.line[0]
+        ending = sum(way.size for way in self.ways.values() if way.is_ending(now_s))
+        needed, due = self.size + first.size - first.most - ending, self.due - ending
+        slow = [way for way in self.ways.values() if way.drain_s > _DRAIN_S]
+        for way in sorted(slow, key=lambda way: -way.drain_s):
+            if way.end is None or way.is_ending(now_s):
+                continue
+            if needed <= 0 or way.size > due:
+                break
+            way.ended_s = now_s
+            needed, due = needed - way.size, due - way.size
+            way.end()
 
 
 class OwedAnswers:
     """Answers that clients are to read, made or foreseen; used on the event loop's thread only.
 
     A request whose answer finds no room waits before its model runs. While one waits, the connections of its client are
-    looked at: those that are read hold nobody up, and those on which nothing is read are ended by who looks.
+    looked at: those on which nothing is read are ended by who looks. If the client as a whole doesn't read, within
+    `_DRAIN_S`, as much as it holds, connections on which it reads more slowly than that are ended, the slowest first.
 
     Args:
-        look: Function that looks at a client's connections, calls `reads`, and ends those on which nothing is read.
+        look: Function that looks at a client's connections, calls `looked`, and ends those on which nothing is read.
         patience_s: Longest time for which a request waits.
         fair: Whether clients are told apart; else none waits for another.
     """
@@ -101,23 +159,29 @@ class OwedAnswers:
         own = self._clients.setdefault(client, _Client())
         way = own.ways.setdefault(connection, _Way())
         way.size += change
-        if not way.reading:
-            own.size += change
+        own.size += change
         if not way.size:
             del own.ways[connection]
         if change < 0:
+            credited = min(way.credited, -change)
+            way.credited -= credited
+            own.due = max(0.0, own.due + change + credited)
             self._freed(client, own)
 
-    def reads(self, client: str, connection: object, reading: bool) -> None:
-        """Note whether a client reads the answers on a connection."""
+    def looked(self, client: str, connection: object, read: int, end: Callable[[], None]) -> None:
+        """Note how a client reads on a connection.
+
+        Args:
+            client: The client.
+            connection: The connection.
+            read: Memory, in bytes, of what the client has received on it since it was opened.
+            end: Function that ends the connection.
+        """
         own = self._clients.get(client)
-        way = None if own is None else own.ways.get(connection)
-        if own is None or way is None or way.reading == reading:
-            return
-        way.reading = reading
-        own.size += -way.size if reading else way.size
-        if reading:
-            self._freed(client, own)
+        if own is not None and (way := own.ways.get(connection)) is not None:
+            way.end = end
+            more = way.looked(read, asyncio.get_running_loop().time())
+            own.due = max(0.0, own.due - more)
 
     def has_room(self, client: str, size: int, most: int) -> bool:
         """Whether a client's request may begin whose answer takes so much memory; one may always."""
@@ -136,6 +200,8 @@ class OwedAnswers:
         loop = asyncio.get_running_loop()
         turn = Turn(client, size, most, go, end, loop.time() + self._patience_s)
         own = self._clients.setdefault(client, _Client())
+        if not own.line:
+            own.due, own.looked_s = 0.0, loop.time()
         own.line.append(turn)
         if not self._ticking:
             self._ticking = True
@@ -187,6 +253,9 @@ class OwedAnswers:
                 own.line.popleft().end(_too_long(self._patience_s))
             if own.line:
                 self._look(client)
+                own.grows_due(loop.time())
+            if own.line:
+                own.end_slow(loop.time())
             self._freed(client, own)
 
 

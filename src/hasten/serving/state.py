@@ -108,8 +108,12 @@ class Held(Protocol):
     def take_back(self) -> None:
         """Close the connection if memory is held for a body that isn't whole, or for an unread answer."""
 
-    def hurry(self, now_ns: int) -> bool:
-        """End the connection if its client has read nothing of an answer for a second; return whether it reads."""
+    def hurry(self, now_ns: int) -> int | None:
+        """End the connection if its client has read nothing of an answer for a second.
+
+        Returns:
+            Bytes that the client has received so far; None if it has no answer to read, or was ended.
+        """
 
     def give_way(self) -> None:
         """Close the connection to make room for others."""
@@ -228,11 +232,11 @@ class ServerState:
         return is_room
 
     def _hurry(self, client: str) -> None:
-        """End a client's connections on which it reads nothing, since its further requests wait for that."""
+        """Look at how a client reads, since its further requests wait for that; end what it doesn't read at all."""
         now_ns = time.perf_counter_ns()
         for one in list(self.connections):
-            if one.client == client:
-                self.owed.reads(client, one, one.hurry(now_ns))
+            if one.client == client and (read := one.hurry(now_ns)) is not None:
+                self.owed.looked(client, one, read, one.take_back)
         self.end_unread(client)
 
     def admits(self, connection: Held) -> bool:

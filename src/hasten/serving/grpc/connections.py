@@ -159,21 +159,19 @@ class Ending:
             if place in places and one.received is not None
         }
 
-    def end(self, received: Mapping[Place, int]) -> set[Place]:
-        """End the connections of clients that have read nothing since they had received so many bytes.
-
-        Returns:
-            The others.
-        """
-        reading: set[Place] = set()
+    def end(self, received: Mapping[Place, int]) -> None:
+        """End the connections of clients that have read nothing since they had received so many bytes."""
         with contextlib.suppress(OSError):
             for place, one in connections(self._port).items():
                 had = received.get(place)
                 if had is not None and (one.received or 0) < had + _PROGRESS_BYTES:
                     self._end(place, one)
-                elif had is not None:
-                    reading.add(place)
-        return reading
+
+    def cut(self, place: Place) -> None:
+        """End a client's connection, if it is still there."""
+        with contextlib.suppress(OSError):
+            if (one := connections(self._port).get(place)) is not None:
+                self._end(place, one)
 
     def _end_unread(
         self, found: Mapping[Place, Connection], unread: Collection[Place]

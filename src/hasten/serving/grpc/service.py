@@ -34,7 +34,7 @@ from hasten.serving.grpc.methods import SCOPES, Methods
 from hasten.serving.grpc.reading_ahead import Together
 from hasten.serving.grpc.single import Single
 from hasten.serving.grpc.trial import check_that_it_answers
-from hasten.serving.grpc.unread import Unread
+from hasten.serving.grpc.unread import LIBRARY_TIMES, Unread
 from hasten.serving.protocol import messages
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.rights import Scope
@@ -101,6 +101,7 @@ class GrpcServer:
         self._ending: Ending
         self._looking: asyncio.Task[None] | None = None
         self._taking_back: asyncio.Task[None] | None = None
+        self._cutting: set[asyncio.Task[None]] = set()
 
     # -- begin and end
 
@@ -322,25 +323,35 @@ class GrpcServer:
         """End the connections on which a client has left answers unread for a while, since another finds no room."""
         if self._taking_back is not None and not self._taking_back.done():
             return
-        if left := self._left_by(client):
-            ending = self._end_those_left(client, left)
+        if unread := self._left_by(client, 0):
+            ending = self._end_those_left(client, unread)
             self._taking_back = asyncio.get_running_loop().create_task(ending)
 
-    async def _end_those_left(self, client: str, left: dict[str, Place]) -> None:
+    async def _end_those_left(self, client: str, unread: dict[str, Place]) -> None:
         try:
-            had = await asyncio.to_thread(self._ending.received, {*left.values()})
+            left = {*self._left_by(client, _AT_ONCE_NS).values()}
+            had = await asyncio.to_thread(self._ending.received, {*unread.values()})
+            for peer, place in unread.items():
+                if (read := had.get(place)) is not None:
+                    cut = partial(self._cut, place)
+                    self._state.owed.looked(client, peer, LIBRARY_TIMES * read, cut)
             await asyncio.sleep(_AT_ONCE_NS / 1e9)  # who reads slowly is told by a second look
-            still = {*self._left_by(client).values()} & {*left.values()}
+            still = {*self._left_by(client, _AT_ONCE_NS).values()} & left
             received = {place: size for place, size in had.items() if place in still}
-            reading = await asyncio.to_thread(self._ending.end, received)
-            for peer, place in left.items():
-                self._state.owed.reads(client, peer, place in reading or place not in still)
+            await asyncio.to_thread(self._ending.end, received)
         except Exception:
             log.exception("the connections of gRPC couldn't be looked at")
 
-    def _left_by(self, client: str) -> dict[str, Place]:
-        """Return the places from which a client alone calls, and doesn't read its answers."""
-        since_ns = self._clock_ns() - _AT_ONCE_NS
+    def _cut(self, place: Place) -> None:
+        """End a client's connection, which it reads too slowly for its further requests."""
+        work = asyncio.to_thread(self._ending.cut, place)
+        task = asyncio.get_running_loop().create_task(work)
+        self._cutting.add(task)
+        task.add_done_callback(self._cutting.discard)
+
+    def _left_by(self, client: str, age_ns: int) -> dict[str, Place]:
+        """Return the places from which a client alone calls, and has read no answer whole for so long."""
+        since_ns = self._clock_ns() - age_ns
         left = [
             *self._unread.left_by(client, since_ns),
             *self._together.left_by(client, since_ns),

@@ -180,8 +180,8 @@ class Connection(asyncio.BufferedProtocol):
         self.owes = 0
         self._turn: Turn | None = None
         """Place of the request that waits until its client has read other answers; None while none does."""
-        self._read_last: tuple[int, int, bool] | None = None
-        """Bytes that were read of an unread answer, the time, and whether it was after the first look at it."""
+        self._read_last: tuple[int, int] | None = None
+        """Bytes that were read, and the time, when a look at an unread answer last found enough of them."""
         self._sent = self._owed = self._read_ns = 0
         """Bytes that were sent and that weren't, and the time, at the check at which the client had last read enough."""
         self._encrypted = False
@@ -998,21 +998,20 @@ class Connection(asyncio.BufferedProtocol):
             )
             self._refuse(ProtocolError(Kind.OVERLOADED, why, 1.0))
 
-    def hurry(self, now_ns: int) -> bool:
-        """End the connection if its client has read nothing of an answer for a second; return whether it reads."""
+    def hurry(self, now_ns: int) -> int | None:
+        """End the connection if its client has read nothing of an answer for a second; see `Held`."""
         if not self._unread:
-            return False
+            return None
         sent = self._received_bytes
         if self._read_last is None or sent < self._read_last[0]:  # the system says it from now on
-            self._read_last = sent, now_ns, False
-        before, since_ns, reading = self._read_last
+            self._read_last = sent, now_ns
+        before, since_ns = self._read_last
         if sent - before >= _PROGRESS_BYTES:
-            self._read_last = sent, now_ns, True
-            return True
-        if now_ns - since_ns >= _STUCK_NS:
+            self._read_last = sent, now_ns
+        elif now_ns - since_ns >= _STUCK_NS:
             self.take_back()
-            return False
-        return reading
+            return None
+        return sent
 
     @property
     def _received_bytes(self) -> int:
