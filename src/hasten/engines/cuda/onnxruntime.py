@@ -36,6 +36,7 @@ from hasten.engines.cuda.replays import RUNS
 from hasten.engines.cuda.runtime import Cuda, Device, Host, capturing
 from hasten.engines.cuda.session import COPIED_INTO, DeviceSession
 from hasten.engines.failures import failed
+from hasten.engines.onnxruntime.divisions import guard_divisions
 from hasten.engines.onnxruntime.files import own_files
 from hasten.engines.onnxruntime.installation import CUDA, load, without_cuda
 from hasten.errors import CandidateError, DeviceLost, InputError
@@ -118,12 +119,13 @@ class OnnxRuntimeCuda(Engine):
         check_gpu(target)
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        """Keep the model as it is, after checking that it can be loaded.
+        """Keep the model, whose divisions are guarded, after checking that it can be loaded; see `guard_divisions`.
 
         Raises:
             CandidateError: it can't be loaded; the message names the operator and node.
         """
         artifact = place(model, workdir)
+        guard_divisions(artifact.path, [spec.name for spec in artifact.inputs])
         with self.open(artifact, target):
             return artifact
 

@@ -23,6 +23,7 @@ from hasten.engines.checked import operators, private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed, failed_request
 from hasten.engines.missing_numbers import ROUNDED, check_nan
+from hasten.engines.onnxruntime.divisions import guard_divisions
 from hasten.engines.onnxruntime.files import own_files
 from hasten.engines.onnxruntime.installation import load
 from hasten.errors import BeyondRange, CandidateError, HastenError
@@ -125,12 +126,13 @@ class OnnxRuntime(Engine):
             raise cls.missing("ONNX Runtime", error) from error
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
-        """Keep the model as it is, after checking that it can be loaded.
+        """Keep the model, whose divisions are guarded, after checking that it can be loaded; see `guard_divisions`.
 
         Raises:
             CandidateError: the model can't be loaded; the message names the operator and node.
         """
         artifact = place(model, workdir)
+        guard_divisions(artifact.path, [spec.name for spec in artifact.inputs])
         self._load(artifact, target)
         return artifact
 
