@@ -54,7 +54,7 @@ def written(case: str, kind: str, path: Path) -> Path:
             helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
             helper.make_tensor_value_info("state", number, ["n"]),
         ]
-        inner = [
+        steps = [
             helper.make_node("Div", ["state", "b"], ["q"]),
             helper.make_node("Identity", ["goes_on"], ["still"]),
         ]
@@ -62,7 +62,7 @@ def written(case: str, kind: str, path: Path) -> Path:
             helper.make_tensor_value_info("still", TensorProto.BOOL, []),
             helper.make_tensor_value_info("q", number, ["n"]),
         ]
-        body = helper.make_graph(inner, "body", states, results)
+        body = helper.make_graph(steps, "body", states, results)
         nodes = [helper.make_node("Loop", ["times", "", "a"], ["y"], body=body)]
         constants = [numpy_helper.from_array(np.array(1, "int64"), "times")]
     if case == "function":

@@ -142,8 +142,8 @@ def _guarded(node: onnx.NodeProto, kind: int, prefix: str) -> list[onnx.NodeProt
         tensor = onnx.helper.make_tensor("", kind, [], [number])
         return onnx.helper.make_node("Constant", [], [f"{prefix}.{name}"], value=tensor)
 
-    def made(kind_of: str, inputs: list[str], output: str, **settings: int) -> onnx.NodeProto:
-        return onnx.helper.make_node(kind_of, inputs, [output], f"{output}.{kind_of}", **settings)
+    def made(kind_of: str, inputs: list[str], output: str) -> onnx.NodeProto:
+        return onnx.helper.make_node(kind_of, inputs, [output], f"{output}.{kind_of}")
 
     def own(name: str) -> str:
         return f"{prefix}.{name}"
@@ -153,7 +153,7 @@ def _guarded(node: onnx.NodeProto, kind: int, prefix: str) -> list[onnx.NodeProt
         constant("one", 1),
         constant("two", 2),
         made("Equal", [divisor, own("minus one")], own("is minus one")),
-        made("Cast", [own("is minus one")], own("times"), to=kind),
+        onnx.helper.make_node("Cast", [own("is minus one")], [own("times")], own("Cast"), to=kind),
         made("Mul", [own("times"), own("two")], own("change")),
         made("Add", [divisor, own("change")], own("divisor")),
         onnx.helper.make_node("Div", [dividend, own("divisor")], [own("quotient")], node.name),
