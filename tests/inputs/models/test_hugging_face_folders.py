@@ -313,6 +313,88 @@ def test_models_of_pictures_and_sounds_answer_as_their_module(
         np.testing.assert_allclose(wanted, answer, atol=1e-4)
 
 
+PROCESSOR = {
+    "image_processor_type": "ConvNextImageProcessor",
+    "size": {"shortest_edge": 32},
+    "crop_pct": 0.5,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "resample": 2,
+}
+DETECTING = {"image_processor_type": "DetrImageProcessor", "do_pad": True}
+
+
+def residual(transformers: Any) -> Any:
+    """Return a network of which no configuration says how large its pictures are."""
+    return transformers.ResNetModel(
+        transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1])
+    )
+
+
+def claiming_224(transformers: Any) -> Any:
+    """Return a network whose configuration states the size that its class has by default."""
+    sizes = {"num_stages": 2, "hidden_sizes": [4, 4], "depths": [1, 1]}
+    return transformers.ConvNextModel(transformers.ConvNextConfig(image_size=224, **sizes))
+
+
+def video(transformers: Any) -> Any:
+    sizes = {key: value for key, value in SMALL.items() if key in list(SMALL)[:4]}
+    return transformers.TimesformerModel(
+        transformers.TimesformerConfig(**sizes, num_frames=3, image_size=16, patch_size=8)
+    )
+
+
+def whisper(transformers: Any) -> Any:
+    sizes = {"d_model": 8, "encoder_layers": 1, "encoder_attention_heads": 2}
+    more = {"decoder_layers": 1, "decoder_attention_heads": 2, "classifier_proj_size": 4}
+    return transformers.WhisperForAudioClassification(
+        transformers.WhisperConfig(**sizes, **more, num_mel_bins=10, max_source_positions=15)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "processor", "shape"),
+    [
+        pytest.param(residual, PROCESSOR, (3, 32, 32), id="a size that the processor alone states"),
+        pytest.param(claiming_224, PROCESSOR, (3, 32, 32), id="what the bundle's steps make"),
+        pytest.param(
+            residual,
+            {**DETECTING, "size": {"shortest_edge": 24, "longest_edge": 40}},
+            (3, 24, 24),
+            id="the shorter side of a processor that isn't supported",
+        ),
+        pytest.param(
+            residual,
+            {**DETECTING, "size": 30, "crop_size": {"height": 16, "width": 24}},
+            (3, 16, 24),
+            id="a crop of a processor that isn't supported",
+        ),
+        pytest.param(video, None, (3, 3, 16, 16), id="the frames of a video"),
+        pytest.param(whisper, None, (10, 30), id="twice the positions of Whisper's encoder"),
+    ],
+)
+def test_without_data_a_folder_is_exported_with_a_made_up_sample_of_its_size(
+    make: Callable[[Any], Any], processor: Any, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    saved(make, tmp_path / "model")
+    if processor is not None:
+        (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(processor))
+    (spec,) = load_model(find_model(tmp_path / "model"), None, tmp_path).inputs
+    assert spec.shape == ("batch", *shape)
+
+
+def test_a_folder_that_states_no_size_of_pictures_says_which_files_state_one(
+    tmp_path: Path,
+) -> None:
+    saved(residual, tmp_path / "model")
+    with pytest.raises(InputError) as error:
+        load_model(find_model(tmp_path / "model"), None, tmp_path)
+    assert str(error.value) == (
+        f"nothing in {tmp_path / 'model' / 'config.json'} says how large the input 'pixel_values' is: give data=, or "
+        "add image_size to it, or the preprocessor_config.json that the model was saved with"
+    )
+
+
 def texts_and_pictures(transformers: Any) -> Any:
     sizes = {key: value for key, value in SMALL.items() if key != "max_position_embeddings"}
     pictures = {key: value for key, value in sizes.items() if key != "vocab_size"}

@@ -20,6 +20,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError, told, visible
 from hasten.inputs.models import config_claims, frozen, onnx, sentence_transformers, timm_folders
 from hasten.inputs.models.config_claims import CONFIG
+from hasten.inputs.models.picture_sizes import picture_size
 from hasten.inputs.models.sentence_transformers import SentenceModel
 from hasten.inputs.pipeline.base import Pipeline, PostStep
 from hasten.inputs.pipeline.classes import TopK
@@ -264,13 +265,21 @@ class Folder:
         return kind
 
     def _picture(self, known: Mapping[str, Any]) -> dict[str, Array]:
-        """Return a sample of the input for pictures by a configuration; empty where it states no size."""
-        side = known.get("image_size")
-        if not isinstance(side, (int, list)):
+        """Return a sample of the input for pictures or videos; empty where nothing states their size."""
+        try:
+            pipeline = self.pipeline
+        except InputError:  # that of its texts
+            pipeline = None
+        size = picture_size(self.path, known, pipeline)
+        if size is None:
             return {}
-        shape = (known.get("num_channels", 3), *([side, side] if isinstance(side, int) else side))
-        made = config_claims.ones(self.path, shape, "num_channels and image_size")
-        return {"pixel_values": made}
+        shape, settings = (known.get("num_channels", 3), *size), "num_channels and image_size"
+        if "num_frames" in known:
+            shape, settings = (known["num_frames"], *shape), f"num_frames, {settings}"
+        bounded = config_claims.ones(self.path, shape, settings)
+        # Of a picture of one color, a detector's places score alike, and rounding would choose among them.
+        rng = np.random.default_rng(0)
+        return {"pixel_values": rng.standard_normal(bounded.shape, np.float32)}
 
     def made_up(self, module: Any) -> dict[str, Array]:
         """Return one sample to export with, without an axis for the batch, where no data is given.
@@ -299,10 +308,18 @@ class Folder:
         if main == "input_values" and "num_mel_bins" in known and "max_length" in known:
             shape = (known["max_length"], known["num_mel_bins"])
             return {main: config_claims.ones(self.path, shape, "max_length and num_mel_bins")}
+        positions = known.get("max_source_positions")
+        if main == "input_features" and "num_mel_bins" in known and isinstance(positions, int):
+            shape = (known["num_mel_bins"], 2 * positions)  # Whisper's encoder halves them
+            settings = "num_mel_bins and twice the max_source_positions"
+            return {main: config_claims.ones(self.path, shape, settings)}
         if main == "input_values":
             return {main: np.sin(np.arange(_TRACED_SOUND, dtype=np.float32))}
+        advice = "give data="
+        if main == "pixel_values":
+            advice += f", or add image_size to it, or the {IMAGES} that the model was saved with"
         raise InputError(
-            f"nothing in {self.path / CONFIG} says how large the input {main!r} is: give data="
+            f"nothing in {self.path / CONFIG} says how large the input {main!r} is: {advice}"
         )
 
 
