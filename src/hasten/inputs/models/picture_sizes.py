@@ -1,4 +1,4 @@
-"""How large the pictures are that a folder of Hugging Face takes, by its processor and its configuration."""
+"""Size of the pictures that a folder of Hugging Face takes, by its processor and its configuration."""
 
 from __future__ import annotations
 
