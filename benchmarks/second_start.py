@@ -121,6 +121,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="folder of bundles, kept for the next time")
     parser.add_argument("--out", type=Path, help="file for the records, as JSON")
     given = parser.parse_args()
+    if given.starts < 2:
+        parser.error(f"a ratio with an interval needs 2 starts; got --starts {given.starts}")
     os.environ.setdefault("HASTEN_LEDGER", "off")
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
