@@ -6,27 +6,22 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 from hasten.serving.fairness import Shares
 from hasten.serving.grpc.reading_ahead import UNKNOWN_BYTES
-from hasten.serving.owed_answers import MOST_OWED_BYTES, OwedAnswers, Turn
+from hasten.serving.owed_answers import (
+    MOST_OWED_BYTES,
+    Holding,
+    OwedAnswers,
+    Turn,
+    take_back,
+)
 from hasten.serving.protocol.errors import ProtocolError
 
 LIBRARY_TIMES = 2
 """Memory that the library takes for an answer, as a multiple of its size."""
 MOST_UNREAD_BYTES = 24 << 20
 """Size of the answers to single calls of one connection, unread or foreseen, from which its further calls wait."""
-
-
-class Holding(Protocol):
-    """Interface of a call that can take its request back from its model."""
-
-    def expect(self) -> None:
-        """Count the answer as large as it is expected by now, if its size is guessed."""
-
-    def hold(self) -> None:
-        """Take the request back, unless an engine runs it, and wait for room in front of all that wait."""
 
 
 class Place:
@@ -110,18 +105,9 @@ class Unread:
             del self._begun[connection]
 
     def hold(self, connection: str) -> None:
-        """Take back the calls of a connection for whose answers there is no room, as far as no engine runs them.
-
-        One of them has an answer that is larger than was foreseen, so that the others' may be too.
-        """
-        calls = list(self._begun.get(connection, ()))
-        for call in calls:
-            call.expect()
-        # The last one first: a model may go on with the next one when one is taken back.
-        for call in reversed(calls):
-            if self._readers[connection].size <= self._most:
-                return
-            call.hold()
+        """Take back calls of a connection, one of whose answers is larger than was foreseen; see `take_back`."""
+        begun = self._begun.get(connection, ())
+        take_back(begun, lambda: self._readers[connection].size <= self._most)
 
     def foreseen(self, model: str) -> int:
         """Return the size that a model's answer is expected to have where only the model can tell.

@@ -18,6 +18,7 @@ import httptools
 import numpy as np
 
 from hasten.serving.fairness import client_at, client_named
+from hasten.serving.http.asked import Asked
 from hasten.serving.http.exchange import Exchange
 from hasten.serving.http.messages import (
     PlainRequest,
@@ -30,7 +31,7 @@ from hasten.serving.models.answer_sizes import batch_bytes, foreseen_bytes
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
-from hasten.serving.owed_answers import COUNTED_BYTES, MOST_OWED_BYTES, Turn
+from hasten.serving.owed_answers import COUNTED_BYTES, MOST_OWED_BYTES
 from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault, without_frames
 from hasten.serving.protocol.origins import ONE_HOST
 from hasten.serving.protocol.requests import Query
@@ -114,6 +115,7 @@ class Connection(asyncio.BufferedProtocol):
         clock_ns: Monotonic clock, in nanoseconds.
         client: Client that the connection is counted under.
         owes: Memory of the answer, foreseen or unread, that `state.owed` counts.
+        asked: Request that waits until its client has read other answers, or may have to; None while there is none.
         quiet: Number of consecutive checks, up to the latest, at which the server waited for the
             client: for a request, or for more of one than a trickle.
     """
@@ -178,8 +180,9 @@ class Connection(asyncio.BufferedProtocol):
         self._written = 0
         """Bytes of all answers so far."""
         self.owes = 0
-        self._turn: Turn | None = None
-        """Place of the request that waits until its client has read other answers; None while none does."""
+        self.asked: Asked | None = None
+        self._guessed = False
+        """Whether only the model can tell how large the answer to the latest request that wasn't like another is."""
         self._read_last: tuple[int, int] | None = None
         """Bytes that were read, and the time, when a look at an unread answer last found enough of them."""
         self._sent = self._owed = self._read_ns = 0
@@ -222,16 +225,16 @@ class Connection(asyncio.BufferedProtocol):
         if self._unpacking is not None:
             self._unpacking.cancel()
             self._unpacking = None  # a cancelled task keeps its frames, and they keep this
-        if self._turn is not None:
-            self.state.owed.leave(self._turn)
-            self._turn = None
+        if self.asked is not None:
+            self.asked.ended(gone=True)
+            self.asked = None
         self.state.bodies.give(self.client, self._held)
         if self._exchange is not None:
             self._exchange.give_up()
             self._exchange = None
         self._reserved = 0
         self._release_unread()
-        self._owe(0)
+        self.owe(0)
         self._backlog.clear()
         # The parser refers back to this object: without this, only the garbage collector frees both.
         self._body, self._pieces, self._parser = None, b"", None  # type: ignore[assignment]
@@ -242,14 +245,14 @@ class Connection(asyncio.BufferedProtocol):
         """Stop reading and answering while the client doesn't read its answers."""
         self._paused, self._unread = True, self._transport.get_write_buffer_size()
         self.state.bodies.take(self.client, self._unread)
-        self._owe(max(self.owes, self._unread))  # what is sent in part is kept as a whole
+        self.owe(max(self.owes, self._unread))  # what is sent in part is kept as a whole
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """Continue once the client reads its answers again."""
         self._paused = False
         self._release_unread()
-        self._owe(0)
+        self.owe(0)
         if self._backlog and not self._busy:
             self._next_soon()
         elif not self._backlog and not self._hung_up:
@@ -259,7 +262,7 @@ class Connection(asyncio.BufferedProtocol):
         self.state.bodies.give(self.client, self._unread)
         self._unread, self._read_last = 0, None
 
-    def _owe(self, size: int) -> None:
+    def owe(self, size: int) -> None:
         """Count an answer, foreseen or unread, with that much memory."""
         self.owes, change = size, size - self.owes
         self.state.owed.count(self.client, self, change)
@@ -492,13 +495,15 @@ class Connection(asyncio.BufferedProtocol):
                 "before a request with another token",
             )
         owes = self.owes
-        self._owe(0)
+        self.owe(0)
         state, before, self._name = self.state, self.client, name
         self.client = state.client_of(client_named(name) if name else self._address)
         for shares, size in ((state.crowd, 1), (state.bodies, self._unread + self._held)):
             shares.give(before, size)
             shares.take(self.client, size)
-        self._owe(owes)
+        self.owe(owes)
+        if self.asked is not None:
+            self.asked.renamed()
 
     @property
     def _held(self) -> int:
@@ -659,14 +664,12 @@ class Connection(asyncio.BufferedProtocol):
             if path is not None and method == b"POST":
                 query, model = self._query(exchange, path, headers, body, arrived_ns)
                 plan = query.plan
-                is_small = plan is not None and plan.answer_bytes in _UNCOUNTED
-                if not is_small and (size := self._owing(model, query)) > COUNTED_BYTES:
-                    most = MOST_OWED_BYTES + batch_bytes(model, query, size)
-                    if not (in_turn or self.state.owed.has_room(self.client, size, most)):
+                if plan is None or plan.answer_bytes not in _UNCOUNTED:
+                    size = self._owing(model, query)
+                    if size > COUNTED_BYTES or self._guessed or query.sequence is not None:
                         asked = exchange, method, url, headers, body, arrived_ns
-                        self._wait(size, most, exchange, partial(self._answer, *asked, True))
-                        return
-                    self._owe(size)
+                        if not self._let_in(asked, model, query, size, in_turn):
+                            return
                 self._infer(exchange, model, query, headers, body)
             else:
                 request = PlainRequest(
@@ -682,24 +685,58 @@ class Connection(asyncio.BufferedProtocol):
     def _owing(self, model: ServedModel, query: Query) -> int:
         """Return the memory that the answer to a request is foreseen to take."""
         size = foreseen_bytes(model, query)
+        self._guessed = size is None
         if size is None:
             return self.state.owed.foreseen(model.name)
         binary = all(each.binary for each in query.outputs) if query.outputs else query.binary
         return size if binary else _JSON_TIMES * size
 
-    def _wait(self, size: int, most: int, exchange: Exchange, answer: Callable[[], None]) -> None:
-        """Let a request wait until its client has read other answers; it is read again then."""
+    def _let_in(
+        self,
+        again: tuple[Exchange, bytes, bytes, dict[bytes, bytes], Any, int],
+        model: ServedModel,
+        query: Query,
+        size: int,
+        in_turn: bool,
+    ) -> bool:
+        """Count an answer, and return whether its request may begin; else it waits for its client to read others.
 
-        def go() -> None:
-            self._turn = None
-            answer()
+        Args:
+            again: Arguments of `_answer` that begin the request again.
+            model: Model of the request.
+            query: The request.
+            size: Memory of the answer, in bytes.
+            in_turn: Whether the request has waited.
+        """
+        owed = self.state.owed
+        steps = query.sequence is not None and model.sequences is not None
+        asked = Asked(self, again[0], partial(self._answer, *again, True), again[-1])
+        asked.timeout_ns = query.timeout_ns or model.settings.deadline_ns
+        waits = size > COUNTED_BYTES or (steps and owed.has_line(self.client))  # no step overtakes
+        if waits and not in_turn:
+            most = MOST_OWED_BYTES + (0 if self._guessed else batch_bytes(model, query, size))
+            if not owed.has_room(self.client, size, most):
+                self.asked = asked
+                asked.wait(size, most)
+                return False
+        if size > COUNTED_BYTES:
+            self.owe(size)
+        if self._guessed or steps:
+            self.asked = asked
+            asked.begins(guessed=self._guessed)
+        return True
 
-        def end(failure: ProtocolError) -> None:
-            self._turn = None
-            exchange.respond(failure_response(failure))
+    @property
+    def computing(self) -> bool:
+        """Whether a model has the request, and hasn't answered it."""
+        return self._ticket is not None and not self._ticket.over
 
-        exchange.query = None  # it is read again
-        self._turn = self.state.owed.wait(self.client, size, most, go, end)
+    def withdraw(self) -> bool:
+        """Take the request back from its model, unless an engine runs it; return whether that was done."""
+        if self._ticket is None or not self._ticket.withdraw():
+            return False
+        self._ticket = None
+        return True
 
     def _query(
         self,
@@ -859,12 +896,15 @@ class Connection(asyncio.BufferedProtocol):
         if self._lost:
             return
         self._ticket = self._exchange = None
+        if self.asked is not None:
+            self.asked.ended()
+            self.asked = None
         self.state.bodies.give(self.client, reserved)
         if self._hung_up:
             return
         slot = self._slot
         if self.owes:
-            self._owe(size)
+            self.owe(size)
         if size <= _SMALL_BYTES:
             data = b"".join((head, *pieces))
             self._written += len(data)
@@ -875,7 +915,7 @@ class Connection(asyncio.BufferedProtocol):
             self._written += len(head) + size
             self._transport.writelines((head, *pieces))
         if self.owes and not self._paused:
-            self._owe(0)
+            self.owe(0)
         self._busy = False
         if slot is not None:  # the system has the answer only at the end of the loop's turn
             asyncio.get_running_loop().call_soon(self._answered)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hasten.serving.http.messages import JSON, Response, failure_response, head_of
 from hasten.serving.models.served import ServedModel
@@ -19,6 +19,9 @@ from hasten.serving.wire.http_bodies import (
     write_answer,
 )
 from hasten.serving.wire.plans import RequestPlan, pieces_of
+
+if TYPE_CHECKING:
+    from hasten.serving.http.asked import Asked
 
 log = logging.getLogger("hasten.serving")
 
@@ -34,12 +37,14 @@ class Sender(Protocol):
         state: State of the server.
         client: Client that the connection is counted under.
         owes: Memory, in bytes, that the answer was foreseen to take; 0 if it isn't counted.
+        asked: The request, if it waits, or if its model may have to give it back; else None.
         clock_ns: Monotonic clock, in nanoseconds.
     """
 
     state: ServerState
     client: str
     owes: int
+    asked: Asked | None
     clock_ns: Callable[[], int]
 
     def send(
@@ -232,12 +237,24 @@ class Exchange:
     def _is_room(self, answer: Answer, size: int) -> bool:
         """Whether an answer may take memory until its client reads it; if not, the client is told."""
         self._connection.state.owed.answered(answer.model, size)
+        if (asked := self._connection.asked) is not None:
+            asked.grew(size)
         try:
             self._connection.state.check_room(self._connection.client, size)
         except ProtocolError as failure:
             self.respond(failure_response(failure))
             return False
         return True
+
+    def count(self, failure: ProtocolError, arrived_ns: int) -> None:
+        """Count a request that gets an error, or whose client went away, while no model has it."""
+        if self.model is not None:
+            trace = self._headers.get(b"traceparent", b"").decode("latin-1")
+            self.model.unread(failure, arrived_ns, trace)
+
+    def refuse(self, failure: ProtocolError) -> None:
+        """Send an error."""
+        self.respond(failure_response(failure))
 
     def respond(self, response: Response) -> None:
         """Send a response that isn't a model's answer."""
