@@ -179,8 +179,6 @@ class OwedAnswers:
     ) -> None:
         self._look, self._patience_s, self._fair = look, patience_s, fair
         self._clients: dict[str, _Client] = {}
-        self._begun: dict[str, dict[Holding, None]] = {}
-        """Requests that are with their models and can be taken back, in their order, by client."""
         self._sizes: dict[str, int] = {}
         self._ticking = self._letting_in = False
 
@@ -225,22 +223,11 @@ class OwedAnswers:
         own = self._clients.get(client)
         return own is not None and bool(own.line)
 
-    def enter(self, client: str, call: Holding) -> None:
-        """Note that a request of a client is with its model, and can be taken back."""
-        self._begun.setdefault(client, {})[call] = None
-
-    def left(self, client: str, call: Holding) -> None:
-        """Note that a request of a client is no longer with its model."""
-        calls = self._begun[client]
-        del calls[call]
-        if not calls:
-            del self._begun[client]
-
-    def hold(self, client: str) -> None:
+    def hold(self, client: str, begun: Iterable[Holding]) -> None:
         """Take back requests of a client, one of whose answers is larger than was foreseen; see `take_back`."""
         own = self._clients.get(client)
         if self._fair and own is not None:
-            take_back(self._begun.get(client, ()), lambda: own.size <= MOST_OWED_BYTES)
+            take_back(begun, lambda: own.size <= MOST_OWED_BYTES)
 
     def wait(
         self,

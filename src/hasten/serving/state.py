@@ -77,9 +77,11 @@ class Held(Protocol):
 
     Attributes:
         client: Client that the connection is counted under.
+        begun_ns: Time when a model got the connection's request, if it can be taken back; 0 if there is none.
     """
 
     client: str
+    begun_ns: int
 
     @property
     def idle(self) -> bool:
@@ -114,6 +116,12 @@ class Held(Protocol):
         Returns:
             Bytes that the client has received so far; None if it has no answer to read, or was ended.
         """
+
+    def expect(self) -> None:
+        """Count the answer as large as it is expected by now, if its size is guessed; see `Holding`."""
+
+    def hold(self) -> None:
+        """Take the request back, unless an engine runs it; see `Holding`."""
 
     def give_way(self) -> None:
         """Close the connection to make room for others."""
@@ -230,6 +238,15 @@ class ServerState:
         if not is_room and greedy != client and 2 * bodies.of(greedy) > bodies.total:
             self.end_unread(greedy)  # which takes a moment
         return is_room
+
+    def hold(self, client: str) -> None:
+        """Take requests over HTTP of a client back from their models, if there is no room for their answers.
+
+        One of the client's answers is larger than was foreseen.
+        """
+        begun = [one for one in self.connections if one.client == client and one.begun_ns]
+        begun.sort(key=lambda one: one.begun_ns)
+        self.owed.hold(client, begun)
 
     def _hurry(self, client: str) -> None:
         """Look at how a client reads, since its further requests wait for that; end what it doesn't read at all."""

@@ -12,13 +12,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import httptools
 import numpy as np
 
 from hasten.serving.fairness import client_at, client_named
-from hasten.serving.http.asked import Asked
 from hasten.serving.http.exchange import Exchange
 from hasten.serving.http.messages import (
     PlainRequest,
@@ -27,6 +26,7 @@ from hasten.serving.http.messages import (
     head_of,
 )
 from hasten.serving.http.requests import PlainRoutes, Received, Slot, parts_of, remember
+from hasten.serving.http.waiting import Waiting
 from hasten.serving.models.answer_sizes import batch_bytes, foreseen_bytes
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
@@ -70,6 +70,9 @@ _AT_ONCE = 16
 """Largest number of requests of a client that are answered before others are heard, where it sends many together."""
 _STUCK_NS = 1_000_000_000
 """Time without progress of an unread answer after which its connection is ended, if requests of its client wait."""
+_SURPRISING = 4
+"""An answer is a surprise if it is larger than was foreseen by more than this part of that. A client could make each
+answer a little larger than the one before, and a surprise takes a look at all its requests."""
 _JSON_TIMES = 4
 """Memory of an answer as JSON as a multiple of its tensors, about."""
 _UNCOUNTED = range(COUNTED_BYTES // _JSON_TIMES + 1)
@@ -101,6 +104,17 @@ _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length:
 """Answer to a row, with its size, what is before the decision, and the decision."""
 
 
+class _Asked(NamedTuple):
+    """Request whose body isn't compressed; see `Received`."""
+
+    exchange: Exchange
+    method: bytes
+    url: bytes
+    headers: dict[bytes, bytes]
+    body: Any
+    arrived_ns: int
+
+
 class Connection(asyncio.BufferedProtocol):
     """Connection of one client.
 
@@ -115,7 +129,7 @@ class Connection(asyncio.BufferedProtocol):
         clock_ns: Monotonic clock, in nanoseconds.
         client: Client that the connection is counted under.
         owes: Memory of the answer, foreseen or unread, that `state.owed` counts.
-        asked: Request that waits until its client has read other answers, or may have to; None while there is none.
+        begun_ns: Time when a model got the request, if it can be taken back; else 0.
         quiet: Number of consecutive checks, up to the latest, at which the server waited for the
             client: for a request, or for more of one than a trickle.
     """
@@ -180,9 +194,13 @@ class Connection(asyncio.BufferedProtocol):
         self._written = 0
         """Bytes of all answers so far."""
         self.owes = 0
-        self.asked: Asked | None = None
+        self.begun_ns = 0
         self._guessed = False
-        """Whether only the model can tell how large the answer to the latest request that wasn't like another is."""
+        """Whether only the model can tell how large the answer is, if the request can be taken back."""
+        self._again: _Asked | None = None
+        """Request that can be taken back, to begin it again."""
+        self._waiting: Waiting | None = None
+        """Request that waits until its client has read other answers; None while none does."""
         self._read_last: tuple[int, int] | None = None
         """Bytes that were read, and the time, when a look at an unread answer last found enough of them."""
         self._sent = self._owed = self._read_ns = 0
@@ -225,9 +243,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._unpacking is not None:
             self._unpacking.cancel()
             self._unpacking = None  # a cancelled task keeps its frames, and they keep this
-        if self.asked is not None:
-            self.asked.ended(gone=True)
-            self.asked = None
+        if self._waiting is not None:
+            self._waiting.leave()
+        self._again, self.begun_ns = None, 0
         self.state.bodies.give(self.client, self._held)
         if self._exchange is not None:
             self._exchange.give_up()
@@ -502,8 +520,6 @@ class Connection(asyncio.BufferedProtocol):
             shares.give(before, size)
             shares.take(self.client, size)
         self.owe(owes)
-        if self.asked is not None:
-            self.asked.renamed()
 
     @property
     def _held(self) -> int:
@@ -667,7 +683,7 @@ class Connection(asyncio.BufferedProtocol):
                 if plan is None or plan.answer_bytes not in _UNCOUNTED:
                     size = self._owing(model, query)
                     if size > COUNTED_BYTES or self._guessed or query.sequence is not None:
-                        asked = exchange, method, url, headers, body, arrived_ns
+                        asked = _Asked(exchange, method, url, headers, body, arrived_ns)
                         if not self._let_in(asked, model, query, size, in_turn):
                             return
                 self._infer(exchange, model, query, headers, body)
@@ -692,51 +708,63 @@ class Connection(asyncio.BufferedProtocol):
         return size if binary else _JSON_TIMES * size
 
     def _let_in(
-        self,
-        again: tuple[Exchange, bytes, bytes, dict[bytes, bytes], Any, int],
-        model: ServedModel,
-        query: Query,
-        size: int,
-        in_turn: bool,
+        self, asked: _Asked, model: ServedModel, query: Query, size: int, in_turn: bool
     ) -> bool:
-        """Count an answer, and return whether its request may begin; else it waits for its client to read others.
+        """Count an answer, and return whether its request may begin; else it waits until its client has read others.
 
         Args:
-            again: Arguments of `_answer` that begin the request again.
+            asked: Request.
             model: Model of the request.
-            query: The request.
+            query: The request, as it was read.
             size: Memory of the answer, in bytes.
             in_turn: Whether the request has waited.
         """
-        owed = self.state.owed
-        steps = query.sequence is not None and model.sequences is not None
-        asked = Asked(self, again[0], partial(self._answer, *again, True), again[-1])
-        asked.timeout_ns = query.timeout_ns or model.settings.deadline_ns
-        waits = size > COUNTED_BYTES or (steps and owed.has_line(self.client))  # no step overtakes
-        if waits and not in_turn:
+        owed, steps = self.state.owed, query.sequence is not None and model.sequences is not None
+        is_large = size > COUNTED_BYTES
+        if not in_turn and (
+            is_large or (steps and owed.has_line(self.client))
+        ):  # no step overtakes
             most = MOST_OWED_BYTES + (0 if self._guessed else batch_bytes(model, query, size))
             if not owed.has_room(self.client, size, most):
-                self.asked = asked
-                asked.wait(size, most)
+                self._wait(asked, size, most)
                 return False
-        if size > COUNTED_BYTES:
+        if is_large:
             self.owe(size)
         if self._guessed or steps:
-            self.asked = asked
-            asked.begins(guessed=self._guessed)
+            self._again, self.begun_ns = asked, query.parsed_ns
         return True
 
-    @property
-    def computing(self) -> bool:
-        """Whether a model has the request, and hasn't answered it."""
-        return self._ticket is not None and not self._ticket.over
+    def _wait(self, asked: _Asked, size: int, most: int, *, first: bool = False) -> None:
+        """Let a request wait until its client has read other answers; see `Waiting`."""
+        begin = partial(self._answer, *asked, True)
+        self._waiting = Waiting(self.state.owed, asked.exchange, begin, self.clock_ns)
+        self._waiting.queue(self.client, size, most, first=first)
 
-    def withdraw(self) -> bool:
-        """Take the request back from its model, unless an engine runs it; return whether that was done."""
-        if self._ticket is None or not self._ticket.withdraw():
-            return False
-        self._ticket = None
-        return True
+    def made(self, size: int) -> None:
+        """Count an answer; take others back if only the model could tell its size, and it is a surprise."""
+        if self._guessed and size > max(COUNTED_BYTES, self.owes + self.owes // _SURPRISING):
+            self.owe(size)
+            self.state.hold(self.client)
+
+    def expect(self) -> None:
+        """Count the answer as large as it is expected by now, if its size is guessed; see `Holding`."""
+        ticket, asked = self._ticket, self._again
+        if asked is None or not self._guessed or ticket is None or ticket.over:
+            return
+        assert asked.exchange.model is not None
+        size = self.state.owed.foreseen(asked.exchange.model.name)
+        if size > max(COUNTED_BYTES, self.owes):
+            self.owe(size)
+
+    def hold(self) -> None:
+        """Take the request back, unless an engine runs it, and let it wait for room; see `Holding`."""
+        ticket, asked = self._ticket, self._again
+        if asked is None or ticket is None or not ticket.withdraw():
+            return
+        self._ticket = self._again = None
+        self.begun_ns = 0
+        self._wait(asked, self.owes, MOST_OWED_BYTES, first=True)
+        self.owe(0)
 
     def _query(
         self,
@@ -896,9 +924,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._lost:
             return
         self._ticket = self._exchange = None
-        if self.asked is not None:
-            self.asked.ended()
-            self.asked = None
+        self._again = self._waiting = None
+        self.begun_ns = 0
         self.state.bodies.give(self.client, reserved)
         if self._hung_up:
             return

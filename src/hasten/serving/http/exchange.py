@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from hasten.serving.http.messages import JSON, Response, failure_response, head_of
 from hasten.serving.models.served import ServedModel
@@ -19,9 +19,6 @@ from hasten.serving.wire.http_bodies import (
     write_answer,
 )
 from hasten.serving.wire.plans import RequestPlan, pieces_of
-
-if TYPE_CHECKING:
-    from hasten.serving.http.asked import Asked
 
 log = logging.getLogger("hasten.serving")
 
@@ -37,15 +34,18 @@ class Sender(Protocol):
         state: State of the server.
         client: Client that the connection is counted under.
         owes: Memory, in bytes, that the answer was foreseen to take; 0 if it isn't counted.
-        asked: The request, if it waits, or if its model may have to give it back; else None.
+        begun_ns: Time when the model got the request, if it can be taken back; else 0.
         clock_ns: Monotonic clock, in nanoseconds.
     """
 
     state: ServerState
     client: str
     owes: int
-    asked: Asked | None
+    begun_ns: int
     clock_ns: Callable[[], int]
+
+    def made(self, size: int) -> None:
+        """Count an answer that takes so much memory, and whose size may only have been guessed."""
 
     def send(
         self, head: bytes, pieces: Sequence[Any], size: int, reserved: int, keep_alive: bool
@@ -237,8 +237,8 @@ class Exchange:
     def _is_room(self, answer: Answer, size: int) -> bool:
         """Whether an answer may take memory until its client reads it; if not, the client is told."""
         self._connection.state.owed.answered(answer.model, size)
-        if (asked := self._connection.asked) is not None:
-            asked.grew(size)
+        if self._connection.begun_ns:
+            self._connection.made(size)
         try:
             self._connection.state.check_room(self._connection.client, size)
         except ProtocolError as failure:
