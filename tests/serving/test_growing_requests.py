@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import re
 import socket
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 from tests.serving.test_owed_answers import MOST_MIB, is_ended, read_to_end
-from tests.support.growing import HELD_MS, MIB, grown
-from tests.support.pausing import Pauses, Pausing, pausing_installed
+from tests.support.growing import HELD_MS, MIB, Growing, growing_server, grown
+from tests.support.pausing import RAN, Pauses, Pausing, pausing_installed
 from tests.support.servers import ServerProcess, bundle_of
 from tests.support.waiting import until
+
+from hasten.serving import owed_answers
+from hasten.serving.http import connection
 
 EIGHT = 2 * MIB
 """Numbers in an answer of 8 MiB."""
@@ -98,3 +106,185 @@ def test_answers_that_suddenly_become_large_take_little_memory_where_nobody_read
         assert b" 200 " in read_to_end(last)  # in its turn, since those in front were ended
         assert served.taken_mib < MOST_MIB
         until(lambda: sum(map(is_ended, crowd)) > 20)
+
+
+class Asker:
+    """A connection over HTTP, on which the system receives little that isn't read.
+
+    Args:
+        growing: Server.
+        client: Address that it comes from.
+    """
+
+    def __init__(self, growing: Growing, client: str = "127.0.0.1") -> None:
+        self._address = client
+        self._socket = socket.socket()
+        self._socket.settimeout(120)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+        self._socket.bind((client, 0))
+        self._socket.connect(("127.0.0.1", growing.server.http_port))
+        self._answers = self._socket.makefile("rb")
+
+    def ask(
+        self,
+        count: int,
+        pause_ms: int = 0,
+        number: int = 0,
+        model: str = "grown",
+        **parameters: Any,
+    ) -> None:
+        """Ask for so many numbers; `number` is noted where the engine runs, and `parameters` are the request's."""
+        x = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [pause_ms, count, number, 0]}
+        parameters = {"binary_data_output": True, **parameters}
+        body = json.dumps({"id": str(number), "inputs": [x], "parameters": parameters})
+        head = (
+            f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: here\r\nContent-Length: {len(body)}"
+        )
+        self._socket.sendall(f"{head}\r\n\r\n{body}".encode())
+
+    def read(self) -> tuple[int, dict[str, Any], bytes]:
+        """Read an answer: its status, its JSON, and the tensors that follow."""
+        status = int(self._answers.readline().split()[1])
+        headers = http.client.parse_headers(self._answers)
+        body = self._answers.read(int(headers["Content-Length"]))
+        size = int(headers.get("Inference-Header-Content-Length", len(body)))
+        return status, json.loads(body[:size]), body[size:]
+
+    def asked(self, count: int, **parameters: Any) -> bytes:
+        """Return the tensors of an answer."""
+        self.ask(count, **parameters)
+        status, _, data = self.read()
+        assert status == 200
+        return data
+
+    def close(self) -> None:
+        self._answers.close()
+        self._socket.close()
+
+    def __enter__(self) -> Asker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@pytest.fixture
+def growing(tmp_path: Path) -> Iterator[Growing]:
+    """A server that ends no connection because too little is read on it."""
+    with (
+        patch.object(connection, "_STUCK_NS", 10**15),
+        patch.object(owed_answers, "_DRAIN_S", 1e9),
+        growing_server(tmp_path) as served,
+    ):
+        yield served
+
+
+def crowd_of(
+    growing: Growing, opened: contextlib.ExitStack, count: int, client: str = "127.0.0.1"
+) -> list[Asker]:
+    """Ask for large answers on connections of their own, the first of which comes once the engine is let go."""
+    with Asker(growing, client) as one:
+        for _ in range(20):
+            one.asked(1)
+    crowd = [opened.enter_context(Asker(growing, client)) for _ in range(count)]
+    RAN.clear()
+    for n, one in enumerate(crowd):  # each is there before the next one is sent
+        one.ask(EIGHT, 0 if n else HELD_MS, n)
+        until(lambda n=n: growing.queued == n and len(RAN) == 1)  # type: ignore[misc]
+    return crowd
+
+
+def test_requests_that_are_taken_back_are_answered_in_their_order(growing: Growing) -> None:
+    with contextlib.ExitStack() as opened:
+        crowd = crowd_of(growing, opened, 30)
+        for n, one in enumerate(crowd):
+            one.ask(1, 0, 100 + n)  # on the same connection, without waiting
+        growing.settle()
+        assert 5 <= len(RAN) <= 7  # of 8 MiB each, and 48 MiB may be unread
+        for n, one in enumerate(crowd):
+            status, told, data = one.read()
+            assert (status, told["id"], len(data)) == (200, str(n), 4 * EIGHT)
+        for n, one in enumerate(crowd):
+            status, told, data = one.read()
+            assert (status, told["id"], len(data)) == (200, str(100 + n), 4)
+    ran = [int(row[2]) for row in RAN]
+    assert [n for n in ran if n < 100] == list(range(30))
+    assert sorted(ran) == [*range(30), *range(100, 130)]
+    counts = growing.model.statistics
+    assert (counts.totals["success"].count, counts.cancel.count) == (80, 0)
+    owed = growing.state.owed
+    until(lambda: growing.server.call(lambda: owed._clients) == {})
+
+
+def test_requests_that_are_taken_back_wait_for_their_own_client_alone(growing: Growing) -> None:
+    with contextlib.ExitStack() as opened:
+        crowd = crowd_of(growing, opened, 20, "127.0.0.2")
+        others = [opened.enter_context(Asker(growing, "127.0.0.3")) for _ in range(3)]
+        for one in others:
+            one.ask(EIGHT)
+        until(lambda: growing.queued == 22)
+        growing.settle()
+        for one in others:
+            assert len(one.read()[2]) == 4 * EIGHT
+        assert len(RAN) <= 10
+        for one in crowd:
+            assert len(one.read()[2]) == 4 * EIGHT
+
+
+def test_steps_on_several_connections_stay_in_order_where_answers_suddenly_become_large(
+    growing: Growing,
+) -> None:
+    steps = growing.find("stepping")
+    with contextlib.ExitStack() as opened:
+        crowd = [opened.enter_context(Asker(growing)) for _ in range(20)]
+        crowd[0].asked(1, model="stepping", sequence_id=7, sequence_start=True)
+
+        def pending(count: int) -> bool:
+            return bool(growing.server.call(lambda: steps.sequences._pending) == count)
+
+        for n, one in enumerate(crowd):
+            count = 1 if n % 3 == 2 else EIGHT
+            one.ask(count, 0 if n else HELD_MS, model="stepping", sequence_id=7)
+            until(partial(pending, n + 1))
+        growing.settle("stepping")
+        late = opened.enter_context(Asker(growing))
+        late.ask(1, model="stepping", sequence_id=7)
+        answers = [one.read()[2] for one in (*crowd, late)]
+    numbers = [int(np.frombuffer(data[:4], np.float32)[0]) for data in answers]
+    assert numbers == list(range(2, 23))
+    assert (steps.statistics.totals["success"].count, steps.statistics.cancel.count) == (22, 0)
+
+
+def test_clients_that_go_away_while_their_requests_are_held_leave_nothing(growing: Growing) -> None:
+    with contextlib.ExitStack() as opened:
+        crowd = crowd_of(growing, opened, 30)
+        growing.settle()
+        begun = len(RAN)
+        for one in crowd[10::2]:
+            one.close()
+        counts = growing.model.statistics
+        until(lambda: counts.cancel.count == 10)
+        for one in (*crowd[:10], *crowd[11::2]):
+            assert len(one.read()[2]) == 4 * EIGHT
+    assert begun < 10
+    assert [int(row[2]) for row in RAN] == [*range(10), *range(11, 30, 2)]
+    owed = growing.state.owed
+    until(lambda: growing.server.call(lambda: owed._clients) == {} and growing.held_bytes == 0)
+
+
+@pytest.mark.seconds
+def test_a_request_that_is_held_fails_at_its_deadline(growing: Growing) -> None:
+    with contextlib.ExitStack() as opened:
+        crowd = crowd_of(growing, opened, 20)
+        last = opened.enter_context(Asker(growing))
+        last.ask(EIGHT, timeout=5_000_000)
+        until(lambda: growing.queued == 20)
+        growing.settle()
+        status, told, _ = last.read()
+        assert (status, told["error"]) == (
+            504,
+            "the deadline passed before this client had read its other answers",
+        )
+        for one in crowd:
+            assert len(one.read()[2]) == 4 * EIGHT
+    assert growing.model.statistics.refusals == {"LATE": 1}
