@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import grpc
 import numpy as np
 import pytest
 from tests.serving.test_owed_answers import MOST_MIB, is_ended, read_to_end
-from tests.support.growing import HELD_MS, MIB, Growing, growing_server, grown
+from tests.support.growing import HELD_MS, MIB, Growing, Stream, asking, growing_server, grown
 from tests.support.pausing import RAN, Pauses, Pausing, pausing_installed
 from tests.support.servers import ServerProcess, bundle_of
 from tests.support.waiting import until
@@ -61,6 +62,15 @@ class Served:
         """Most memory that the server has taken since its first answers."""
         return self.process.memory_mib("VmHWM") - self._before_mib
 
+    @contextlib.contextmanager
+    def channel(self) -> Iterator[Any]:
+        """A connection over gRPC of its own, on which little is received that isn't read."""
+        few = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1 << 16)]
+        options = [*few, ("grpc.use_local_subchannel_pool", 1)]
+        place = f"127.0.0.1:{self.process.grpc_port}"
+        with grpc.insecure_channel(place, options=options) as channel:
+            yield channel
+
     @property
     def queued(self) -> int:
         """Requests that wait in the model's queue."""
@@ -88,7 +98,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
         (tmp_path / "notes").mkdir()
         pauses = Pauses(tmp_path / "notes")
         options = "--max-batch", "1", "--sessions", "1", "--max-wait", "600s"
-        with ServerProcess(bundle, *options, env=pauses.env) as process:
+        with ServerProcess(bundle, *options, "--grpc", "0", env=pauses.env) as process:
             yield Served(process, pauses)
 
 
@@ -106,6 +116,38 @@ def test_answers_that_suddenly_become_large_take_little_memory_where_nobody_read
         assert b" 200 " in read_to_end(last)  # in its turn, since those in front were ended
         assert served.taken_mib < MOST_MIB
         until(lambda: sum(map(is_ended, crowd)) > 20)
+
+
+def unread_calls(channel: Any, streaming: bool) -> Any:
+    """Ask for a small answer and read it; return a function that asks for a large one that nobody reads."""
+    if streaming:
+        stream = Stream(channel)
+        stream.ask(asking(1))
+        stream.read(1)
+        return partial(stream.ask, asking(EIGHT))
+    ask = channel.stream_stream("/inference.GRPCInferenceService/ModelInfer")
+    next(ask(iter([asking(1)])))
+    return partial(ask, iter([asking(EIGHT)]))
+
+
+@pytest.mark.seconds
+@pytest.mark.parametrize("streaming", [False, True], ids=["calls", "streams"])
+def test_answers_over_grpc_that_suddenly_become_large_take_little_memory_on_many_connections(
+    served: Served, streaming: bool
+) -> None:
+    with contextlib.ExitStack() as opened:
+        channels = [opened.enter_context(served.channel()) for _ in range(16)]
+        begin = [unread_calls(channel, streaming) for channel in channels]
+        first = opened.enter_context(served.asks(EIGHT, HELD_MS))
+        until(lambda: served.pauses.begun(HELD_MS))
+        begun = [one() for one in begin]
+        until(lambda: served.queued == 16)  # since all answers were small
+        served.pauses.end()
+        last = opened.enter_context(served.asks(EIGHT))
+        assert b" 200 " in read_to_end(last)  # in its turn, since those in front were ended
+        assert served.taken_mib < MOST_MIB
+        assert first
+        assert begun
 
 
 class Asker:

@@ -25,6 +25,10 @@ _JUDGED_S = 3.0
 class Holding(Protocol):
     """Interface of a request with a model that can be taken back from it."""
 
+    @property
+    def begun_ns(self) -> int:
+        """Time when the model got the request."""
+
     def expect(self) -> None:
         """Count the answer as large as it is expected by now, if its size is guessed."""
 
@@ -171,13 +175,19 @@ class OwedAnswers:
     Args:
         look: Function that looks at a client's connections, calls `looked`, and ends those on which nothing is read.
         patience_s: Longest time for which a request waits.
+        begun: Function that returns the requests of a client that are with their models and can be taken back.
         fair: Whether clients are told apart; else none waits for another.
     """
 
     def __init__(
-        self, look: Callable[[str], None], patience_s: float, *, fair: bool = True
+        self,
+        look: Callable[[str], None],
+        patience_s: float,
+        begun: Callable[[str], Iterable[Holding]] = lambda client: (),
+        *,
+        fair: bool = True,
     ) -> None:
-        self._look, self._patience_s, self._fair = look, patience_s, fair
+        self._look, self._patience_s, self._fair, self._begun = look, patience_s, fair, begun
         self._clients: dict[str, _Client] = {}
         self._sizes: dict[str, int] = {}
         self._ticking = self._letting_in = False
@@ -223,10 +233,11 @@ class OwedAnswers:
         own = self._clients.get(client)
         return own is not None and bool(own.line)
 
-    def hold(self, client: str, begun: Iterable[Holding]) -> None:
+    def hold(self, client: str) -> None:
         """Take back requests of a client, one of whose answers is larger than was foreseen; see `take_back`."""
         own = self._clients.get(client)
         if self._fair and own is not None:
+            begun = sorted(self._begun(client), key=lambda call: call.begun_ns)
             take_back(begun, lambda: own.size <= MOST_OWED_BYTES)
 
     def wait(

@@ -744,7 +744,7 @@ class Connection(asyncio.BufferedProtocol):
         """Count an answer; take others back if only the model could tell its size, and it is a surprise."""
         if self._guessed and size > max(COUNTED_BYTES, self.owes + self.owes // _SURPRISING):
             self.owe(size)
-            self.state.hold(self.client)
+            self.state.owed.hold(self.client)
 
     def expect(self) -> None:
         """Count the answer as large as it is expected by now, if its size is guessed; see `Holding`."""
