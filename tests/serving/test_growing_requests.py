@@ -258,6 +258,22 @@ def test_requests_that_are_taken_back_are_answered_in_their_order(growing: Growi
     until(lambda: growing.server.call(lambda: owed._clients) == {})
 
 
+def test_no_engine_begins_another_large_answer_before_the_first_one_is_known(
+    growing: Growing,
+) -> None:
+    with contextlib.ExitStack() as opened:
+        with Asker(growing) as one:
+            for _ in range(20):
+                one.asked(1)
+        RAN.clear()
+        for n in range(3):  # each takes more than a client may leave unread
+            asker = opened.enter_context(Asker(growing))
+            asker.ask(7 * EIGHT, 0 if n else HELD_MS, n)
+            until(lambda n=n: growing.queued == n and len(RAN) == 1)  # type: ignore[misc]
+        growing.settle()
+        assert len(RAN) == 1
+
+
 def test_requests_that_are_taken_back_wait_for_their_own_client_alone(growing: Growing) -> None:
     with contextlib.ExitStack() as opened:
         crowd = crowd_of(growing, opened, 20, "127.0.0.2")
