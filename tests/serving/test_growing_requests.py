@@ -138,7 +138,7 @@ def test_answers_over_grpc_that_suddenly_become_large_take_little_memory_on_many
     with contextlib.ExitStack() as opened:
         channels = [opened.enter_context(served.channel()) for _ in range(16)]
         begin = [unread_calls(channel, streaming) for channel in channels]
-        first = opened.enter_context(served.asks(EIGHT, HELD_MS))
+        first = opened.enter_context(served.asks(1, HELD_MS))  # which has a small answer
         until(lambda: served.pauses.begun(HELD_MS))
         begun = [one() for one in begin]
         until(lambda: served.queued == 16)  # since all answers were small
@@ -173,12 +173,14 @@ class Asker:
         pause_ms: int = 0,
         number: int = 0,
         model: str = "grown",
+        output: str = "y",
         **parameters: Any,
     ) -> None:
         """Ask for so many numbers; `number` is noted where the engine runs, and `parameters` are the request's."""
         x = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [pause_ms, count, number, 0]}
         parameters = {"binary_data_output": True, **parameters}
-        body = json.dumps({"id": str(number), "inputs": [x], "parameters": parameters})
+        asked = {"id": str(number), "inputs": [x], "outputs": [{"name": output}]}
+        body = json.dumps({**asked, "parameters": parameters})
         head = (
             f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: here\r\nContent-Length: {len(body)}"
         )
@@ -274,6 +276,11 @@ def test_no_engine_begins_another_large_answer_before_the_first_one_is_known(
         assert len(RAN) == 1
 
 
+def tickets_of(growing: Growing, client: str) -> list[Any]:
+    found = (one._ticket for one in growing.state.connections if client in one.client)
+    return [one for one in found if one is not None]
+
+
 def test_requests_that_are_taken_back_wait_for_their_own_client_alone(growing: Growing) -> None:
     with contextlib.ExitStack() as opened:
         crowd = crowd_of(growing, opened, 20, "127.0.0.2")
@@ -281,7 +288,9 @@ def test_requests_that_are_taken_back_wait_for_their_own_client_alone(growing: G
         for one in others:
             one.ask(EIGHT)
         until(lambda: growing.queued == 22)
+        waiting = growing.server.call(lambda: tickets_of(growing, "127.0.0.3"))
         growing.settle()
+        assert [one.query.own for one in waiting] == [False] * 3  # none was taken back
         for one in others:
             assert len(one.read()[2]) == 4 * EIGHT
         assert len(RAN) <= 10
@@ -301,12 +310,12 @@ def test_steps_on_several_connections_stay_in_order_where_answers_suddenly_becom
             return bool(growing.server.call(lambda: steps.sequences._pending) == count)
 
         for n, one in enumerate(crowd):
-            count = 1 if n % 3 == 2 else EIGHT
-            one.ask(count, 0 if n else HELD_MS, model="stepping", sequence_id=7)
+            output = "after" if n % 3 == 2 else "y"  # whose answer is small, as its shape tells
+            one.ask(EIGHT, 0 if n else HELD_MS, model="stepping", output=output, sequence_id=7)
             until(partial(pending, n + 1))
         growing.settle("stepping")
         late = opened.enter_context(Asker(growing))
-        late.ask(1, model="stepping", sequence_id=7)
+        late.ask(1, model="stepping", output="after", sequence_id=7)
         answers = [one.read()[2] for one in (*crowd, late)]
     numbers = [int(np.frombuffer(data[:4], np.float32)[0]) for data in answers]
     assert numbers == list(range(2, 23))
