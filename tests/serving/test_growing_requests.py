@@ -25,6 +25,7 @@ from tests.support.waiting import until
 
 from hasten.serving import owed_answers
 from hasten.serving.http import connection
+from hasten.serving.protocol.messages import message
 
 EIGHT = 2 * MIB
 """Numbers in an answer of 8 MiB."""
@@ -320,6 +321,48 @@ def test_steps_on_several_connections_stay_in_order_where_answers_suddenly_becom
     numbers = [int(np.frombuffer(data[:4], np.float32)[0]) for data in answers]
     assert numbers == list(range(2, 23))
     assert (steps.statistics.totals["success"].count, steps.statistics.cancel.count) == (22, 0)
+
+
+def test_a_step_over_grpc_whose_answer_is_not_counted_goes_on_after_it_was_taken_back(
+    growing: Growing,
+) -> None:
+    steps = growing.find("stepping")
+    with Asker(growing) as one, growing.client() as channel, growing.client() as other:
+        one.asked(1, model="stepping", sequence_id=7, sequence_start=True)
+        one.ask(7 * EIGHT, HELD_MS, model="stepping", sequence_id=7)
+        until(lambda: growing.server.call(lambda: steps.sequences._pending) == 1)
+        step = asking(1, model="stepping", output="after")
+        method = "/inference.GRPCInferenceService/ModelInfer"
+        begun = [channel.stream_stream(method)(iter([step]), timeout=120)]
+        until(lambda: growing.server.call(lambda: steps.sequences._pending) == 2)
+        growing.settle("stepping")
+        begun.append(other.stream_stream(method)(iter([step]), timeout=120))
+        with growing.client() as last:  # once the server has both
+            last.unary_unary(method)(asking(1, model="solid"))
+        assert len(one.read()[2]) == 28 * EIGHT
+        told = [message("ModelInferResponse").FromString(next(each)) for each in begun]
+    numbers = [np.frombuffer(one.raw_output_contents[0], np.float32).tolist() for one in told]
+    assert numbers == [[3], [4]]
+
+
+def test_requests_of_a_stream_that_are_held_for_too_long_are_told_why(growing: Growing) -> None:
+    with contextlib.ExitStack() as opened:
+        stream = Stream(opened.enter_context(growing.client()))
+        stream.ask(asking(1))
+        stream.read(1)
+        crowd = crowd_of(growing, opened, 7)
+        stream.ask(*[asking(EIGHT, id_=str(n)) for n in range(3)])
+        until(lambda: growing.queued == 9)
+        growing.server.call(lambda: setattr(growing.state.owed, "_patience_s", 1.0))
+        growing.settle()
+        said = stream.refused(3)
+        assert [one.split(" until")[0] for one in said] == ["the request waited for 1 s"] * 3
+        growing.server.call(lambda: setattr(growing.state.owed, "_patience_s", 30.0))
+        for one in crowd:
+            one.read()
+        stream.ask(asking(1))
+        assert stream.read(1) == [("", 4)]
+    assert growing.model.statistics.refusals["OVERLOADED"] >= 3
 
 
 def test_clients_that_go_away_while_their_requests_are_held_leave_nothing(growing: Growing) -> None:

@@ -653,10 +653,8 @@ class Stream:
             try:
                 await self._let_in(room)
             except ProtocolError as failure:
-                inference = self._held.popleft()
-                inference.refused(failure)
-                self._answer(inference, without_frames(failure))
-                continue
+                self._refuse_held(without_frames(failure))
+                break
             if self._ahead.size_bytes >= MOST_BYTES:
                 self._room.clear()
                 await self._room.wait()
@@ -667,6 +665,12 @@ class Stream:
             await asyncio.sleep(0)  # reading may take long, and others wait meanwhile
         self._beginning = None
         self._room.set()
+
+    def _refuse_held(self, failure: ProtocolError) -> None:
+        while self._held:
+            inference = self._held.popleft()
+            inference.refused(failure)
+            self._answer(inference, failure)
 
     def _begin(self, inference: Inference) -> None:
         self._under_way[inference] = None

@@ -49,7 +49,9 @@ class Single(Receiving):
         inference.read()
         size = self._foreseen()
         try:
-            if size > LITTLE_BYTES or (inference.stepping and unread.has_line(self.peer)):
+            if size > LITTLE_BYTES or (
+                inference.stepping and unread.has_line(self.peer, self.client)
+            ):
                 await self._foresee(size)
             while True:
                 answered = self._answered = loop.create_future()
@@ -187,4 +189,6 @@ class Single(Receiving):
         self._unread.queue(self.peer, self._place, first=True)
         if debt is not None:
             debt.made(0)
+        else:  # nothing becomes free by which the line would go on
+            self._unread.change(self.peer, 0, 0, self.client, made=False)
         self._answered.set_result(None)

@@ -180,10 +180,10 @@ class Unread:
         """Count an answer of unknown size that a connection will have, whatever it has already."""
         self._take(connection, self._readers.setdefault(connection, _Reader()), 0, "")
 
-    def has_line(self, connection: str) -> bool:
-        """Whether calls of a connection wait."""
+    def has_line(self, connection: str, client: str) -> bool:
+        """Whether calls of a connection, or requests of its client, wait."""
         reader = self._readers.get(connection)
-        return reader is not None and bool(reader.waiting)
+        return self._owed.has_line(client) or (reader is not None and bool(reader.waiting))
 
     def queue(self, connection: str, place: Place, *, first: bool = False) -> None:
         """Let a call wait behind the others of its connection, or in front of them."""
