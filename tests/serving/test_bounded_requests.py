@@ -28,7 +28,7 @@ from hasten.serving.fairness import Shares
 from hasten.serving.grpc.reading_ahead import Together
 from hasten.serving.grpc.unread import Debt, Place, Unread
 from hasten.serving.models.answer_sizes import size_of
-from hasten.serving.owed_answers import OwedAnswers
+from hasten.serving.owed_answers import Holding, OwedAnswers
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.messages import message
 from hasten.serving.settings import ModelPlace
@@ -522,10 +522,13 @@ def no_bound() -> OwedAnswers:
 class Counting:
     """A stream that counts how often it is held."""
 
-    client, unread_ns = "", None
+    client, payer, unread_ns = "", "", None
 
     def __init__(self) -> None:
         self.times = 0
+
+    def begun(self) -> list[Holding]:
+        return []
 
     def expect(self) -> None:
         """Count nothing anew."""
@@ -540,7 +543,7 @@ def test_the_size_of_an_answer_is_else_expected_by_those_before() -> None:
     together.enter("c", stream)
     assert (together.foreseen("c", "m"), unread.foreseen("m")) == (MIB, MIB)
     for size in (8 * MIB, 2 * MIB, 100):
-        together.answered("c", "m", size)
+        assert together.answered("c", "m", size) == (size == 8 * MIB)
         unread.answered("m", size)
         assert stream.times == 1
     assert 7 * MIB < together.foreseen("c", "m") < 8 * MIB

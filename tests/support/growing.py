@@ -181,6 +181,14 @@ class Stream:
             for _ in range(count)
         ]
 
+    def refused(self, count: int) -> list[str]:
+        """Read so many answers, which are errors: their messages."""
+        answers = [
+            message("ModelStreamInferResponse").FromString(next(self._answers))
+            for _ in range(count)
+        ]
+        return [one.error_message for one in answers]
+
     def _tensor(self, data: bytes) -> bytes:
         answer = message("ModelStreamInferResponse").FromString(data)
         assert not answer.error_message

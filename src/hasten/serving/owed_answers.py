@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from hasten.serving.protocol.errors import Kind, ProtocolError
 
@@ -19,6 +20,39 @@ _DRAIN_S = 20.0
 """Time in which a client whose requests wait is to read as much as it holds; what it doesn't, it may lose."""
 _JUDGED_S = 3.0
 """Time of looks after which a connection's rate is known: its rate since it was looked at one to two such times ago."""
+
+
+class Holding(Protocol):
+    """Interface of a request with a model that can be taken back from it."""
+
+    @property
+    def begun_ns(self) -> int:
+        """Time when the model got the request."""
+
+    def expect(self) -> None:
+        """Count the answer as large as it is expected by now, if its size is guessed."""
+
+    def hold(self) -> None:
+        """Take the request back, unless an engine runs it, and let it wait for room in front of all that wait."""
+
+
+def take_back(begun: Iterable[Holding], is_room: Callable[[], bool]) -> None:
+    """Take requests back for whose answers there is no room, as far as no engine runs them.
+
+    One answer is larger than was foreseen, so that the others' may be too.
+
+    Args:
+        begun: Requests that are with their models, in their order.
+        is_room: Function that says whether there is room for the answers to all that weren't taken back.
+    """
+    calls = list(begun)
+    for call in calls:
+        call.expect()
+    # The last one first: a model may go on with the next one when one is taken back.
+    for call in reversed(calls):
+        if is_room():
+            return
+        call.hold()
 
 
 class _Way:
@@ -141,13 +175,19 @@ class OwedAnswers:
     Args:
         look: Function that looks at a client's connections, calls `looked`, and ends those on which nothing is read.
         patience_s: Longest time for which a request waits.
+        begun: Function that returns the requests of a client that are with their models and can be taken back.
         fair: Whether clients are told apart; else none waits for another.
     """
 
     def __init__(
-        self, look: Callable[[str], None], patience_s: float, *, fair: bool = True
+        self,
+        look: Callable[[str], None],
+        patience_s: float,
+        begun: Callable[[str], Iterable[Holding]] = lambda client: (),
+        *,
+        fair: bool = True,
     ) -> None:
-        self._look, self._patience_s, self._fair = look, patience_s, fair
+        self._look, self._patience_s, self._fair, self._begun = look, patience_s, fair, begun
         self._clients: dict[str, _Client] = {}
         self._sizes: dict[str, int] = {}
         self._ticking = self._letting_in = False
@@ -188,6 +228,18 @@ class OwedAnswers:
         own = self._clients.get(client)
         return own is None or not self._fair or (not own.line and _fits(own, size, most))
 
+    def has_line(self, client: str) -> bool:
+        """Whether requests of a client wait."""
+        own = self._clients.get(client)
+        return own is not None and bool(own.line)
+
+    def hold(self, client: str) -> None:
+        """Take back requests of a client, one of whose answers is larger than was foreseen; see `take_back`."""
+        own = self._clients.get(client)
+        if self._fair and own is not None:
+            begun = sorted(self._begun(client), key=lambda call: call.begun_ns)
+            take_back(begun, lambda: own.size <= MOST_OWED_BYTES)
+
     def wait(
         self,
         client: str,
@@ -195,14 +247,19 @@ class OwedAnswers:
         most: int,
         go: Callable[[], None],
         end: Callable[[ProtocolError], None],
+        *,
+        first: bool = False,
     ) -> Turn:
-        """Let a request wait behind the others of its client; see `Turn`."""
+        """Let a request wait behind the others of its client, or in front of them; see `Turn`."""
         loop = asyncio.get_running_loop()
         turn = Turn(client, size, most, go, end, loop.time() + self._patience_s)
         own = self._clients.setdefault(client, _Client())
         if not own.line:
             own.due, own.looked_s = 0.0, loop.time()
-        own.line.append(turn)
+        if first:
+            own.line.appendleft(turn)
+        else:
+            own.line.append(turn)
         if not self._ticking:
             self._ticking = True
             loop.call_soon(self._tick)

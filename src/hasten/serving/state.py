@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -13,7 +13,7 @@ from hasten.serving.fairness import Shares
 from hasten.serving.loop_budget import LoopBudget
 from hasten.serving.models.room import ROOM_BYTES
 from hasten.serving.monitoring.line import Line
-from hasten.serving.owed_answers import OwedAnswers
+from hasten.serving.owed_answers import Holding, OwedAnswers
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.origins import Origins
 from hasten.serving.protocol.rights import Rights
@@ -72,8 +72,8 @@ class Limits:
         return max(_GRPC_ANSWER_BYTES, self.body_bytes)
 
 
-class Held(Protocol):
-    """Interface of a connection that the server uses.
+class Held(Holding, Protocol):
+    """Interface of a connection that the server uses; its request may be taken back unless `begun_ns` is 0.
 
     Attributes:
         client: Client that the connection is counted under.
@@ -147,6 +147,7 @@ class ServerState:
         labelling: Line of requests of labels, which wait to be scored.
         parsing: Bytes of long bodies that each turn of the loop parses.
         handing: Bytes of answers that each turn of the loop hands to gRPC's library, which copies them.
+        begun_calls: Function that returns a client's requests over gRPC that are with their models and can be taken back.
         end_unread: Function that ends a client's connections of gRPC on which it has left answers unread.
         received: Buffer that all connections receive into; its content is parsed before the next
             receive.
@@ -170,6 +171,7 @@ class ServerState:
     labelling: Line = field(default_factory=Line)
     parsing: LoopBudget = field(default_factory=LoopBudget)
     handing: LoopBudget = field(default_factory=lambda: LoopBudget(_HANDED_BYTES))
+    begun_calls: Callable[[str], Iterable[Holding]] = lambda client: ()
     end_unread: Callable[[str], None] = lambda client: None
     received: memoryview = field(default_factory=lambda: memoryview(bytearray(_RECEIVE_BYTES)))
 
@@ -177,7 +179,7 @@ class ServerState:
         self.crowd = Shares(self.limits.connections)
         self.bodies = Shares(self.limits.bodies_bytes, least=self.limits.body_bytes)
         patience_s, fair = self.limits.receive_ns / 1e9, self.limits.fair
-        self.owed = OwedAnswers(self._hurry, patience_s, fair=fair)
+        self.owed = OwedAnswers(self._hurry, patience_s, self._begun, fair=fair)
 
     def client_of(self, client: str) -> str:
         """Return what a client is counted under: itself, or "" where all clients are counted as one."""
@@ -230,6 +232,11 @@ class ServerState:
         if not is_room and greedy != client and 2 * bodies.of(greedy) > bodies.total:
             self.end_unread(greedy)  # which takes a moment
         return is_room
+
+    def _begun(self, client: str) -> list[Holding]:
+        """Return the requests of a client that are with their models and can be taken back."""
+        begun = [one for one in self.connections if one.client == client and one.begun_ns]
+        return [*begun, *self.begun_calls(client)]
 
     def _hurry(self, client: str) -> None:
         """Look at how a client reads, since its further requests wait for that; end what it doesn't read at all."""

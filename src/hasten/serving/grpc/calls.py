@@ -213,8 +213,13 @@ class Inference:
         return size
 
     def batch_bytes(self, size: int) -> int:
-        """Return the size of the answers to a whole batch of requests with answers of a size."""
-        return batch_bytes(self._model, self._query, size)
+        """Return the size of the answers to a whole batch of requests with answers of a size; 0 if that is a guess."""
+        return 0 if self.guessed else batch_bytes(self._model, self._query, size)
+
+    @property
+    def begun_ns(self) -> int:
+        """Time when the model got the request."""
+        return self._query.parsed_ns
 
     @property
     def current(self) -> bool:
@@ -453,6 +458,7 @@ class Stream:
     Attributes:
         client: Client that the call is counted under.
         name: Name of the client, where the server can tell several; else "".
+        payer: Client that the answers are counted under.
         waiting_ns: Time since which the server waits for the client to ask, or to read answers; None
             while it doesn't.
     """
@@ -484,8 +490,7 @@ class Stream:
         """Task that begins what is held; None while nothing is."""
         self._why: ProtocolError | None = None
         self._writing = False
-        self._payer = ""
-        """Client that the answers are counted under."""
+        self.payer = ""
         self._task = asyncio.current_task()
 
     @property
@@ -500,7 +505,7 @@ class Stream:
             ProtocolError: the server ended the stream; the message says why.
         """
         self._together.enter(self._connection, self)
-        self._payer = self.client
+        self.payer = self.client
         self._reading = asyncio.get_running_loop().create_task(self._read())
         try:
             while self._ahead.requests or not self._reading.done():
@@ -608,9 +613,18 @@ class Stream:
     def expect(self) -> None:
         """Count the answers whose sizes are guessed anew, as large as they are expected by now."""
         for inference in self._under_way:
-            if inference.guessed and inference.may_be_held:
-                size = self._together.foreseen(self._connection, inference.answers_by)
-                self._count(inference, max(size, inference.ahead_bytes))
+            self.expect_of(inference)
+
+    def expect_of(self, inference: Inference) -> None:
+        """Count an answer as large as it is expected by now, if its size is guessed."""
+        if inference.guessed and inference.may_be_held:
+            size = self._together.foreseen(self._connection, inference.answers_by)
+            size = max(size, self._state.owed.foreseen(inference.answers_by))
+            self._count(inference, max(size, inference.ahead_bytes))
+
+    def begun(self) -> list[_Streamed]:
+        """Return the requests that are with their models and can be taken back."""
+        return [_Streamed(self, one) for one in self._under_way if one.may_be_held]
 
     def hold(self) -> None:
         """Take back the requests whose answers have guessed sizes and no room, as far as no engine runs them."""
@@ -621,19 +635,26 @@ class Stream:
                 self._connection, size
             ):
                 break
-            if inference.withdraw():
-                self._held.appendleft(inference)
-                self._count(inference, 0)
-        if self._held and self._beginning is None:
+            self.take_back(inference)
+
+    def take_back(self, inference: Inference) -> None:
+        """Take a request back from its model, unless an engine runs it, and let it wait in front of all that do."""
+        if not inference.withdraw():
+            return
+        self._held.appendleft(inference)
+        self._count(inference, 0)
+        if self._beginning is None:
             self._beginning = asyncio.get_running_loop().create_task(self._begin_held())
 
     async def _begin_held(self) -> None:
         """Begin again what is held, once there is room for its answer."""
         room = asyncio.Event()  # its own, since a request that was read may wait, too
         while self._held:
-            await self._together.let_in(
-                self._connection, room
-            )  # the client's room was there before
+            try:
+                await self._let_in(room)
+            except ProtocolError as failure:
+                self._refuse_held(without_frames(failure))
+                break
             if self._ahead.size_bytes >= MOST_BYTES:
                 self._room.clear()
                 await self._room.wait()
@@ -644,6 +665,12 @@ class Stream:
             await asyncio.sleep(0)  # reading may take long, and others wait meanwhile
         self._beginning = None
         self._room.set()
+
+    def _refuse_held(self, failure: ProtocolError) -> None:
+        while self._held:
+            inference = self._held.popleft()
+            inference.refused(failure)
+            self._answer(inference, failure)
 
     def _begin(self, inference: Inference) -> None:
         self._under_way[inference] = None
@@ -669,8 +696,11 @@ class Stream:
         self._count(inference, size)
         try:
             if isinstance(answer, Answer):
-                if inference.guessed:
-                    self._together.answered(self._connection, answer.model, size)
+                if inference.guessed and self._together.answered(
+                    self._connection, answer.model, size
+                ):
+                    self._state.owed.answered(answer.model, size)
+                    self._state.owed.hold(self.payer)
                 inference.reserve_answer(answer)
                 known = inference.written_again(answer, in_stream=True)
                 if known is not None:
@@ -702,7 +732,7 @@ class Stream:
     def _count_together(self, change: int) -> None:
         """Count that much more, or less, of unsent answers for the connection and the client."""
         self._together.count(self._connection, change)
-        self._state.owed.count(self._payer, self._connection, LIBRARY_TIMES * change)
+        self._state.owed.count(self.payer, self._connection, LIBRARY_TIMES * change)
 
     async def _let_in(self, room: asyncio.Event) -> None:
         """Wait until the connection, and the client over all its connections, may begin a further request.
@@ -712,12 +742,12 @@ class Stream:
         """
         await self._together.let_in(self._connection, room)
         owed = self._state.owed
-        while not owed.has_room(self._payer, 1, MOST_OWED_BYTES):
+        while not owed.has_room(self.payer, 1, MOST_OWED_BYTES):
             let_in: asyncio.Future[ProtocolError | None] = (
                 asyncio.get_running_loop().create_future()
             )
             go, end = partial(_settle, let_in, None), partial(_settle, let_in)
-            turn = owed.wait(self._payer, 1, MOST_OWED_BYTES, go, end)
+            turn = owed.wait(self.payer, 1, MOST_OWED_BYTES, go, end)
             try:
                 if (failure := await let_in) is not None:
                     raise failure
@@ -740,6 +770,29 @@ class Stream:
         del self._under_way[inference]
         self._answers.append((inference, data))
         self._changed.set()
+
+
+class _Streamed:
+    """Request of a stream that can be taken back; see `Holding`."""
+
+    __slots__ = ("_inference", "_stream")
+
+    def __init__(self, stream: Stream, inference: Inference) -> None:
+        self._stream, self._inference = stream, inference
+
+    @property
+    def begun_ns(self) -> int:
+        """Time when the model got the request."""
+        return self._inference.begun_ns
+
+    def expect(self) -> None:
+        """Count the answer as large as it is expected by now, if its size is guessed."""
+        self._stream.expect_of(self._inference)
+
+    def hold(self) -> None:
+        """Take the request back, unless an engine runs it."""
+        if self._inference.may_be_held:
+            self._stream.take_back(self._inference)
 
 
 def metadata_of(context: Any, wanted: str) -> bytes:

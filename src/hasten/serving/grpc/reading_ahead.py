@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Protocol
+
+from hasten.serving import owed_answers
 
 MOST_REQUESTS = 128
 """Largest number of requests of one stream that are processed at once; further ones aren't read yet."""
@@ -43,9 +46,14 @@ class Holding(Protocol):
 
     Attributes:
         client: Client that the stream is counted under.
+        payer: Client that its answers are counted under.
     """
 
     client: str
+    payer: str
+
+    def begun(self) -> Iterable[owed_answers.Holding]:
+        """Return the requests that are with their models and can be taken back."""
 
     @property
     def unread_ns(self) -> int | None:
@@ -99,8 +107,13 @@ class Together:
         """
         return self._streams[connection].expected.get(model, UNKNOWN_BYTES)
 
-    def answered(self, connection: str, model: str, size: int) -> None:
-        """Note how large an answer is that only the model could size.
+    def begun_by(self, client: str) -> list[owed_answers.Holding]:
+        """Return the requests of a client that are with their models, and can be taken back."""
+        streams = [one for each in self._streams.values() for one in each.open]
+        return [call for one in streams if one.payer == client for call in one.begun()]
+
+    def answered(self, connection: str, model: str, size: int) -> bool:
+        """Note how large an answer is that only the model could size; return whether that is a surprise.
 
         If it is larger than expected, those behind it may be too: the requests of the connection that no engine runs
         yet are held, as far as there is no room for answers of that size.
@@ -111,11 +124,13 @@ class Together:
             streams.expected[model], before = size, UNKNOWN_BYTES
         else:
             streams.expected[model] = max(size, before - before // _FORGETTING)
-        if size > max(before, _SURPRISING_BYTES):
-            for stream in streams.open:
-                stream.expect()
-            for stream in streams.open:
-                stream.hold()
+        if size <= max(before, _SURPRISING_BYTES):
+            return False
+        for stream in streams.open:
+            stream.expect()
+        for stream in streams.open:
+            stream.hold()
+        return True
 
     def left_by(self, client: str, since_ns: int) -> list[str]:
         """Return the connections on which an answer of a client's stream isn't read since that time."""

@@ -35,6 +35,7 @@ from hasten.serving.grpc.reading_ahead import Together
 from hasten.serving.grpc.single import Single
 from hasten.serving.grpc.trial import check_that_it_answers
 from hasten.serving.grpc.unread import LIBRARY_TIMES, Unread
+from hasten.serving.owed_answers import Holding
 from hasten.serving.protocol import messages
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.rights import Scope
@@ -149,6 +150,7 @@ class GrpcServer:
         limits = self._state.limits
         self._ending = Ending(taken, limits.connections, limits.send_ns, self._clock_ns)
         self._state.end_unread = self._end_unread
+        self._state.begun_calls = self._begun_by
         self._sweep()
         return taken
 
@@ -318,6 +320,10 @@ class GrpcServer:
             log.exception("the connections of gRPC couldn't be looked at")
         finally:
             self._looking = None
+
+    def _begun_by(self, client: str) -> list[Holding]:
+        """Return a client's requests that are with their models, and can be taken back."""
+        return [*self._unread.begun_by(client), *self._together.begun_by(client)]
 
     def _end_unread(self, client: str) -> None:
         """End the connections on which a client has left answers unread for a while, since another finds no room."""

@@ -49,7 +49,9 @@ class Single(Receiving):
         inference.read()
         size = self._foreseen()
         try:
-            if size > LITTLE_BYTES or (inference.stepping and unread.has_line(self.peer)):
+            if size > LITTLE_BYTES or (
+                inference.stepping and unread.has_line(self.peer, self.client)
+            ):
                 await self._foresee(size)
             while True:
                 answered = self._answered = loop.create_future()
@@ -154,6 +156,7 @@ class Single(Receiving):
             self._unread.answered(answer.model, size)
             self._count(size)
             self._unread.hold(self.peer)
+            self._unread.hold_of(self.client, answer.model, size)
 
     def _count(self, size: int) -> None:
         """Count the answer as so large."""
@@ -163,10 +166,15 @@ class Single(Receiving):
         assert self._debt is not None
         self._debt.expect(size)
 
+    @property
+    def begun_ns(self) -> int:
+        """Time when the model got the request."""
+        return self._inference.begun_ns
+
     def expect(self) -> None:
         """Count the answer as large as it is expected by now, if its size is guessed."""
         if self._inference.guessed and self._inference.may_be_held:
-            size = self._unread.foreseen(self._inference.answers_by)
+            size = self._unread.expected(self._inference.answers_by)
             self._count(size if self._debt is None else max(size, self._debt.size))
 
     def hold(self) -> None:
@@ -181,4 +189,6 @@ class Single(Receiving):
         self._unread.queue(self.peer, self._place, first=True)
         if debt is not None:
             debt.made(0)
+        else:  # nothing becomes free by which the line would go on
+            self._unread.change(self.peer, 0, 0, self.client, made=False)
         self._answered.set_result(None)

@@ -10,7 +10,13 @@ from typing import Protocol
 
 from hasten.serving.fairness import Shares
 from hasten.serving.grpc.reading_ahead import UNKNOWN_BYTES
-from hasten.serving.owed_answers import MOST_OWED_BYTES, OwedAnswers, Turn
+from hasten.serving.owed_answers import (
+    MOST_OWED_BYTES,
+    Holding,
+    OwedAnswers,
+    Turn,
+    take_back,
+)
 from hasten.serving.protocol.errors import ProtocolError
 
 LIBRARY_TIMES = 2
@@ -19,14 +25,14 @@ MOST_UNREAD_BYTES = 24 << 20
 """Size of the answers to single calls of one connection, unread or foreseen, from which its further calls wait."""
 
 
-class Holding(Protocol):
-    """Interface of a call that can take its request back from its model."""
+class _Call(Holding, Protocol):
+    """Interface of a call that can be taken back.
 
-    def expect(self) -> None:
-        """Count the answer as large as it is expected by now, if its size is guessed."""
+    Attributes:
+        client: Client that it is counted under.
+    """
 
-    def hold(self) -> None:
-        """Take the request back, unless an engine runs it, and wait for room in front of all that wait."""
+    client: str
 
 
 class Place:
@@ -41,14 +47,15 @@ class Place:
         size: Size, in bytes, that its answer is foreseen to have.
         client: Client that it is counted under.
         batch: Size, in bytes, of a whole batch of such answers.
+        first: Whether it waits in front of all that the client waits for, once its connection has room.
         let_in: Result is there once the answer is counted, and the call may begin.
         turn: Place among all that the client waits for, once its own connection has room; None without one.
     """
 
-    __slots__ = ("batch", "client", "let_in", "size", "turn")
+    __slots__ = ("batch", "client", "first", "let_in", "size", "turn")
 
     def __init__(self, size: int, client: str, batch: int) -> None:
-        self.size, self.client, self.batch = size, client, batch
+        self.size, self.client, self.batch, self.first = size, client, batch, False
         self.let_in: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.turn: Turn | None = None
 
@@ -95,14 +102,14 @@ class Unread:
         self._clock_ns, self._bodies, self._owed, self._most = clock_ns, bodies, owed, most
         self._readers: dict[str, _Reader] = {}
         self._sizes: dict[str, int] = {}
-        self._begun: dict[str, dict[Holding, None]] = {}
+        self._begun: dict[str, dict[_Call, None]] = {}
         """Calls that are with their models and can be taken back, in their order, by connection."""
 
-    def enter(self, connection: str, call: Holding) -> None:
+    def enter(self, connection: str, call: _Call) -> None:
         """Note that a call of a connection is with its model, and can be taken back."""
         self._begun.setdefault(connection, {})[call] = None
 
-    def leave(self, connection: str, call: Holding) -> None:
+    def leave(self, connection: str, call: _Call) -> None:
         """Note that a call of a connection is no longer with its model."""
         calls = self._begun[connection]
         del calls[call]
@@ -110,18 +117,18 @@ class Unread:
             del self._begun[connection]
 
     def hold(self, connection: str) -> None:
-        """Take back the calls of a connection for whose answers there is no room, as far as no engine runs them.
+        """Take back calls of a connection, one of whose answers is larger than was foreseen; see `take_back`."""
+        begun = self._begun.get(connection, ())
+        take_back(begun, lambda: self._readers[connection].size <= self._most)
 
-        One of them has an answer that is larger than was foreseen, so that the others' may be too.
-        """
-        calls = list(self._begun.get(connection, ()))
-        for call in calls:
-            call.expect()
-        # The last one first: a model may go on with the next one when one is taken back.
-        for call in reversed(calls):
-            if self._readers[connection].size <= self._most:
-                return
-            call.hold()
+    def hold_of(self, client: str, model: str, size: int) -> None:
+        """Take back requests of a client on all its connections, one of which got an answer of that size."""
+        self._owed.answered(model, size)
+        self._owed.hold(client)
+
+    def begun_by(self, client: str) -> list[Holding]:
+        """Return the calls of a client that are with their models, and can be taken back."""
+        return [call for calls in self._begun.values() for call in calls if call.client == client]
 
     def foreseen(self, model: str) -> int:
         """Return the size that a model's answer is expected to have where only the model can tell.
@@ -129,6 +136,10 @@ class Unread:
         That is the size of its last answer, or half of what was expected before that, if this is more.
         """
         return self._sizes.get(model, UNKNOWN_BYTES)
+
+    def expected(self, model: str) -> int:
+        """Return the same once an answer was larger than was foreseen, over HTTP or in a stream too."""
+        return max(self.foreseen(model), self._owed.foreseen(model))
 
     def answered(self, model: str, size: int) -> None:
         """Note how large an answer is."""
@@ -169,10 +180,10 @@ class Unread:
         """Count an answer of unknown size that a connection will have, whatever it has already."""
         self._take(connection, self._readers.setdefault(connection, _Reader()), 0, "")
 
-    def has_line(self, connection: str) -> bool:
-        """Whether calls of a connection wait."""
+    def has_line(self, connection: str, client: str) -> bool:
+        """Whether calls of a connection, or requests of its client, wait."""
         reader = self._readers.get(connection)
-        return reader is not None and bool(reader.waiting)
+        return self._owed.has_line(client) or (reader is not None and bool(reader.waiting))
 
     def queue(self, connection: str, place: Place, *, first: bool = False) -> None:
         """Let a call wait behind the others of its connection, or in front of them."""
@@ -180,6 +191,7 @@ class Unread:
         if reader is None:
             reader = self._readers[connection] = _Reader()
             reader.since_ns = self._clock_ns()
+        place.first = first
         if first:
             if reader.waiting:
                 self._give_turn_up(reader.waiting[0])
@@ -257,7 +269,7 @@ class Unread:
                 self._begin(connection, reader, place)
                 return
             go, end = partial(self._in_turn, connection, place), partial(self._refuse, place)
-            place.turn = self._owed.wait(place.client, *room, go, end)
+            place.turn = self._owed.wait(place.client, *room, go, end, first=place.first)
         elif not reader.size and not reader.computing and self._readers.get(connection) is reader:
             del self._readers[connection]
 

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import httptools
 import numpy as np
@@ -26,11 +26,12 @@ from hasten.serving.http.messages import (
     head_of,
 )
 from hasten.serving.http.requests import PlainRoutes, Received, Slot, parts_of, remember
+from hasten.serving.http.waiting import Waiting
 from hasten.serving.models.answer_sizes import batch_bytes, foreseen_bytes
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
-from hasten.serving.owed_answers import COUNTED_BYTES, MOST_OWED_BYTES, Turn
+from hasten.serving.owed_answers import COUNTED_BYTES, MOST_OWED_BYTES
 from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault, without_frames
 from hasten.serving.protocol.origins import ONE_HOST
 from hasten.serving.protocol.requests import Query
@@ -69,6 +70,9 @@ _AT_ONCE = 16
 """Largest number of requests of a client that are answered before others are heard, where it sends many together."""
 _STUCK_NS = 1_000_000_000
 """Time without progress of an unread answer after which its connection is ended, if requests of its client wait."""
+_SURPRISING = 4
+"""An answer is a surprise if it is larger than was foreseen by more than this part of that. A client could make each
+answer a little larger than the one before, and a surprise takes a look at all its requests."""
 _JSON_TIMES = 4
 """Memory of an answer as JSON as a multiple of its tensors, about."""
 _UNCOUNTED = range(COUNTED_BYTES // _JSON_TIMES + 1)
@@ -100,6 +104,17 @@ _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length:
 """Answer to a row, with its size, what is before the decision, and the decision."""
 
 
+class _Asked(NamedTuple):
+    """Request whose body isn't compressed; see `Received`."""
+
+    exchange: Exchange
+    method: bytes
+    url: bytes
+    headers: dict[bytes, bytes]
+    body: Any
+    arrived_ns: int
+
+
 class Connection(asyncio.BufferedProtocol):
     """Connection of one client.
 
@@ -114,6 +129,7 @@ class Connection(asyncio.BufferedProtocol):
         clock_ns: Monotonic clock, in nanoseconds.
         client: Client that the connection is counted under.
         owes: Memory of the answer, foreseen or unread, that `state.owed` counts.
+        begun_ns: Time when a model got the request, if it can be taken back; else 0.
         quiet: Number of consecutive checks, up to the latest, at which the server waited for the
             client: for a request, or for more of one than a trickle.
     """
@@ -178,8 +194,13 @@ class Connection(asyncio.BufferedProtocol):
         self._written = 0
         """Bytes of all answers so far."""
         self.owes = 0
-        self._turn: Turn | None = None
-        """Place of the request that waits until its client has read other answers; None while none does."""
+        self.begun_ns = 0
+        self._guessed = False
+        """Whether only the model can tell how large the answer is, if the request can be taken back."""
+        self._again: _Asked | None = None
+        """Request that can be taken back, to begin it again."""
+        self._waiting: Waiting | None = None
+        """Request that waits until its client has read other answers; None while none does."""
         self._read_last: tuple[int, int] | None = None
         """Bytes that were read, and the time, when a look at an unread answer last found enough of them."""
         self._sent = self._owed = self._read_ns = 0
@@ -222,16 +243,16 @@ class Connection(asyncio.BufferedProtocol):
         if self._unpacking is not None:
             self._unpacking.cancel()
             self._unpacking = None  # a cancelled task keeps its frames, and they keep this
-        if self._turn is not None:
-            self.state.owed.leave(self._turn)
-            self._turn = None
+        if self._waiting is not None:
+            self._waiting.leave()
+        self._again, self.begun_ns = None, 0
         self.state.bodies.give(self.client, self._held)
         if self._exchange is not None:
             self._exchange.give_up()
             self._exchange = None
         self._reserved = 0
         self._release_unread()
-        self._owe(0)
+        self.owe(0)
         self._backlog.clear()
         # The parser refers back to this object: without this, only the garbage collector frees both.
         self._body, self._pieces, self._parser = None, b"", None  # type: ignore[assignment]
@@ -242,14 +263,14 @@ class Connection(asyncio.BufferedProtocol):
         """Stop reading and answering while the client doesn't read its answers."""
         self._paused, self._unread = True, self._transport.get_write_buffer_size()
         self.state.bodies.take(self.client, self._unread)
-        self._owe(max(self.owes, self._unread))  # what is sent in part is kept as a whole
+        self.owe(max(self.owes, self._unread))  # what is sent in part is kept as a whole
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """Continue once the client reads its answers again."""
         self._paused = False
         self._release_unread()
-        self._owe(0)
+        self.owe(0)
         if self._backlog and not self._busy:
             self._next_soon()
         elif not self._backlog and not self._hung_up:
@@ -259,7 +280,7 @@ class Connection(asyncio.BufferedProtocol):
         self.state.bodies.give(self.client, self._unread)
         self._unread, self._read_last = 0, None
 
-    def _owe(self, size: int) -> None:
+    def owe(self, size: int) -> None:
         """Count an answer, foreseen or unread, with that much memory."""
         self.owes, change = size, size - self.owes
         self.state.owed.count(self.client, self, change)
@@ -492,13 +513,13 @@ class Connection(asyncio.BufferedProtocol):
                 "before a request with another token",
             )
         owes = self.owes
-        self._owe(0)
+        self.owe(0)
         state, before, self._name = self.state, self.client, name
         self.client = state.client_of(client_named(name) if name else self._address)
         for shares, size in ((state.crowd, 1), (state.bodies, self._unread + self._held)):
             shares.give(before, size)
             shares.take(self.client, size)
-        self._owe(owes)
+        self.owe(owes)
 
     @property
     def _held(self) -> int:
@@ -659,14 +680,12 @@ class Connection(asyncio.BufferedProtocol):
             if path is not None and method == b"POST":
                 query, model = self._query(exchange, path, headers, body, arrived_ns)
                 plan = query.plan
-                is_small = plan is not None and plan.answer_bytes in _UNCOUNTED
-                if not is_small and (size := self._owing(model, query)) > COUNTED_BYTES:
-                    most = MOST_OWED_BYTES + batch_bytes(model, query, size)
-                    if not (in_turn or self.state.owed.has_room(self.client, size, most)):
-                        asked = exchange, method, url, headers, body, arrived_ns
-                        self._wait(size, most, exchange, partial(self._answer, *asked, True))
-                        return
-                    self._owe(size)
+                if plan is None or plan.answer_bytes not in _UNCOUNTED:
+                    size = self._owing(model, query)
+                    if size > COUNTED_BYTES or self._guessed or query.sequence is not None:
+                        asked = _Asked(exchange, method, url, headers, body, arrived_ns)
+                        if not self._let_in(asked, model, query, size, in_turn):
+                            return
                 self._infer(exchange, model, query, headers, body)
             else:
                 request = PlainRequest(
@@ -682,24 +701,70 @@ class Connection(asyncio.BufferedProtocol):
     def _owing(self, model: ServedModel, query: Query) -> int:
         """Return the memory that the answer to a request is foreseen to take."""
         size = foreseen_bytes(model, query)
+        self._guessed = size is None
         if size is None:
             return self.state.owed.foreseen(model.name)
         binary = all(each.binary for each in query.outputs) if query.outputs else query.binary
         return size if binary else _JSON_TIMES * size
 
-    def _wait(self, size: int, most: int, exchange: Exchange, answer: Callable[[], None]) -> None:
-        """Let a request wait until its client has read other answers; it is read again then."""
+    def _let_in(
+        self, asked: _Asked, model: ServedModel, query: Query, size: int, in_turn: bool
+    ) -> bool:
+        """Count an answer, and return whether its request may begin; else it waits until its client has read others.
 
-        def go() -> None:
-            self._turn = None
-            answer()
+        Args:
+            asked: Request.
+            model: Model of the request.
+            query: The request, as it was read.
+            size: Memory of the answer, in bytes.
+            in_turn: Whether the request has waited.
+        """
+        owed, steps = self.state.owed, query.sequence is not None and model.sequences is not None
+        is_large = size > COUNTED_BYTES
+        if not in_turn and (
+            is_large or (steps and owed.has_line(self.client))
+        ):  # no step overtakes
+            most = MOST_OWED_BYTES + (0 if self._guessed else batch_bytes(model, query, size))
+            if not owed.has_room(self.client, size, most):
+                self._wait(asked, size, most)
+                return False
+        if is_large:
+            self.owe(size)
+        if self._guessed or steps:
+            self._again, self.begun_ns = asked, query.parsed_ns
+        return True
 
-        def end(failure: ProtocolError) -> None:
-            self._turn = None
-            exchange.respond(failure_response(failure))
+    def _wait(self, asked: _Asked, size: int, most: int, *, first: bool = False) -> None:
+        """Let a request wait until its client has read other answers; see `Waiting`."""
+        begin = partial(self._answer, *asked, True)
+        self._waiting = Waiting(self.state.owed, asked.exchange, begin, self.clock_ns)
+        self._waiting.queue(self.client, size, most, first=first)
 
-        exchange.query = None  # it is read again
-        self._turn = self.state.owed.wait(self.client, size, most, go, end)
+    def made(self, size: int) -> None:
+        """Count an answer; take others back if only the model could tell its size, and it is a surprise."""
+        if self._guessed and size > max(COUNTED_BYTES, self.owes + self.owes // _SURPRISING):
+            self.owe(size)
+            self.state.owed.hold(self.client)
+
+    def expect(self) -> None:
+        """Count the answer as large as it is expected by now, if its size is guessed; see `Holding`."""
+        ticket, asked = self._ticket, self._again
+        if asked is None or not self._guessed or ticket is None or ticket.over:
+            return
+        assert asked.exchange.model is not None
+        size = self.state.owed.foreseen(asked.exchange.model.name)
+        if size > max(COUNTED_BYTES, self.owes):
+            self.owe(size)
+
+    def hold(self) -> None:
+        """Take the request back, unless an engine runs it, and let it wait for room; see `Holding`."""
+        ticket, asked = self._ticket, self._again
+        if asked is None or ticket is None or not ticket.withdraw():
+            return
+        self._ticket = self._again = None
+        self.begun_ns = 0
+        self._wait(asked, self.owes, MOST_OWED_BYTES, first=True)
+        self.owe(0)
 
     def _query(
         self,
@@ -859,12 +924,14 @@ class Connection(asyncio.BufferedProtocol):
         if self._lost:
             return
         self._ticket = self._exchange = None
+        self._again = self._waiting = None
+        self.begun_ns = 0
         self.state.bodies.give(self.client, reserved)
         if self._hung_up:
             return
         slot = self._slot
         if self.owes:
-            self._owe(size)
+            self.owe(size)
         if size <= _SMALL_BYTES:
             data = b"".join((head, *pieces))
             self._written += len(data)
@@ -875,7 +942,7 @@ class Connection(asyncio.BufferedProtocol):
             self._written += len(head) + size
             self._transport.writelines((head, *pieces))
         if self.owes and not self._paused:
-            self._owe(0)
+            self.owe(0)
         self._busy = False
         if slot is not None:  # the system has the answer only at the end of the loop's turn
             asyncio.get_running_loop().call_soon(self._answered)

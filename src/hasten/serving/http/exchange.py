@@ -34,13 +34,18 @@ class Sender(Protocol):
         state: State of the server.
         client: Client that the connection is counted under.
         owes: Memory, in bytes, that the answer was foreseen to take; 0 if it isn't counted.
+        begun_ns: Time when the model got the request, if it can be taken back; else 0.
         clock_ns: Monotonic clock, in nanoseconds.
     """
 
     state: ServerState
     client: str
     owes: int
+    begun_ns: int
     clock_ns: Callable[[], int]
+
+    def made(self, size: int) -> None:
+        """Count an answer that takes so much memory, and whose size may only have been guessed."""
 
     def send(
         self, head: bytes, pieces: Sequence[Any], size: int, reserved: int, keep_alive: bool
@@ -232,12 +237,24 @@ class Exchange:
     def _is_room(self, answer: Answer, size: int) -> bool:
         """Whether an answer may take memory until its client reads it; if not, the client is told."""
         self._connection.state.owed.answered(answer.model, size)
+        if self._connection.begun_ns:
+            self._connection.made(size)
         try:
             self._connection.state.check_room(self._connection.client, size)
         except ProtocolError as failure:
             self.respond(failure_response(failure))
             return False
         return True
+
+    def count(self, failure: ProtocolError, arrived_ns: int) -> None:
+        """Count a request that gets an error, or whose client went away, while no model has it."""
+        if self.model is not None:
+            trace = self._headers.get(b"traceparent", b"").decode("latin-1")
+            self.model.unread(failure, arrived_ns, trace)
+
+    def refuse(self, failure: ProtocolError) -> None:
+        """Send an error."""
+        self.respond(failure_response(failure))
 
     def respond(self, response: Response) -> None:
         """Send a response that isn't a model's answer."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hasten.core.tensors import Tensors, TensorSpec
-from hasten.serving.models.served import ServedModel
 from hasten.serving.protocol.requests import RAW, Query
+
+if TYPE_CHECKING:
+    from hasten.serving.models.served import ServedModel
 
 
 def foreseen_bytes(model: ServedModel, query: Query) -> int | None:
@@ -57,6 +60,13 @@ def size_of(
             return None
         size += math.prod(dims) * np.dtype(output.dtype).itemsize
     return size
+
+
+def are_told(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:
+    """Whether the shapes of a request's inputs tell the sizes of all outputs of a model; see `size_of`."""
+    named = {dim for spec in inputs for dim in spec.shape if dim != "?"}
+    dims = {dim for spec in outputs for dim in spec.shape if not isinstance(dim, int)}
+    return dims <= named and all(spec.dtype != "object" for spec in outputs)
 
 
 def _sizes(inputs: Sequence[TensorSpec], tensors: Tensors) -> dict[int | str, int]:

@@ -39,6 +39,8 @@ cost of handing it over hardly shows."""
 _STALL_NS = 2 * _LONE_NS
 """Time of a batch on the loop's own thread that shows that batches may take far longer than was measured."""
 _COARSE_NS = 1_000_000
+_LARGE_BYTES = 1 << 20
+"""Size of a batch's answers from which they are handed over before the next batch, if nothing told how large they are."""
 _UNLOADED = "the model was unloaded"
 _TRY_AGAIN = 256
 """Number of batches that were too long for the loop's thread before one is tried there again."""
@@ -146,6 +148,7 @@ class Batching:
         timed: Input -> its sizes in the requests whose times the scheduler knows, without the batch; larger
             requests take nobody knows how long, so they never run on the loop's thread. Empty if no
             request was timed, None if all requests are of the same sizes.
+        told: Whether the sizes of requests tell how large their answers are.
     """
 
     def __init__(
@@ -158,8 +161,10 @@ class Batching:
         clock_ns: Callable[[], int] = time.perf_counter_ns,
         padder: Padder | None = None,
         timed: Mapping[str, tuple[int, ...]] | None = None,
+        *,
+        told: bool = True,
     ) -> None:
-        self._padder, self._timed = padder, timed
+        self._padder, self._timed, self._told = padder, timed, told
         self.scheduler = scheduler
         self._clients = clients
         self._statistics = statistics
@@ -369,10 +374,18 @@ class Batching:
         outputs: Tensors | Exception,
         timing: Timing,
     ) -> None:
-        """Handle a batch that its thread ran: start the next one before answering this one."""
+        """Handle a batch that its thread ran: start the next one before answering this one.
+
+        If the answers are large and nothing told that before, those of the next one may be too, and those who wait for
+        it may have to take their requests back.
+        """
         self._ended(thread, number, outputs, timing)
         del self._runs[number]
-        if self.scheduler.queued_rows and not isinstance(outputs, Exception):
+        if (
+            self.scheduler.queued_rows
+            and not isinstance(outputs, Exception)
+            and (self._told or _size_of(outputs) <= _LARGE_BYTES)
+        ):
             self._look()
         self._answer(run, outputs, timing)
         for done in self._afterwards.pop(number, ()):
@@ -511,6 +524,10 @@ class _Thread:
         except Exception as error:
             outputs = without_frames(error)
         return outputs, Timing(begun_ns, stacked_ns, self._clock_ns(), run.rows, instead)
+
+
+def _size_of(outputs: Tensors) -> int:
+    return sum(array.nbytes for array in outputs.values())
 
 
 def _within(inputs: Tensors, timed: Mapping[str, tuple[int, ...]]) -> bool:

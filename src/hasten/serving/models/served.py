@@ -27,6 +27,7 @@ from hasten.core.tensors import Array, Tensors
 from hasten.core.words import amount
 from hasten.errors import BeyondRange, CandidateError, DeviceLost, InputError
 from hasten.inputs.pipeline.row_arrays import RowArrays
+from hasten.serving.models.answer_sizes import are_told
 from hasten.serving.models.batching import (
     Batching,
     InsteadAnswer,
@@ -197,6 +198,7 @@ class ServedModel:
             clock_ns,
             self._padder,
             self._timed(),
+            told=are_told(self.inputs, self.outputs),
         )
         if self.fell_back:
             self._batching.stay_away()
