@@ -28,6 +28,8 @@ _CLASS_BITS = 3.5
 """About what the class of a row takes, and what classes that are chosen by chance seem to save."""
 _DENSE_BITS = 5.0
 """Entropy of an element above which it isn't tried: scales make rows of dense int8 weights alike."""
+_REPEATS = 0.75
+"""Share of the entropy bound: where another codec takes less, bytes repeat, as in text, and classes help little."""
 _WORTH = 0.995
 """Share of what one code takes, from which codecs that decode faster are preferred anyway."""
 _STEPS = (1.0, 0.5)
@@ -69,7 +71,10 @@ class Grid(Codec):
     cost: ClassVar[float] = 14.0
 
     def promising(self, data: Array, width: int, least: int) -> bool:
-        return len(data) >= _LEAST and entropy_bytes(counts_of(data)) <= _DENSE_BITS / 8 * len(data)
+        if len(data) < _LEAST:
+            return False
+        bound = entropy_bytes(counts_of(data))
+        return bound <= _DENSE_BITS / 8 * len(data) and least > _REPEATS * bound
 
     def encode(self, data: Array, width: int, inner: Inner) -> bytes | None:
         sides = _sides(data)
