@@ -283,6 +283,12 @@ def test_sparse_rows_take_less_than_the_entropy_bound(zeros: float) -> None:
     assert not columns.any()
 
 
+def test_classes_arent_looked_for_where_bytes_repeat() -> None:
+    text = np.frombuffer(b"a stranger reads it. " * 250, np.uint8)
+    assert not Grid().promising(text, 1, len(Zstandard().encode(text, 1, inner) or text))
+    assert Grid().promising(text, 1, len(text))
+
+
 def test_the_length_of_a_row_is_found_where_nearly_all_is_zero() -> None:
     # Rows have about as many zeros, and what is left is larger in some.
     rng = np.random.default_rng(5)
