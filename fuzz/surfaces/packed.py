@@ -136,6 +136,9 @@ def corpus(folder: Path) -> Iterator[bytes]:
         yield written(folder / name, [_cut(name, array, 0), _cut("again", array, array.nbytes)])
     rows = rng.normal(0, np.where(np.arange(32) % 2, 9, 0.3)[:, None], (32, 64)).round()
     yield written(folder / "rows", [_cut("rows", rows.astype(np.int8).ravel(), 0, chunk=2048)])
+    sides = 3.0 ** rng.integers(-1, 3, 64)[:, None] * 3.0 ** rng.integers(-1, 2, 96)
+    both = rng.normal(0, sides).round().clip(-127, 127).astype(np.int8).ravel()
+    yield written(folder / "both", [_cut("both", both, 0, chunk=len(both))])
     old = _OLD[:400].view(np.float32)
     base = Base("0" * 64, (("old.bin", len(_OLD)),))
     cuts = [

@@ -24,9 +24,11 @@ from hasten.bundle.packing.layout import Base, Head, Item, Piece, Relation
 from hasten.bundle.packing.reader import Packed
 from hasten.bundle.packing.source import MemorySource
 from hasten.bundle.packing.writer import Cut, pack, write_packed
+from hasten.core.tensors import Array
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
 from hasten.testing import models
+from hasten.testing.codec_tests import grid, pruned_rows
 
 READER = Path(__file__).parents[2] / "examples" / "read_packed.py"
 REFUSALS = (ValueError, KeyError, IndexError, TypeError, StopIteration, AttributeError)
@@ -69,6 +71,19 @@ def test_it_reads_every_codec_alike(reader: ModuleType, data: bytes) -> None:
     used = {chunk[0] for chunks in Parts.of(data).chunks for chunk in chunks}
     assert len(used) == len(all_codecs()) == len(reader.DECODERS)
     assert reader.unpack(data) == packed_files.unpacked_files()
+
+
+@pytest.mark.parametrize("matrix", [grid(64, 96), pruned_rows(256, 512, 0.9)], ids=["both", "rows"])
+def test_it_reads_classes_of_rows_alone_and_of_both_sides(
+    reader: ModuleType, tmp_path: Path, matrix: Array
+) -> None:
+    item = Item("w", "int8", (len(matrix),), 1, (Piece(0, 0, len(matrix)),), len(matrix))
+    head = Head((("model.bin", len(matrix)),), (), ())
+    write_packed(tmp_path / "w.hastenz", head, iter([Cut(item, matrix)]), all_codecs())
+    data = (tmp_path / "w.hastenz").read_bytes()
+    parts = Parts.of(data)
+    assert parts.record["codecs"][parts.chunks[0][0][0]] == "grid"
+    assert reader.unpack(data) == {"model.bin": matrix.tobytes()}
 
 
 def test_it_makes_a_newer_bundle_of_an_older_one(reader: ModuleType, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def chunks() -> Iterator[tuple[str, Array, int]]:
         yield f"{n} bytes", weights(n, 3.0), 1
     for shape in ((16, 24), (9, 300), (300, 9), (64, 96)):
         yield f"rows {shape}", grid(*shape), 1
+    yield "pruned rows", pruned_rows(64, 300, 0.8), 1
     yield "far apart", np.bincount([0, 254, 510, 766, 5000, 9000]).astype(np.uint8), 1
     for width in _WIDTHS[1:]:
         words = f"<u{width}"
@@ -101,6 +102,16 @@ def grid(rows: int, length: int) -> Array:
     deviations = np.outer(2.0 ** rng.integers(-2, 4, rows), 2.0 ** rng.integers(-1, 2, length))
     drawn = rng.normal(0, deviations).round().clip(-127, 127)
     return drawn.astype(np.int8).view(np.uint8).ravel()
+
+
+def pruned_rows(rows: int, length: int, zeros: float) -> Array:
+    """Return bytes of int8 weights of which a share is zero, with a scale for each row; rows are unlike each other."""
+    rng = np.random.default_rng(8)
+    weights = rng.standard_normal((rows, length)) * 2.0 ** rng.normal(0, 0.2, (rows, 1))
+    weights[np.abs(weights) <= np.quantile(np.abs(weights), zeros)] = 0
+    scales = np.abs(weights).max(axis=1, keepdims=True) / 127
+    whole = np.round(weights / np.where(scales, scales, 1))
+    return whole.astype(np.int8).view(np.uint8).ravel()
 
 
 def strange(dtype: np.dtype[np.generic]) -> Array:

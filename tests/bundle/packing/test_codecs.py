@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from hasten.bundle.packing.blocks import Codecs, Coder
-from hasten.bundle.packing.codecs import huffman, native, planes, rans, sparse
-from hasten.bundle.packing.codecs.base import Codec, Inner, Outer, behind_lengths
+from hasten.bundle.packing.codecs import huffman, native, planes, rans, rows, sparse
+from hasten.bundle.packing.codecs.base import Codec, Inner, Outer, behind_lengths, first_block
 from hasten.bundle.packing.codecs.codebook import Codebook
 from hasten.bundle.packing.codecs.grid import Grid
 from hasten.bundle.packing.codecs.huffman import Huffman
@@ -25,7 +25,15 @@ from hasten.bundle.packing.codecs.tables import counts_of, entropy_bytes, stated
 from hasten.bundle.packing.codecs.zstandard import Zstandard
 from hasten.core.tensors import Array
 from hasten.errors import IntegrityError
-from hasten.testing.codec_tests import CodecTests, chunks, damaged, grid, inner, outer
+from hasten.testing.codec_tests import (
+    CodecTests,
+    chunks,
+    damaged,
+    grid,
+    inner,
+    outer,
+    pruned_rows,
+)
 
 
 class TestRaw(CodecTests):
@@ -257,6 +265,63 @@ def test_rows_and_columns_of_their_own_magnitudes_are_found(shape: tuple[int, in
     block = Coder((Raw(), Zstandard(), Huffman(), Rans(), Sparse(), Grid())).code(data, 1)
     assert block[:5] == bytes([5]) + shape[1].to_bytes(4, "little")
     assert len(block) < 0.9 * len(others)
+
+
+@pytest.mark.parametrize("zeros", [0.8, 0.9, 0.95, 0.97])
+def test_sparse_rows_take_less_than_the_entropy_bound(zeros: float) -> None:
+    data = pruned_rows(256, 512, zeros)
+    bound = entropy_bytes(counts_of(data))
+    others = Coder((Raw(), Zstandard(), Huffman(), Rans(), Sparse())).code(data, 1)
+    block = Coder((Raw(), Zstandard(), Huffman(), Rans(), Sparse(), Grid())).code(data, 1)
+    assert len(block) < bound < len(others)
+    # Classes of columns follow those of rows, each block behind its length: they are all one.
+    assert block[:5] == bytes([5]) + (512).to_bytes(4, "little")
+    _, rest = first_block(memoryview(block)[5:])
+    part, _ = first_block(rest)
+    columns = np.empty(512, np.uint8)
+    Codecs(("raw", "zstd", "huffman", "rans", "sparse")).decode(part, columns, 1)
+    assert not columns.any()
+
+
+def test_classes_arent_looked_for_where_bytes_repeat() -> None:
+    text = np.frombuffer(b"a stranger reads it. " * 250, np.uint8)
+    assert not Grid().promising(text, 1, len(Zstandard().encode(text, 1, inner) or text))
+    assert Grid().promising(text, 1, len(text))
+
+
+def test_the_length_of_a_row_is_found_where_nearly_all_is_zero() -> None:
+    # Rows have about as many zeros, and what is left is larger in some.
+    rng = np.random.default_rng(5)
+    sizes = np.repeat(rng.choice([4, 20, 90], 96), 480).astype(np.int8)
+    alike = (sizes * (rng.random(len(sizes)) < 0.03)).view(np.uint8)
+    # What is left is as large everywhere, and some rows have more of it.
+    shares = np.repeat(rng.choice([0.01, 0.03, 0.06], 96), 480)
+    more = rng.integers(1, 100, len(shares), np.uint8) * (rng.random(len(shares)) < shares)
+    assert [rows.row_length(each) for each in (alike, more)] == [480, 480]
+    assert rows.row_length(rng.permutation(more)) == 0
+
+
+def test_classes_of_rows_are_the_kinds_of_rows() -> None:
+    rng = np.random.default_rng(6)
+    kinds = np.tile([0, 1, 1], 40)
+    drawn = rng.normal(0, np.where(kinds, 0.7, 8.0)[:, None], (120, 300)).round()
+    data = drawn.clip(-127, 127).astype(np.int8).view(np.uint8).ravel()
+    classes, bits = rows.row_classes(data, 300)
+    assert set(zip(kinds.tolist(), classes.tolist(), strict=True)) in (
+        {(0, 0), (1, 1)},
+        {(0, 1), (1, 0)},
+    )
+    block = Coder((Raw(), Rans(), Grid())).code(data, 1)
+    assert 0.98 < bits / 8 / len(block) < 1.02
+
+
+def test_rows_of_one_column_class_are_put_where_they_belong() -> None:
+    out = np.zeros(24, np.uint8)
+    # The classes of the rows are 255, 0 and 255, and 1 is added to each: the second row comes last.
+    coded = bytes.fromhex("08000000 03000000 ff00ff 08000000") + bytes([1] * 8)
+    parts = behind_lengths([bytes(range(16)), bytes(range(40, 48))])
+    Grid().decode(memoryview(coded + parts), out, 1, outer)
+    assert out.tolist() == [*range(8), *range(40, 48), *range(8, 16)]
 
 
 def test_what_has_no_such_rows_is_coded_as_before() -> None:

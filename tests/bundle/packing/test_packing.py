@@ -42,7 +42,7 @@ from hasten.bundle.packing.layout import Base, Head, Item, Piece, Relation
 from hasten.bundle.packing.reader import Packed
 from hasten.bundle.packing.source import FileSource, MemorySource
 from hasten.bundle.packing.unpacking import beside, write_files
-from hasten.bundle.packing.writer import Cut, PackedAs, pack, write_packed
+from hasten.bundle.packing.writer import Cut, PackedAs, pack, whole_rows, write_packed
 from hasten.cli import main
 from hasten.core.rooms import ArrayRoom, Room
 from hasten.core.target import Target
@@ -89,6 +89,17 @@ def test_tensors_are_packed_as_what_they_are(two_models: Path) -> None:
     assert (first.name, first.dtype, first.width, first.like) == ("w1", "float32", 4, -1)
     assert (items[again.like], again.coded) == (first, ())
     assert any("small tensors" in item.name for item in items)
+
+
+def test_bytes_of_a_tensor_are_cut_at_whole_rows_into_chunks_of_nearly_one_size() -> None:
+    def cut_at(*shape: int) -> int:
+        pieces = (Piece(0, 0, int(np.prod(shape))),)
+        return whole_rows(Item("w", "int8", shape, 1, pieces, 1000))
+
+    assert cut_at(21, 128) == 7 * 128  # three chunks have room for 7 rows each
+    assert cut_at(15, 128) == 5 * 128  # not 7, 7 and 1
+    assert cut_at(7, 128) == 1000  # one chunk
+    assert cut_at(3, 2000) == 1000  # no chunk has room for a row
 
 
 def test_the_constants_of_openvinos_ir_are_tensors(tmp_path: Path) -> None:

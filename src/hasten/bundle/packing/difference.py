@@ -24,6 +24,7 @@ from hasten.bundle.packing.writer import (
     cuts_of,
     files_of,
     order_of,
+    whole_rows,
     write_packed,
 )
 from hasten.bundle.stored import stored_at
@@ -202,7 +203,7 @@ def _worth(cut: Cut, rest: Cut, count: int) -> bool:
 def _stated(cut: Cut, before: Cut) -> Cut:
     """Return a tensor with the ways to state it that may be the smallest."""
     width, ways = cut.item.width, [cut]
-    chunk = _whole_rows(cut.item)
+    chunk = whole_rows(cut.item)
     for relation in RELATIONS.get(width, ()):
         data = difference(cut.data, before.data, relation, width)
         item = replace(cut.item, relation=relation, since=before.item.pieces, chunk=chunk)
@@ -210,15 +211,6 @@ def _stated(cut: Cut, before: Cut) -> Cut:
     ways.sort(key=lambda way: entropy(way.data, width))
     first, *others = ways[:_TRIED]
     return replace(first, others=tuple(others))
-
-
-def _whole_rows(item: Item) -> int:
-    """Return the number of bytes in a chunk that holds whole rows of the first axis, as far as one has room.
-
-    Training changes some rows and columns more than others, which a codec finds where rows are whole.
-    """
-    row = item.size_bytes // item.shape[0] if item.shape else item.chunk
-    return item.chunk // row * row or item.chunk
 
 
 def entropy(data: Array, width: int) -> float:

@@ -333,7 +333,24 @@ def _item(
     parts = [by_number[p.file][p.offset : p.offset + p.length] for p in pieces]
     joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
     item = Item(name, dtype, shape, width, tuple(pieces), _CHUNK_ELEMENTS * min(width, 8))
+    if width == 1 and len(shape) > 1:
+        item = replace(item, chunk=whole_rows(item))
     return Cut(item, joined)
+
+
+def whole_rows(item: Item) -> int:
+    """Return the number of bytes in a chunk that holds whole rows of the first axis, as far as one has room.
+
+    Rows are unlike each other, and training changes some of them more than others, which a codec finds where
+    rows are whole. Chunks have nearly the same number of rows.
+
+    Args:
+        item: The tensor; its `chunk` is the most bytes that a chunk may have.
+    """
+    rows = item.shape[0] if item.shape else 1
+    row = item.size_bytes // rows
+    most = item.chunk // row
+    return -(-rows // -(-rows // most)) * row if 0 < most < rows else item.chunk
 
 
 def write_packed(out: Path, head: Head, cuts: Iterator[Cut], codecs: Sequence[Codec]) -> PackedAs:

@@ -9,6 +9,14 @@ from typing import ClassVar
 import numpy as np
 
 from hasten.bundle.packing.codecs.base import Codec, Inner, Outer, behind_lengths, first_block
+from hasten.bundle.packing.codecs.rows import (
+    TABLE_BITS,
+    coded_bits,
+    divisors,
+    magnitudes,
+    row_classes,
+    row_length,
+)
 from hasten.bundle.packing.codecs.tables import counts_of, entropy_bytes
 from hasten.core.tensors import Array
 from hasten.errors import IntegrityError
@@ -16,20 +24,20 @@ from hasten.errors import IntegrityError
 _LENGTH = struct.Struct("<I")
 _LEAST = 2048
 """Size in bytes below which the tables of several codes take more than they save."""
-_SHORTEST = 8
-"""Least number of rows, and of elements in a row."""
 _CLASS_BITS = 3.5
 """About what the class of a row takes, and what classes that are chosen by chance seem to save."""
-_TABLE_BITS = 300.0
-"""About what another code takes: its table and its states."""
 _DENSE_BITS = 5.0
 """Entropy of an element above which it isn't tried: scales make rows of dense int8 weights alike."""
-_WORTH = 0.99
-"""Share of the bytes that others made, below which it is worth its slower decoding."""
+_REPEATS = 0.75
+"""Share of the entropy bound: where another codec takes less, bytes repeat, as in text, and classes help little."""
+_WORTH = 0.995
+"""Share of what one code takes, from which codecs that decode faster are preferred anyway."""
 _STEPS = (1.0, 0.5)
 """Widths of a class, in doublings of the mean magnitude."""
 _SOME = 1 << 18
 """Number of elements that are counted, or put where they belong, at a time."""
+_WHOLE = 8
+"""Length from which rows of one class are put where they belong as they are: sorting takes 8 bytes for each."""
 _ROUNDS = 2
 _MOST = 12
 """Largest number of classes of rows, and of columns."""
@@ -66,21 +74,18 @@ class Grid(Codec):
         if len(data) < _LEAST:
             return False
         bound = entropy_bytes(counts_of(data))
-        if bound > _DENSE_BITS / 8 * len(data):
-            return False
-        _, gain_bits = _row_length(data)
-        return bound - gain_bits / 8 < _WORTH * least
+        return bound <= _DENSE_BITS / 8 * len(data) and least > _REPEATS * bound
 
     def encode(self, data: Array, width: int, inner: Inner) -> bytes | None:
-        length, _ = _row_length(data)
-        if not length:
+        sides = _sides(data)
+        if sides is None:
             return None
-        rows, columns = _classes(data.reshape(-1, length))
+        rows, columns = sides
         classes = (rows[:, None] + columns).ravel()
         ends = np.cumsum(np.bincount(classes))
         parts = np.split(data[np.argsort(classes, kind="stable")], ends[:-1])
         blocks = [inner(part, 1) for part in (rows, columns, *parts) if len(part)]
-        return _LENGTH.pack(length) + behind_lengths(blocks)
+        return _LENGTH.pack(len(columns)) + behind_lengths(blocks)
 
     def decode(self, coded: memoryview, out: Array, width: int, inner: Outer) -> None:
         if len(coded) < _LENGTH.size or width != 1:
@@ -102,7 +107,12 @@ class Grid(Codec):
                 begin += count
         if len(rest):
             raise IntegrityError(f"{len(rest):,} bytes follow its last class")
-        _put(found, np.cumsum(counts) - counts, np.add.outer(*sides).ravel(), out)
+        rows, columns = sides
+        if length >= _WHOLE and (columns == columns[0]).all():
+            order = np.argsort(rows + columns[0], kind="stable")
+            out.reshape(-1, length)[order] = found.reshape(-1, length)
+        else:
+            _put(found, np.cumsum(counts) - counts, np.add.outer(rows, columns).ravel(), out)
 
 
 def _class_sizes(rows: Array, columns: Array) -> Array:
@@ -139,37 +149,47 @@ def _put(found: Array, begins: Array, classes: Array, out: Array) -> None:
         begins = ends
 
 
-def _magnitudes(data: Array) -> Array:
-    """Return how far each byte is from the most frequent one: int64, 0 to 128; byte 0 follows byte 255."""
-    apart = data - np.uint8(np.argmax(counts_of(data)))
-    return np.abs(apart.view(np.int8).astype(np.int64))
+def _sides(data: Array) -> tuple[Array, Array] | None:
+    """Return a class for each row and for each column, uint8 each; None where they seem to save too little.
+
+    Either both have classes, or rows alone, where most elements are equal and each table takes much of what is left.
+    """
+    counts = counts_of(data)
+    found, least = None, _WORTH * float(coded_bits(counts))
+    if alone := row_length(data):
+        rows, bits = row_classes(data, alone)
+        if bits < least:
+            found, least = (rows, np.zeros(alone, np.uint8)), bits
+    length, gain_bits = _row_length(data)
+    if length and 8 * entropy_bytes(counts) - gain_bits < least:
+        both, bits = _classes(data.reshape(-1, length))
+        if bits < least:
+            found = both
+    return found
 
 
 def _row_length(data: Array) -> tuple[int, float]:
     """Return the length of rows with which classes save most by far estimate, and that in bits; or 0 and 0.
 
-    Magnitudes are taken to be geometric within each row and each column.
+    Magnitudes are taken to be geometric within each row and each column. Where they aren't, so that they would
+    take more bits than they do, the saving counts for less.
     """
-    sizes = _magnitudes(data)
+    sizes = magnitudes(data)
     count, best = len(data), (0, 0.0)
     before, whole = np.cumsum(sizes), count * float(_entropy(sizes.mean()))
-    for length in _divisors(count):
+    scale = min(1.0, 8 * entropy_bytes(counts_of(data)) / whole)
+    mean = sizes.mean()
+    class_bits = _CLASS_BITS * max(1.0, float(sizes.var() / max(mean * (1 + mean), 1e-6)))
+    for length in divisors(count):
         sums = np.diff(before[length - 1 :: length], prepend=0)
         rows = whole - length * float(_entropy(sums / length).sum())
         across = sizes.reshape(-1, length).sum(axis=0) * (length / count)
         columns = whole - count / length * float(_entropy(across).sum())
-        gains = (rows - _CLASS_BITS * count / length, columns - _CLASS_BITS * length)
-        gain = sum(max(0.0, each) for each in gains)
+        gains = (rows - class_bits * count / length, columns - class_bits * length)
+        gain = scale * sum(max(0.0, each) for each in gains)
         if gain > best[1]:
             best = (length, gain)
     return best
-
-
-def _divisors(count: int) -> list[int]:
-    """Return the lengths of rows that a number of elements may have."""
-    found = [each for each in range(1, int(count**0.5) + 1) if not count % each]
-    found += [count // each for each in found]
-    return sorted({each for each in found if min(each, count // each) >= _SHORTEST})
 
 
 def _entropy(mean: Array) -> Array:
@@ -179,15 +199,15 @@ def _entropy(mean: Array) -> Array:
     return found
 
 
-def _classes(grid: Array) -> tuple[Array, Array]:
-    """Return the class of each row and of each column: uint8 each, the least of them 0.
+def _classes(grid: Array) -> tuple[tuple[Array, Array], float]:
+    """Return the class of each row and of each column, uint8 each, the least of them 0; and about what bits they take.
 
     Args:
         grid: Bytes of shape (rows, elements in each).
     """
     values, symbols = np.unique(grid, return_inverse=True)
     symbols = symbols.reshape(grid.shape).astype(np.int64)
-    sizes = _magnitudes(grid.ravel()).reshape(grid.shape)
+    sizes = magnitudes(grid.ravel()).reshape(grid.shape)
     tried = []
     for step in _STEPS:
         sides = [_by_size(sizes.mean(axis=axis), step) for axis in (1, 0)]
@@ -195,8 +215,9 @@ def _classes(grid: Array) -> tuple[Array, Array]:
             for side in (0, 1):
                 sides[side] = _assigned(sides, side, symbols, len(values))
         tried.append((_expected_bits(sides, symbols, len(values)), sides))
-    _, (rows, columns) = min(tried, key=lambda one: one[0])
-    return (rows - rows.min()).astype(np.uint8), (columns - columns.min()).astype(np.uint8)
+    bits, (rows, columns) = min(tried, key=lambda one: one[0])
+    from_zero = [(side - side.min()).astype(np.uint8) for side in (rows, columns)]
+    return (from_zero[0], from_zero[1]), bits
 
 
 def _by_size(means: Array, step: float) -> Array:
@@ -245,6 +266,6 @@ def _counts(sides: list[Array], symbols: Array, count: int) -> Array:
 
 def _expected_bits(sides: list[Array], symbols: Array, count: int) -> float:
     """Return about how many bits the elements and their classes take."""
-    coded = [each for each in _counts(sides, symbols, count) if each.any()]
-    coded += [np.bincount(side) for side in sides]
-    return sum(8 * entropy_bytes(each) + _TABLE_BITS for each in coded)
+    counts = _counts(sides, symbols, count)
+    elements = float(coded_bits(counts[counts.any(axis=1)]).sum())
+    return elements + sum(8 * entropy_bytes(np.bincount(side)) + TABLE_BITS for side in sides)
