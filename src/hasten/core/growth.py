@@ -24,6 +24,8 @@ _OF_THE_BATCH = 0.5
 _DEGREE = 3
 """Power of the size by which memory is taken to grow beyond the largest size that was counted."""
 _HALVINGS = 50
+_ROUNDED = 1 + 1e-9
+"""Factor that makes up for what logarithms round off a whole number of rows."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class RowsTogether:
         """
         grown = self._memory_bytes(times)
         alike = self._batch / max(times**2, grown / self._least)
-        return max(alike, self._allowed / grown)
+        return _ROUNDED * max(alike, self._allowed / grown)
 
     def most_times(self, limit: float) -> float:
         """Return the largest size of which one row may run, from 1 to a limit."""

@@ -125,7 +125,7 @@ class Lengths:
         if shape[0] <= most:
             return None
         grown = shape[0] * (wanted * max(1, *self.known.values())) ** 2
-        enough = max(*sizes, math.isqrt(grown - 1) // self._together + 1)
+        enough = max(*sizes, math.isqrt(grown - 1) // self._product + 1)
         return self._error(
             f"input {name!r:.100}: at most {counted(most, 'row')} of {_times(sizes)} can be run together here",
             _times(self.known.values()),
@@ -136,7 +136,7 @@ class Lengths:
     def _enough(self, sizes: Sequence[int]) -> int:
         """Return the least size for the operator to give that allows some sizes together."""
         longest = max(1, *self.known.values())
-        return max(*sizes, -(-math.prod(sizes) * longest // self._together))
+        return max(*sizes, -(-math.prod(sizes) * longest // self._product))
 
     def excess(self, shape: tuple[int, ...]) -> float:
         """Return how many times as large as in the data a shape is.
@@ -151,7 +151,7 @@ class Lengths:
     @property
     def allowed_excess(self) -> float:
         """Largest ratio to the size in the data that a shape may have."""
-        return self._allowed / self._together
+        return self._allowed / self._product
 
     @cached_property
     def _most_times(self) -> float:
@@ -165,11 +165,11 @@ class Lengths:
     @cached_property
     def _allowed(self) -> int:
         if self.given is None:
-            return self._most(self._together)
-        return self.given * self._together // max(1, *self.known.values())
+            return self._most(self._product)
+        return self.given * self._product // max(1, *self.known.values())
 
     @cached_property
-    def _together(self) -> int:
+    def _product(self) -> int:
         return math.prod(max(1, known) for known in self.known.values())
 
     def _most(self, known: int) -> int:
