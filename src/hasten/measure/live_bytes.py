@@ -142,7 +142,8 @@ class _Graph:
         self._opsets = {
             "" if one.domain == "ai.onnx" else one.domain: one.version for one in proto.opset_import
         }
-        self._evaluators: dict[int, Any] = {}
+        self._evaluators: dict[int, tuple[onnx.NodeProto, Any]] = {}
+        """Identity of a node -> the node, which must live as long as its identity counts, and what computes it."""
 
     def bytes_with(self, sizes: Mapping[tuple[str, int], int]) -> int | None:
         """Return the bytes of the tensors that exist at once, at most; None where a size is unknown.
@@ -196,10 +197,10 @@ class _Graph:
         from onnx import reference
 
         with contextlib.suppress(Exception):  # whatever the operator's own code raises
-            evaluator = self._evaluators.get(id(node))
-            if evaluator is None:
-                evaluator = reference.ReferenceEvaluator(node, opsets=self._opsets)
-                self._evaluators[id(node)] = evaluator
+            if id(node) not in self._evaluators:
+                made = reference.ReferenceEvaluator(node, opsets=self._opsets)
+                self._evaluators[id(node)] = node, made
+            _, evaluator = self._evaluators[id(node)]
             given = {name: values[name] for name in node.input if name}
             return [np.asarray(array) for array in evaluator.run(None, given)]
         return []
