@@ -54,6 +54,15 @@ def test_tensors_count_from_their_making_to_their_last_use_and_other_shapes_of_o
     assert found == {1: 2 * 600**2 * 4, 2: 2 * 1200**2 * 4}
 
 
+def test_another_shape_of_a_tensor_is_the_same_memory(tmp_path: Path) -> None:
+    text = """
+        views (float[batch, length] x) => (float[batch, length] y)
+            <int64[2] flat = {0, -1}, int64[3] cut = {0, -1, 2}> {
+            some = Abs (x)  other = Reshape (some, cut)  same = Reshape (other, flat)
+            y = Add (some, same) }"""
+    assert counted(tmp_path, text, {"x": (600,)}) == {1: 2 * 600 * 4, 2: 2 * 1200 * 4}
+
+
 def test_the_longest_sample_of_the_data_counts_as_once_the_size(tmp_path: Path) -> None:
     found = counted(tmp_path, COMPARING, {"x": (10,)}, {"x": (40,)}, {"x": (20,)})
     assert found[1] == 2 * 40**2 * 4
