@@ -207,7 +207,7 @@ class _Graph:
 
 
 class _Run:
-    """What a graph computes for inputs of certain sizes: sizes of tensors, and numbers of small ones.
+    """Sizes of the tensors that a graph computes for inputs of certain sizes, and numbers of small ones.
 
     Args:
         graph: The graph.
