@@ -13,6 +13,8 @@ from hasten.bundle import part, write
 from hasten.core.shapes import extents
 from hasten.core.target import Target
 from hasten.inputs.models.onnx import load
+from hasten.measure.live_bytes import growth_of
+from hasten.passes.onnx_files import read_onnx
 from hasten.testing import models
 
 
@@ -110,6 +112,9 @@ def _bundle(folder: Path, model: OpenModel) -> Path:
         {one.name: tuple(size // by for size in one.longest) for one in model.inputs}
         for by in (1, 2)
     ]
+    differ = extents(settled.inputs, shapes)
+    proto = read_onnx(settled, weights=False)
+    growth = growth_of(proto, settled.inputs, settled.request, differ)
     path = folder / f"{model.name}.hasten"
-    write(path, stated(built, None, status="exact", shapes=extents(settled.inputs, shapes)), {})
+    write(path, stated(built, None, status="exact", shapes=differ, growth=growth), {})
     return path

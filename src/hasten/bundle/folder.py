@@ -32,6 +32,7 @@ from hasten.bundle.manifest import (
     one_line,
 )
 from hasten.bundle.requests import REQUESTS, check_requests, packed, shapes_of
+from hasten.core.growth import check_growth
 from hasten.core.presence import is_there
 from hasten.core.ranges import check_ranges
 from hasten.core.records import bounded_bytes, digest, file_digest, from_record, to_record
@@ -376,6 +377,7 @@ def parsed(data: bytes, path: Path, said: str = "") -> Manifest:
         check_requests(manifest)
         check_tables(manifest)
         check_ranges(manifest.ranges, manifest.winner.artifact.inputs)
+        check_growth(manifest.growth)
         if manifest.comparison is not None:
             manifest.comparison.check()
     except UnknownMember as error:

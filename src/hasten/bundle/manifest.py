@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from hasten.core.comparison import Comparison
+from hasten.core.growth import Growth
 from hasten.core.lookups import Lookup, check_lookups
 from hasten.core.ranges import ValueRange
 from hasten.core.records import file_digest, leaves, to_record
@@ -98,6 +99,8 @@ class Manifest:
         ranges: Ranges of the inputs' numbers in the samples that calibrated and that the search saw; none
             where samples aren't to be in the bundle.
         varying: Names of outputs whose size depends on a sample's values, which no certificate covers.
+        growth: Memory of the exact model's tensors for one sample, by how large it is beside the data's largest; empty
+            where no dimension but the batch's is open, or nothing tells the memory.
         files: Relative path -> [SHA-256, size in bytes].
         schema: Version of this record.
     """
@@ -123,6 +126,7 @@ class Manifest:
     lookups: tuple[Lookup, ...] = ()
     least: int = 0
     varying: tuple[str, ...] = ()
+    growth: tuple[Growth, ...] = ()
     files: dict[str, tuple[str, int]] = field(default_factory=dict)
     schema: int = SCHEMA
 

@@ -284,6 +284,7 @@ def manifest_of(
         comparison=comparison,
         least=shipment.least,
         varying=job.varying,
+        growth=ready.growth,
         ranges=_ranges(ready, shipment.winner) if job.order.keep_requests else (),
         lookups=tuple(_lookups(ready, shipment)),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 
 from hasten.certificate.promise import Promise
+from hasten.core.growth import Growth
 from hasten.core.lookups import Lookup, RowNumbers
 from hasten.core.model import Model
 from hasten.core.ranges import ValueRange, ranges_of
@@ -25,6 +26,7 @@ from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.inputs.models.embedding import lookups_of
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.set_metrics.base import SetMetric
+from hasten.measure.live_bytes import growth_of, known_sizes
 from hasten.measure.workbench import Workbench
 from hasten.optimization.folding import Given
 from hasten.optimization.unrolling import Unrolled
@@ -121,6 +123,16 @@ class Ready:
     def lookups(self) -> tuple[Lookup, ...]:
         """Tables that the original looks its inputs' numbers up in."""
         return lookups_of(read_onnx(self.model, weights=False), self.model.inputs)
+
+    @cached_property
+    def growth(self) -> tuple[Growth, ...]:
+        """Memory of the original's tensors for samples as large as the largest of the data, and larger ones."""
+        if self.model.format != "onnx" or not known_sizes(
+            self.model.inputs, self.model.request, self.extents
+        ):
+            return ()
+        proto = read_onnx(self.model, weights=False)
+        return growth_of(proto, self.model.inputs, self.model.request, self.extents)
 
     def check_numbers(self) -> None:
         """Check that the samples' numbers are rows of the original's tables, as the bundle will of each request.

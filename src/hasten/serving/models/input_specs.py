@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from hasten.bundle.covered import cut
+from hasten.core.growth import RowsTogether
 from hasten.core.shapes import Extent
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import counted
@@ -28,17 +29,20 @@ class Lengths:
     """Sizes that an input's open dimensions may have in a request, each and all together.
 
     Their product may be twice that of the largest sizes in the data, or `_USUAL` if that is more. If the operator gives
-    a size, it may be as large as if only the longest of them had that size.
+    a size, it may be as large as if only the longest of them had that size. Otherwise `together` bounds them besides.
 
     Attributes:
         known: Axis -> largest size in the data that the bundle was made with, which may be made up.
         given: Largest size that the operator allows; None for the one that follows from the data.
         rows: Whether the first axis is that of rows which run together, however many.
+        together: Rows that may run together by their size, from a count of the model's memory; None where the bundle
+            states none, or the operator gives a size.
     """
 
     known: dict[int, int]
     given: int | None = None
     rows: bool = False
+    together: RowsTogether | None = None
 
     @classmethod
     def of(
@@ -50,6 +54,7 @@ class Lengths:
         batched: bool,
         rows: bool,
         given: int | None = None,
+        together: RowsTogether | None = None,
     ) -> Lengths:
         """Return the sizes for an input.
 
@@ -60,6 +65,7 @@ class Lengths:
             batched: Whether the first axis is that of a batch, which the server cuts where it is large.
             rows: Whether the first axis is that of rows, which are no length either.
             given: Largest size that the operator allows; None for the one that follows from the data.
+            together: Rows that may run together by their size; None where the bundle doesn't state their memory.
         """
         known = {
             axis: known
@@ -69,7 +75,7 @@ class Lengths:
         for one in extents:
             if one.input == spec.name and one.axis in known:
                 known[one.axis] = one.most
-        return cls(known, given, rows and not batched)
+        return cls(known, given, rows and not batched, together if given is None else None)
 
     def refusal(self, name: str, shape: tuple[int, ...]) -> ProtocolError | None:
         """Return the error for a shape that is too far beyond the data; None if it isn't.
@@ -79,33 +85,58 @@ class Lengths:
             shape: Shape in the request, of the spec's rank.
         """
         for axis, known in self.known.items():
-            if shape[axis] > (most := self._most(known)):
+            usual = self._most(known)
+            most = math.floor(min(usual, max(1, known) * self._most_times))
+            if shape[axis] > most:
                 return self._error(
                     f"input {name!r:.100}: dimension {axis} has at most {most:,} here",
                     f"{known:,}",
                     f"{shape[axis]:,}: the server's option --max-length allows more",
+                    by_memory=most < usual,
                 )
         sizes = [shape[axis] for axis in self.known]
-        longest, together = max(self.known.values()), self._allowed
-        if (wanted := math.prod(sizes)) > together:
-            enough = max(*sizes, -(-wanted * max(1, longest) // self._together))
+        if math.prod(sizes) > self._allowed:
             return self._error(
-                f"input {name!r:.100}: the sizes of its open dimensions are at most {together:,} here when "
+                f"input {name!r:.100}: the sizes of its open dimensions are at most {self._allowed:,} here when "
                 "multiplied",
                 _times(self.known.values()),
-                f"{_times(sizes)}: the server's option --max-length {enough} allows it",
+                f"{_times(sizes)}: the server's option --max-length {self._enough(sizes)} allows it",
             )
-        if self.rows and shape[0] * wanted**2 > together**2:  # work may grow with a row's square
-            enough = (
-                math.isqrt(shape[0] * (wanted * max(1, longest)) ** 2 - 1) // self._together + 1
-            )
-            rows = counted(together**2 // wanted**2, "row")
+        if self.excess(shape) > self._most_times:
             return self._error(
-                f"input {name!r:.100}: at most {rows} of {_times(sizes)} can be run together here",
+                f"input {name!r:.100}: its open dimensions may exceed those of the data by a factor of "
+                f"{math.floor(self._most_times * 10) / 10:,} here when multiplied",
                 _times(self.known.values()),
-                f"{shape[0]:,}: the server's option --max-length {enough} allows it",
+                f"{_times(sizes)}: the server's option --max-length {self._enough(sizes)} allows it",
+                by_memory=True,
             )
-        return None
+        return self._refusal_of_rows(name, shape) if self.rows else None
+
+    def _refusal_of_rows(self, name: str, shape: tuple[int, ...]) -> ProtocolError | None:
+        """Return the error for too many rows that run together; None if there aren't too many."""
+        sizes = [shape[axis] for axis in self.known]
+        wanted = math.prod(sizes)
+        if not wanted:
+            return None
+        usual = self._allowed**2 // wanted**2  # work may grow with a row's square
+        most = usual
+        if self.together is not None:
+            most = min(usual, max(1, math.floor(self.together.rows(self.excess(shape)))))
+        if shape[0] <= most:
+            return None
+        grown = shape[0] * (wanted * max(1, *self.known.values())) ** 2
+        enough = max(*sizes, math.isqrt(grown - 1) // self._product + 1)
+        return self._error(
+            f"input {name!r:.100}: at most {counted(most, 'row')} of {_times(sizes)} can be run together here",
+            _times(self.known.values()),
+            f"{shape[0]:,}: the server's option --max-length {enough} allows it",
+            by_memory=most < usual,
+        )
+
+    def _enough(self, sizes: Sequence[int]) -> int:
+        """Return the least size for the operator to give that allows some sizes together."""
+        longest = max(1, *self.known.values())
+        return max(*sizes, -(-math.prod(sizes) * longest // self._product))
 
     def excess(self, shape: tuple[int, ...]) -> float:
         """Return how many times as large as in the data a shape is.
@@ -120,24 +151,35 @@ class Lengths:
     @property
     def allowed_excess(self) -> float:
         """Largest ratio to the size in the data that a shape may have."""
-        return self._allowed / self._together
+        return self._allowed / self._product
+
+    @cached_property
+    def _most_times(self) -> float:
+        """Largest `excess` of a row, by the count of the model's memory; infinite without one."""
+        if self.together is None:
+            return math.inf
+        return self.together.most_times(
+            max(self._most(one) / max(1, one) for one in self.known.values())
+        )
 
     @cached_property
     def _allowed(self) -> int:
         if self.given is None:
-            return self._most(self._together)
-        return self.given * self._together // max(1, *self.known.values())
+            return self._most(self._product)
+        return self.given * self._product // max(1, *self.known.values())
 
     @cached_property
-    def _together(self) -> int:
+    def _product(self) -> int:
         return math.prod(max(1, known) for known in self.known.values())
 
     def _most(self, known: int) -> int:
         """Return the largest size of a dimension, or of their product, that is at most `known` in the data."""
         return max(_TIMES * known, _USUAL) if self.given is None else self.given
 
-    def _error(self, what: str, known: str, got: str) -> ProtocolError:
+    def _error(self, what: str, known: str, got: str, *, by_memory: bool = False) -> ProtocolError:
         why = "" if self.given is not None else f", since the bundle was made with up to {known}"
+        if by_memory:
+            why += " and more may take over 64 MiB beyond a batch of such samples"
         return ProtocolError(Kind.INVALID, f"{what}{why}; got {got}")
 
 
@@ -215,10 +257,13 @@ class Parts:
     Args:
         specs: Inputs of the model, which share the axis of rows.
         sizes: Sizes of batches that the model is warmed up for.
+        together: Rows that may run together by their size; None to follow from the largest sample that is allowed.
     """
 
-    def __init__(self, specs: Sequence[InputSpec], sizes: Sequence[int]) -> None:
-        self._specs, self._sizes = specs, sizes
+    def __init__(
+        self, specs: Sequence[InputSpec], sizes: Sequence[int], together: RowsTogether | None = None
+    ) -> None:
+        self._specs, self._sizes, self._together = specs, sizes, together
         self._most = [max(*sizes, spec.allowed_excess**2) for spec in specs]
 
     def of(self, inputs: Tensors) -> list[dict[str, Array]]:
@@ -234,7 +279,8 @@ class Parts:
         for spec, work in zip(self._specs, self._most, strict=True):
             times = spec.excess(inputs[spec.name].shape)
             if times > 1:
-                most = min(most, work / times**2)
+                together = self._together
+                most = min(most, work / times**2 if together is None else together.rows(times))
         if rows <= most:
             return []
         return cut(inputs, rows, [size for size in self._sizes if size <= most] or [1])

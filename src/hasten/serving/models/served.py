@@ -22,6 +22,7 @@ from hasten.bundle.batch_mates import share_batch_axis
 from hasten.bundle.chains.plan import Stage
 from hasten.bundle.covered import joined
 from hasten.bundle.rows import most_json_bytes
+from hasten.core.growth import RowsTogether
 from hasten.core.shapes import check_alike, shared_sizes
 from hasten.core.tensors import Array, Tensors
 from hasten.core.words import amount
@@ -173,8 +174,9 @@ class ServedModel:
         self._plans, self.messages = Plans(), MessagePlans()
         self._running = running
         self._clock_ns = clock_ns
-        self._specs = _input_specs(opened, settings.most_length)
-        self._parts = Parts(self._specs, opened.sizes) if opened.batched else None
+        together = _rows_together(opened, settings.most_length)
+        self._specs = _input_specs(opened, settings.most_length, together)
+        self._parts = Parts(self._specs, opened.sizes, together) if opened.batched else None
         self._shared = shared_sizes(self.inputs, opened.first.request)
         self._padder = opened.first.padder if opened.batched else None
         self._names = [spec.name for spec in self.outputs]
@@ -974,12 +976,23 @@ class Ticket(ServerTask):
             model.shadowed(self.inputs, outputs, self.rows, query.id, query.raw, query.name)
 
 
-def _input_specs(opened: OpenBundle, most_length: int | None) -> list[InputSpec]:
+def _rows_together(opened: OpenBundle, most_length: int | None) -> RowsTogether | None:
+    """Return how many rows may run together by their size; None where the bundle doesn't tell, or the operator says."""
+    growth = opened.manifest.growth
+    if most_length is not None or not growth:
+        return None
+    return RowsTogether(growth, max(opened.sizes) if opened.batched else 1)
+
+
+def _input_specs(
+    opened: OpenBundle, most_length: int | None, together: RowsTogether | None
+) -> list[InputSpec]:
     """Return the specs that a bundle's requests are checked against.
 
     Args:
         opened: The bundle.
         most_length: Largest size of an open dimension; None for the one that follows from the bundle's data.
+        together: Rows that may run together by their size; None where nothing tells.
     """
     inputs, batched = opened.first.inputs, opened.batched
     request, extents = {spec.name: spec for spec in opened.first.request}, opened.manifest.shapes
@@ -991,7 +1004,13 @@ def _input_specs(opened: OpenBundle, most_length: int | None) -> list[InputSpec]
             spec,
             batched,
             Lengths.of(
-                spec, request[spec.name], extents, batched=batched, rows=rows, given=most_length
+                spec,
+                request[spec.name],
+                extents,
+                batched=batched,
+                rows=rows,
+                given=most_length,
+                together=together,
             ),
         )
         for spec in inputs
