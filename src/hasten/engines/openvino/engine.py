@@ -31,7 +31,7 @@ from hasten.engines.openvino.ranges import Ranges
 from hasten.engines.openvino.risks import Risks, risks_of
 from hasten.engines.openvino.runtime import new_core
 from hasten.engines.openvino.unknown import inputs_with_nan
-from hasten.engines.openvino.watched import seen, watch
+from hasten.engines.openvino.watched import MARK, seen, watch
 from hasten.errors import BeyondRange, CandidateError, IntegrityError
 
 if TYPE_CHECKING:
@@ -441,10 +441,12 @@ def _check_values(graph: Any) -> None:
     Raises:
         NotCovered: it is such; the message names the operation.
     """
+    from hasten.engines.openvino.bodies import check_bodies
     from hasten.engines.openvino.numbers import check_places, check_whole_numbers
     from hasten.engines.openvino.wholes import check_wholes
 
     check_places(graph)
+    check_bodies(graph)
     check_whole_numbers(graph)
     check_wholes(graph)
 
@@ -706,21 +708,31 @@ class _Request:
         """Look at what the last outputs told of a request.
 
         Raises:
-            BeyondRange: an operation inside the graph got an empty tensor, or a loop had no steps.
+            BeyondRange: an operation inside the graph got an empty tensor, a loop had no steps, or a Gather looked beyond
+                its tensor.
         """
         for one, array in zip(self._seen, told, strict=True):
             if array.all():
                 continue
             if not one.tells_shape:
-                raise BeyondRange(
-                    f"{_PASSED_OVER} a loop has no steps, as {one.words} has for this request: give longer inputs, or use "
-                    "another engine"
-                )
+                raise self._untrue(one.words)
             if (reader := _passed_over(self._compiled, self._sums)) is not None:
                 raise BeyondRange(
                     f"{_PASSED_OVER} an operation gets an empty tensor, as {reader} does since {one.words} gives nothing "
                     "for the numbers of this request: give others, or use another engine"
                 )
+
+    def _untrue(self, words: str) -> BeyondRange:
+        """Return the error for a loop without steps, or for a Gather that looks beyond its tensor."""
+        if words.startswith("Loop"):
+            return BeyondRange(
+                f"{_PASSED_OVER} a loop has no steps, as {words} has for this request: give longer inputs, or use "
+                "another engine"
+            )
+        return BeyondRange(
+            f"OpenVINO reads zeros beyond a tensor, as {words} does for this request: a number in it is out of range, or it "
+            "is too long or too short: give another, or use another engine"
+        )
 
     def _stale(self, name: str) -> BeyondRange:
         """Return the error for numbers that are made of an empty input: the plugin passes over nodes that get none.
@@ -776,6 +788,7 @@ def _passed_over(compiled: Any, sums: frozenset[str]) -> str | None:
         for node in readers:
             kind, name = _layer(node), node.get_friendly_name()
             takes = kind in _TAKING_EMPTY or (kind == "Reduce" and name in sums)
+            takes = takes or name.startswith(MARK)
             if not takes and not all(_is_empty(port) for port in node.outputs()):
                 return f"{kind} (node {name!r})"
     return None

@@ -60,6 +60,10 @@ _EMPTYING_TYPES = frozenset(kind.lower() for kind in _EMPTYING)
 _SUMMING = frozenset(["ReduceL1", "ReduceL2", "ReduceProd", "ReduceSum"])
 """Reductions that make what they should of an empty tensor. ReduceMax and ReduceMin make finite numbers of it, and
 ReduceMean one of GlobalAveragePool, which ONNX Runtime refuses."""
+_KEEPING = """CumSum GatherElements LogSoftmax MVN NonZero NormalizeL2 Slice SoftMax Split StridedSlice Tile Transpose
+    VariadicSplit"""
+EMPTY_OF_EMPTY = frozenset(f"{_ELEMENTWISE} {_KEEPING}".lower().split())
+"""Types in lower case whose answer is empty if an input is."""
 _LAYER = re.compile(rb'<layer id="(\d+)" name="([^"]*)" type="(\w+)" version="(\w+)"')
 _EDGE = re.compile(rb'<edge from-layer="(\d+)" from-port="\d+" to-layer="(\d+)" to-port="(\d+)"')
 _SIZE = re.compile(rb"<dim>(-?\d+)</dim>")

@@ -3,7 +3,8 @@
 The plugin passes over most operations that get an empty tensor, and over loops without steps, and what they answered
 before stays. Where a request's shapes decide that, the first request of these shapes tells. Where its numbers do, such as
 those that NonZero finds, every request has to tell. So a graph gets further outputs for what its numbers decide, and only
-such a graph.
+such a graph. So does one that calculates the places at which it looks numbers up, since the plugin reads zeros beyond a
+tensor.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hasten.core.telemetry import import_quietly
+from hasten.engines.openvino.lookups import rows_of, uncertain
 from hasten.engines.openvino.risks import may_empty, names_sizes
 
-_MARK = "hasten shows: "
+MARK = "hasten shows: "
 """Begin of the names of outputs that a graph gets here; words for the operation follow."""
 
 
@@ -34,17 +36,19 @@ class Seen(NamedTuple):
 
 
 def watch(graph: Any) -> None:
-    """Give a graph an output for each tensor that a request's numbers alone may make empty, and for each loop's steps.
+    """Give a graph an output for each tensor that a request's numbers alone may make empty, each loop's steps, and places.
 
     A tensor that is made of an empty one needs none: the first empty one tells. Graphs inside operations aren't looked at.
     """
     operations = graph.get_ordered_ops()
     shapes, loops = [*_emptied(operations)], [*filter(_may_have_no_steps, operations)]
-    if shapes or loops:
+    gathers = [*uncertain(operations)]
+    if shapes or loops or gathers:
         # Imported here, since it takes long: few graphs need it.
         operators = import_quietly("openvino.opset13")
         shown = [_shape(operators, *one) for one in shapes]
         shown += [port for loop in loops for port in _steps(operators, loop)]
+        shown += [_all_within(operators, gather) for gather in gathers]
         graph.add_results([operators.result(port) for port in shown])
 
 
@@ -52,10 +56,10 @@ def seen(compiled: Any) -> tuple[Seen, ...]:
     """Return what the last outputs of a compiled graph tell, which are those that `watch` added; mostly none."""
     told = []
     for port in compiled.outputs:
-        words = next((name for name in port.names if name.startswith(_MARK)), None)
+        words = next((name for name in port.names if name.startswith(MARK)), None)
         if words is not None:
             shape = port.get_element_type().get_type_name() == "i64"
-            told.append(Seen(words.removeprefix(_MARK).partition(": ")[2], shape))
+            told.append(Seen(words.removeprefix(MARK).partition(": ")[2], shape))
     return tuple(told)
 
 
@@ -89,6 +93,27 @@ def _steps(operators: Any, loop: Any) -> Iterator[Any]:
         yield _marked(operators.convert(first, "boolean"), loop)
 
 
+def _all_within(operators: Any, gather: Any) -> Any:
+    """Return the truth that all places of a Gather are within its tensor."""
+    place = gather.input_value(1)
+    kind = place.get_element_type().to_dtype()
+    if (rows := rows_of(gather)) is not None:
+        most = operators.constant(np.array(rows, kind))
+    else:
+        axis = operators.constant(np.zeros((), np.int64))
+        shape = operators.shape_of(gather.input_value(0), output_type="i64")
+        most = operators.convert(operators.gather(shape, gather.input_value(2), axis), kind)
+    beyond = operators.logical_or(
+        operators.less(place, operators.negative(most)), operators.greater_equal(place, most)
+    )
+    flat = operators.reshape(beyond, operators.constant(np.array([-1])), special_zero=False)
+    ones = operators.convert(flat, np.int32)
+    count = operators.reduce_sum(ones, operators.constant(np.array([0])), keep_dims=False)
+    for number, one in enumerate((beyond, flat, ones, count)):
+        one.set_friendly_name(f"{MARK}{number} of {gather.get_name()}")
+    return _marked(operators.equal(count, operators.constant(np.zeros((), np.int32))), gather)
+
+
 def by_numbers(operations: Sequence[Any]) -> tuple[set[str], set[str]]:
     """Return the operations that follow from a request's numbers, and those whose sizes do, by name.
 
@@ -116,7 +141,7 @@ def _marked(operation: Any, of: Any) -> Any:
     """Return the result of an operation under a name that says what it tells of."""
     port = operation.output(0)
     words = f"{of.get_type_name()} (node {of.get_friendly_name()!r})"
-    port.get_tensor().set_names({f"{_MARK}{operation.get_name()}: {words}"})
+    port.get_tensor().set_names({f"{MARK}{operation.get_name()}: {words}"})
     return port
 
 
