@@ -143,6 +143,7 @@ def test_a_graph_from_the_cache_refuses_as_a_compiled_one(tmp_path: Path) -> Non
     ("given", "nodes"),
     [
         ("int64[N] i", "y = Gather (t, i)"),
+        ("int64[N] i", "z = GatherElements (ends, i)  y = Gather (t, z)"),
         ("int64[N] i", "j = Add (i, two)  y = Gather (t, j)"),
         ("int64[N, 2] i", "j, k = Split <axis = 1> (i)  y = Gather (t, k)"),
         ("float[N, 3] i", "y = Gather <axis = 1> (i, two)"),

@@ -13,7 +13,8 @@ _SAME = frozenset({"Convert", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """Operations that hand all places on as they are."""
 _PARTS = frozenset({"Gather", "Slice", "Split", "StridedSlice", "VariadicSplit"})
 """Operations that hand some places on as they are."""
-_REPEATING = frozenset({"Broadcast", "Tile"})
+_CHOOSING = frozenset({"Broadcast", "GatherElements", "Tile"})
+"""Operations whose numbers are all of the first input, at places that a request may say."""
 _SUMS = frozenset({"Add", "Subtract"})
 
 
@@ -109,7 +110,7 @@ def _origin(port: Any, *, adds: bool = True) -> _Origin:
                 break
             added, port = True, node.input_value(variable[0])
             continue
-        if kind not in _SAME | _PARTS | _REPEATING:
+        if kind not in _SAME | _PARTS | _CHOOSING:
             break
         others = map(node.input_value, places[1:])
         known = known and (
