@@ -139,6 +139,24 @@ def test_a_graph_from_the_cache_refuses_as_a_compiled_one(tmp_path: Path) -> Non
     assert (cache.found, cache.kept) == (1, 0)
 
 
+def test_a_graph_that_was_compiled_by_other_rules_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, nodes, *_ = _CALCULATED["a product"]
+    host = Target.host().with_threads(1)
+    artifact = OpenVino().build(load(written(tmp_path, given, nodes)), host, tmp_path)
+    found = []
+    for other in (False, False, True):
+        if other:
+            monkeypatch.setattr(
+                "hasten.engines.openvino.engine.rules", lambda: "of another version"
+            )
+        cache = CompileCache(CacheFolder(tmp_path / "cache", 1 << 30))
+        with OpenVino().open_cached(artifact, host, cache):
+            found.append(cache.found)
+    assert found == [0, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("given", "nodes"),
     [

@@ -31,7 +31,7 @@ from hasten.engines.openvino.ranges import Ranges
 from hasten.engines.openvino.risks import Risks, risks_of
 from hasten.engines.openvino.runtime import new_core
 from hasten.engines.openvino.unknown import inputs_with_nan
-from hasten.engines.openvino.watched import MARK, seen, watch
+from hasten.engines.openvino.watched import MARK, rules, seen, watch
 from hasten.errors import BeyondRange, CandidateError, IntegrityError
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ class OpenVino(Engine):
         is kept instead, and the model is compiled each time.
         """
         shapes = "settled" if request else "open"
-        key = compiled.key(self, artifact, target, f"{shapes}, watched by {source_digest(watch)}")
+        key = compiled.key(self, artifact, target, f"{shapes}, watched by {rules()}")
         with compiled.entry(key) as entry:
             in_vain = entry is not None and entry.content == _REFUSED
             if entry is not None and not in_vain:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hasten.core.records import source_digest
 from hasten.core.telemetry import import_quietly
 from hasten.engines.openvino.lookups import rows_of, uncertain
 from hasten.engines.openvino.risks import may_empty, names_sizes
@@ -50,6 +51,11 @@ def watch(graph: Any) -> None:
         shown += [port for loop in loops for port in _steps(operators, loop)]
         shown += [_all_within(operators, gather) for gather in gathers]
         graph.add_results([operators.result(port) for port in shown])
+
+
+def rules() -> str:
+    """Return digests of the code that says which outputs a graph gets, for the keys of graphs that are kept compiled."""
+    return " ".join(str(source_digest(one)) for one in (watch, uncertain, may_empty))
 
 
 def seen(compiled: Any) -> tuple[Seen, ...]:
