@@ -145,12 +145,28 @@ def visible(text: str) -> str:
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
+def first_words(said: str) -> str:
+    """Return the first line of a message that isn't empty, with those that follow while it ends at a colon.
+
+    Nothing is left where the message is empty; a colon at its very end is left out.
+    """
+    words = ""
+    for line in filter(None, map(str.strip, said.splitlines())):
+        words = f"{words} {line}".lstrip()
+        if not words.endswith(":"):
+            break
+    return words.rstrip(": ")
+
+
+def named(error: BaseException) -> str:
+    """Return the type of an exception with the first words of its message, in one line; the type where it has none."""
+    said = first_words(str(error))
+    return f"{type(error).__name__}: {visible(said)}" if said else type(error).__name__
+
+
 def told(error: BaseException) -> str:
     """Return what another's code raised, in one line: its type, what it says, and where."""
-    lines = str(error).strip().splitlines()
-    said = type(error).__name__
-    if lines:
-        said += f": {visible(lines[0].strip())}"
+    said = named(error)
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) or not frames:
         return said  # that names its line itself

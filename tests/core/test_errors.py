@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from hasten.errors import CandidateError, HastenError, InputError, UnknownMember, call
+from hasten.core.raised import raised
+from hasten.engines.failures import failed
+from hasten.errors import (
+    CandidateError,
+    HastenError,
+    InputError,
+    UnknownMember,
+    call,
+    first_words,
+    named,
+    told,
+)
 
 NAME = "\x1b]0;owned\x07\nError: all is well\u202e\udcff"
 SHOWN = r"\x1b]0;owned\x07\nError: all is well\u202e\udcff"
@@ -92,3 +103,33 @@ def test_a_message_is_read_while_another_bundle_is_unpacked(
         gc.callbacks.remove(unpacked)
     assert len(kept) == 10_000
     assert {*said} == {"7.hastenz is damaged"}
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("", ""),
+        ("  \n ", ""),
+        ("it broke\nbecause", "it broke"),
+        ("\n  it broke\n", "it broke"),
+        ("it broke:\n\n  the axis is 7\nmore", "it broke: the axis is 7"),
+        ("a:\nb:\nc\nd", "a: b: c"),
+        ("it broke:", "it broke"),
+        ("it broke: \n ", "it broke"),
+    ],
+)
+def test_first_words_go_on_behind_a_colon(said: str, words: str) -> None:
+    assert first_words(said) == words
+    told_of = named(ValueError(said))
+    assert told_of == (f"ValueError: {words}" if words else "ValueError")
+
+
+@pytest.mark.parametrize("said", ["", " \n", "it broke:\nthe axis is 7", "it broke:"])
+def test_no_reason_of_a_library_ends_at_a_colon(said: str) -> None:
+    for words in (
+        str(failed("the runtime failed", RuntimeError(said))),
+        raised(RuntimeError(said)),
+        told(RuntimeError(said)),
+    ):
+        assert not words.endswith(":")
+        assert "axis" not in said or words.endswith("it broke: the axis is 7")

@@ -148,8 +148,14 @@ def test_arrays_of_another_size_than_the_plans_are_not_bound(
         given = request_for(artifact.inputs, batch=2)
         taken = session.run(given)
         short = {name: array[:1] for name, array in taken.items()}
-        with pytest.raises(CandidateError, match="size"):
+        (name,) = taken
+        with pytest.raises(CandidateError) as caught:
             session.bind(given, short)
+    assert str(caught.value) == (
+        f"the compiled model has {taken[name].size} numbers of float32 in {name!r}, and the array given for it has "
+        f"{short[name].size} of float32, in the shape {list(short[name].shape)}: give arrays with the shapes and types of the "
+        "model's inputs and outputs, and as many rows each"
+    )
 
 
 @pytest.mark.parametrize("change", [lambda x: x[:, :-1], lambda x: x.astype(np.float64), bytes])

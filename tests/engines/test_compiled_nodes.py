@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -481,10 +482,14 @@ def test_elements_gathered_between_a_constant_and_a_request_are_of_the_same_row(
                 if session.batch_sizes == (len(given),):
                     assert session.run({name: given})["y"].tolist() == wanted.tolist()
                 else:
-                    with pytest.raises(
-                        CandidateError, match="hasn't the size that the model takes"
-                    ):
+                    with pytest.raises(CandidateError) as caught:
                         session.run({name: given})
+                    assert re.fullmatch(
+                        rf"the compiled model has \d+ numbers? of {given.dtype} in {name!r}, and the array given for it has "
+                        rf"{given.size} of {given.dtype}, in the shape {re.escape(str(list(given.shape)))}: give arrays for a batch "
+                        rf"of {session.batch_sizes[0]} rows?, as the model was compiled",
+                        str(caught.value),
+                    )
 
 
 @pytest.mark.parametrize(

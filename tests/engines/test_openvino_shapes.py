@@ -27,7 +27,7 @@ _CONSTANTS = (
     f"float[1, 12, 4] v = {{{', '.join(str((number % 7 - 3) / 4) for number in range(48))}}}, "
     f"float[1, 12, 4] u = {{{', '.join(str((number % 3 - 1) / 4) for number in range(48))}}}, "
     "int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] many = {1000000}, "
-    "int64[1] minus = {-1}, int64[3] halves = {0, -1, 2}, int64[3] wholes = {0, -1, 4}, int64[1] last = {-2}"
+    "int64[1] minus = {-1}, float small = {1}, int64[3] halves = {0, -1, 2}, int64[3] wholes = {0, -1, 4}, int64[1] last = {-2}"
 )
 _STEPS = {
     "relu": "{o} = Relu ({i})",
@@ -45,6 +45,8 @@ _STEPS = {
     "mean": "{o} = ReduceMean <axes = [1]> ({i})",
     "largest": "{o}, {o}a = TopK <axis = 1> ({i}, two)",
     "attention": "{o}a = Transpose <perm = [0, 2, 1]> ({i})  {o}b = MatMul ({i}, {o}a)  {o}c = Softmax ({o}b)  {o} = MatMul ({o}c, {i})",
+    "found": "{o}a = ReduceMax <axes = [0, 2], keepdims = 0> ({i})  {o}b = Greater ({o}a, small)  {o} = Compress <axis = 1> ({i}, {o}b)",
+    "the first few": "{o}a = ReduceMax <keepdims = 0> ({i})  {o}b = Cast <to = 7> ({o}a)  {o}c = Unsqueeze ({o}b, zero)  {o} = Slice ({i}, zero, {o}c, one)",
     "memory": "{o}a = Transpose <perm = [1, 0, 2]> ({i})  {o}b, {o}c = GRU <hidden_size = 4> ({o}a, v, u)  {o} = Transpose <perm = [1, 0, 2]> ({o}c)",
 }
 """Parts of graphs, which make a tensor `o`, `(n, steps, 4)`, of another one, `i`."""
@@ -286,7 +288,7 @@ def test_risks_of_a_graph_follow_from_what_reads_its_numbers(
     whole = f"g (float[N, T, 4] x, int64[1] i) => (float[A, B, C] y) <{_CONSTANTS}> {{ {text} }}"
     path = written(tmp_path, whole)
     artifact = converted(load(path), tmp_path)
-    assert risks_of(artifact.path) == Risks(fails=fails, empties=empties)
+    assert risks_of(artifact.path)[:2] == (fails, empties)
 
 
 _TRANSPOSED = "y = ConvTranspose <strides = [2], output_shape = [7]> (x, k)"

@@ -17,7 +17,7 @@ from hasten.certificate.draws import bounded, drawn
 from hasten.core.comparison import Comparison, Figure, Moved, OutputMoved
 from hasten.core.records import type_name
 from hasten.core.tensors import Array, Tensors
-from hasten.errors import InputError
+from hasten.errors import InputError, named
 from hasten.inputs.data.labels_by_output import of_output
 from hasten.inputs.data.missing import unlabelled
 from hasten.inputs.metrics.outputs import equal_bits
@@ -173,10 +173,8 @@ class Setting:
             except InputError as error:
                 missing.append(f"{metric.noun}: not computed: {error}")
             except Exception as error:  # a user's own function may fail in any way
-                said = (str(error).strip() or "no message").splitlines()[0]
                 missing.append(
-                    f"{metric.noun}: not computed: {type_name(metric)} ended in "
-                    f"{type(error).__name__}: {said}"
+                    f"{metric.noun}: not computed: {type_name(metric)} ended in {named(error)}"
                 )
         try:
             moved = self._moved(before, after)

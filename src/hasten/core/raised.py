@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hasten.errors import first_words
+
 REMEDY = "exporting the model with a newer operator set, or without this operator, may avoid this"
 _BARE = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
 """Kinds of exception whose text alone tells a stranger nothing: "list index out of range"."""
@@ -26,13 +28,12 @@ _ONNXRUNTIME_OPSET = re.compile(
 
 
 def raised(error: BaseException) -> str:
-    """Return the first line of an exception's text, with the operator that the library was at.
+    """Return the first words of an exception's text in one line, with the operator that the library was at.
 
     An exception that a library didn't mean to raise, such as an IndexError, is named by its kind, its
     place and what to try. The operator is that of an ONNX node which a function of the traceback works on.
     """
-    lines = str(error).strip().splitlines()
-    said = plainly(lines[0].strip()).strip() if lines else ""
+    said = plainly(first_words(str(error))).strip()
     said = said if len(said) <= _LONGEST else f"{said[: _LONGEST - 3]}..."
     node = _node(error.__traceback__)
     if isinstance(error, _BARE) or not said:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hasten.core.raised import REMEDY, plainly
 from hasten.core.tensors import Tensors
-from hasten.errors import CandidateError, NotCovered, visible
+from hasten.errors import CandidateError, NotCovered, first_words, visible
 
 LONGEST_REASON = 300
 _OPENVINO_NOISE = re.compile(
@@ -82,8 +82,14 @@ def reason(error: Exception) -> str:
     lines = [plainly(line).strip(" -") for line in str(error).splitlines()]
     telling = (line for line in lines if line and not _OPENVINO_NOISE.match(line))
     line = next(telling, lines[0] if lines else "") or type(error).__name__
-    line = visible(_of_openvino(line, lines) or line)
+    line = visible(_of_openvino(line, lines) or _with_what_follows(line, lines))
     return line if len(line) <= LONGEST_REASON else line[: LONGEST_REASON - 3] + "..."
+
+
+def _with_what_follows(line: str, lines: list[str]) -> str:
+    """Return a line, with those that follow it where it ends at a colon."""
+    behind = lines[lines.index(line) + 1 :] if line in lines else []
+    return first_words("\n".join([line, *behind])) or line
 
 
 def _of_openvino(line: str, lines: list[str]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from hasten.core.tensors import Array, Tensors
 from hasten.core.varying import Summarized, in_words, uneven, with_summaries
-from hasten.errors import CandidateError, InputError, OutOfTime, Uneven
+from hasten.errors import CandidateError, InputError, OutOfTime, Uneven, named
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.base import Metric
@@ -225,10 +225,7 @@ def _score(metric: Metric, outputs: Tensors, own: Tensors, labels: Array | None)
     except InputError as error:
         raise CandidateError(f"its answers can't be scored: {error}") from error
     except Exception as error:  # a user's own function may not expect such answers
-        said = (str(error).strip() or "no message").splitlines()[0]
-        raise CandidateError(
-            f"its answers can't be scored: {type(error).__name__}: {said}"
-        ) from error
+        raise CandidateError(f"its answers can't be scored: {named(error)}") from error
 
 
 def check_infinite(outputs: Tensors, own: Tensors) -> None:

@@ -41,7 +41,7 @@ from hasten.engines.checked import CheckedArtifact
 from hasten.engines.origins import traced
 from hasten.engines.padding import Padder, in_one, row_by_row
 from hasten.engines.sequences import SequenceSession
-from hasten.errors import CandidateError, InputError, NotCovered, Uneven, full_disk
+from hasten.errors import CandidateError, InputError, NotCovered, Uneven, full_disk, named
 from hasten.inputs.data.dataset import Dataset, ShapesOf, like_shaped
 from hasten.inputs.data.samples import tensors_hash
 from hasten.inputs.data.spool import Spool, SpoolWriter
@@ -625,8 +625,7 @@ def _broken_off(command: dict[str, Any], error: Exception) -> str:
             else from_record(Engine, command["engine"], trusted=True).words()
         )
     except (InputError, KeyError):
-        first = (str(error).strip() or "no message").splitlines()[0]
-        return f"{type(error).__name__}: {first:.300}"
+        return f"{named(error):.300}"
     return f"{who} failed: {raised(error)}"
 
 

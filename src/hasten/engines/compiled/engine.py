@@ -36,9 +36,9 @@ from hasten.engines.compiled.kept import (
     shared_tables,
 )
 from hasten.engines.compiled.library import Library
-from hasten.engines.compiled.plan import Operation, Plan
+from hasten.engines.compiled.plan import Operation, Plan, wrong_size
 from hasten.engines.compiled.source import Source, shared_operations, write
-from hasten.errors import CandidateError, InputError, IntegrityError, NotCovered
+from hasten.errors import CandidateError, InputError, IntegrityError, NotCovered, named
 
 if TYPE_CHECKING:
     from hasten.engines.layers import LayerTime
@@ -323,7 +323,7 @@ class CompiledSession(Session):
         self._names = tuple(spec.name for spec in artifact.inputs)
         self._by_row = plan.by_row
         given = (*plan.inputs, *plan.outputs)
-        self._row_bytes = tuple(plan.tensor(name).bytes for name in given)
+        self._tensors = tuple(plan.tensor(name) for name in given)
         self._made = tuple(
             (spec.name, shape[1:] if plan.by_row else shape, np.dtype(spec.dtype))
             for spec, shape in zip(artifact.outputs, plan.shapes, strict=True)
@@ -344,9 +344,9 @@ class CompiledSession(Session):
             outputs = self._outputs(given)
             self._answer(*given, *outputs.values())
         except (KeyError, ValueError, BufferError, TypeError) as error:
-            raise CandidateError(
-                f"the compiled model failed: {type(error).__name__}: {error}"
-            ) from error
+            if isinstance(error, ValueError):  # it says of no array which one doesn't fit
+                self._check_sizes(given, ())
+            raise CandidateError(f"the compiled model failed: {named(error)}") from error
         return outputs
 
     def bind(self, inputs: Tensors, outputs: Tensors) -> Callable[[], None]:
@@ -358,9 +358,7 @@ class CompiledSession(Session):
         given = [inputs[name] for name in self._names]
         taken = [outputs[name] for name, _, _ in self._made]
         rows = len(given[0]) if self._by_row else 1
-        for array, size in zip((*given, *taken), self._row_bytes, strict=True):
-            if array.nbytes != rows * size:  # C reads and writes as many, whatever a bundle says
-                raise CandidateError("the compiled model's inputs or outputs have another size")
+        self._check_sizes(given, taken)  # C reads and writes as many, whatever a bundle says
         call = self._library.bound(
             self._tables, self._arena_bytes, given, taken, rows, self._closed, self._team
         )
@@ -379,6 +377,22 @@ class CompiledSession(Session):
         self._closed[0] = 1
         if self._team is not None:
             self._team.dismiss()
+
+    def _check_sizes(self, given: Sequence[Array], taken: Sequence[Array]) -> None:
+        """Check that arrays have as many bytes as the plan reads and writes.
+
+        Args:
+            given: Arrays of the inputs.
+            taken: Arrays for the outputs, or none.
+
+        Raises:
+            CandidateError: one has another number; the message names it.
+        """
+        rows = len(given[0]) if self._by_row else 1
+        names = (*self._names, *(name for name, _, _ in self._made))
+        for name, array, tensor in zip(names, (*given, *taken), self._tensors, strict=False):
+            if array.nbytes != rows * tensor.bytes:
+                raise wrong_size(name, array, tensor, rows, self.batch_sizes)
 
     def _outputs(self, given: list[Array]) -> dict[str, Array]:
         if self._by_row:

@@ -18,7 +18,7 @@ from hasten.engines.checked import private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.constants import Constants
 from hasten.engines.compiled.engine import CompiledC, read, row_counts
-from hasten.engines.compiled.plan import Plan
+from hasten.engines.compiled.plan import Plan, wrong_size
 from hasten.errors import CandidateError
 
 
@@ -134,9 +134,9 @@ class IntegerSession(Session):
             raise CandidateError(f"the input {error} is missing") from error
         self._only.check(given)
         rows = len(given[0]) if plan.by_row else 1
-        for array, name in zip(given, plan.inputs, strict=True):
+        for array, name, spec in zip(given, plan.inputs, self.inputs, strict=True):
             if array.size != rows * plan.tensor(name).size:
-                raise CandidateError("an array hasn't the size that the model takes")
+                raise wrong_size(spec.name, array, plan.tensor(name), rows, self.batch_sizes)
         found: dict[str, list[Array]] = {spec.name: [] for spec in self.outputs}
         for row in range(rows):
             tensors = dict(self._constants)

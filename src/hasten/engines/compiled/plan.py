@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 from hasten.core.records import Value, check_integers, from_record, to_record
 from hasten.core.registry import Registry
 from hasten.core.tensors import Array
+from hasten.core.words import amount
 from hasten.engines.layers import Kind
 from hasten.errors import CandidateError, IntegrityError
 
@@ -76,6 +77,28 @@ class Tensor:
     def bytes(self) -> int:
         """Size in bytes."""
         return self.size * np.dtype(self.dtype).itemsize
+
+
+def wrong_size(
+    name: str, array: Array, tensor: Tensor, rows: int, batch: Sequence[int] | None
+) -> CandidateError:
+    """Return the error for an array of an input or an output that hasn't the size of the plan's tensor.
+
+    Args:
+        name: Name of the input or output.
+        array: The array.
+        tensor: The plan's tensor.
+        rows: Rows of the request; 1 where the plan is for a whole batch.
+        batch: Numbers of rows that the model takes; None for any.
+    """
+    wanted = f"{amount(rows * tensor.size, 'number')} of {tensor.dtype}"
+    alike = "with the shapes and types of the model's inputs and outputs, and as many rows each"
+    if batch is not None:
+        alike = f"for a batch of {amount(batch[0], 'row')}, as the model was compiled"
+    return CandidateError(
+        f"the compiled model has {wanted} in {name!r}, and the array given for it has {array.size:,} of {array.dtype}, "
+        f"in the shape {list(array.shape)}: give arrays {alike}"
+    )
 
 
 @dataclass(frozen=True)

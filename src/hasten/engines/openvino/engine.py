@@ -31,6 +31,7 @@ from hasten.engines.openvino.ranges import Ranges
 from hasten.engines.openvino.risks import Risks, risks_of
 from hasten.engines.openvino.runtime import new_core
 from hasten.engines.openvino.unknown import inputs_with_nan
+from hasten.engines.openvino.watched import MARK, rules, seen, watch
 from hasten.errors import BeyondRange, CandidateError, IntegrityError
 
 if TYPE_CHECKING:
@@ -50,8 +51,12 @@ _NEWEST = 24
 """Newest operator set whose attributes the converter reads; it passes over later ones without a word."""
 _MOST_SHAPES = 1 << 14
 """Shapes of requests that a request remembers as answered."""
-_TAKING_EMPTY = frozenset(["Broadcast", "Concatenation", "Output", "Pad", "Reshape", "ShapeOf"])
+_TAKING = """Broadcast Concatenation MatMul Output Pad Reshape ScatterElementsUpdate ScatterNDUpdate ScatterUpdate
+    ShapeOf"""
+_TAKING_EMPTY = frozenset(_TAKING.split())
 """Executed operations that make what they should of an empty tensor."""
+_PASSED_OVER = "OpenVINO may answer with the last request's numbers where"
+"""Begin of the messages on operations that the plugin passes over."""
 _Shapes = tuple[tuple[int, ...], ...]
 _WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
 """Setting with which an exported graph refers to the weights of the artifact instead of copying them."""
@@ -289,8 +294,10 @@ class OpenVino(Engine):
         core, graph = self._read(artifact)
         if (settled := _settled(graph, request)) is not graph:
             with contextlib.suppress(Exception):  # with open shapes it is known to compile
+                watch(settled)
                 return core.compile_model(settled, self.plugin, settings)
         try:
+            watch(graph)
             return core.compile_model(graph, self.plugin, settings)
         except Exception as error:
             raise failed("OpenVINO can't compile the model", error) from error
@@ -307,7 +314,8 @@ class OpenVino(Engine):
         Of some models, such as YOLOv3-tiny, OpenVINO refuses what it exported itself. Where it has done so twice, that
         is kept instead, and the model is compiled each time.
         """
-        key = compiled.key(self, artifact, target, "settled" if request else "open")
+        shapes = "settled" if request else "open"
+        key = compiled.key(self, artifact, target, f"{shapes}, watched by {rules()}")
         with compiled.entry(key) as entry:
             in_vain = entry is not None and entry.content == _REFUSED
             if entry is not None and not in_vain:
@@ -433,10 +441,12 @@ def _check_values(graph: Any) -> None:
     Raises:
         NotCovered: it is such; the message names the operation.
     """
+    from hasten.engines.openvino.bodies import check_bodies
     from hasten.engines.openvino.numbers import check_places, check_whole_numbers
     from hasten.engines.openvino.wholes import check_wholes
 
     check_places(graph)
+    check_bodies(graph)
     check_whole_numbers(graph)
     check_wholes(graph)
 
@@ -626,7 +636,7 @@ class _Request:
         self.failed, self._fails = False, risks.fails
         self.open = not _is_static((*compiled.inputs, *compiled.outputs))
         self.open = self.open or (risks.fails and not _settles_all(compiled))
-        self._empties = risks.empties and self.open
+        self._empties, self._sums = risks.empties and self.open, risks.sums
         self._raises = _threads(compiled) > 1
         self._order = [(spec.name, _port(compiled.inputs, spec.name)) for spec in inputs]
         self._compiled, self._request = compiled, compiled.create_infer_request()
@@ -636,6 +646,8 @@ class _Request:
         """Shapes of requests at which the plugin answered one and passed over no operation without numbers."""
         self._known = False
         """Whether the shapes of the buffers are among them."""
+        self._seen = seen(compiled)
+        """Words for each of the last outputs, which tell of a request; mostly none."""
         self._empty: str | None = None
         self._ranges = ranges
 
@@ -661,10 +673,17 @@ class _Request:
             self.failed = True
             raise BeyondRange(str(failed("OpenVINO can't answer this request", error))) from error
         answers = found.to_tuple()
+        told: tuple[Array, ...] = ()
+        if self._seen:
+            count = len(answers) - len(self._seen)
+            answers, told = answers[:count], answers[count:]
         if self._empty is not None:
             if any(answer.size for answer in answers):
                 raise self._stale(self._empty)
-        elif not self._known:
+            return answers
+        if told:
+            self._look(told)
+        if not self._known:
             self._learn()
         return answers
 
@@ -674,16 +693,46 @@ class _Request:
         Raises:
             BeyondRange: an operation inside the graph got an empty tensor.
         """
-        if self._empties and (reader := _passed_over(self._compiled)) is not None:
+        if self._empties and (reader := _passed_over(self._compiled, self._sums)) is not None:
             shapes = (f"{name!r}: {list(array.shape)}" for name, array in self._buffers.items())
             raise BeyondRange(
-                "OpenVINO may answer with the last request's numbers where an operation gets an empty tensor, as "
-                f"{reader} does for inputs of the shapes {listed(*shapes)}: give longer inputs, or use another engine"
+                f"{_PASSED_OVER} an operation gets an empty tensor, as {reader} does for inputs of the shapes "
+                f"{listed(*shapes)}: give longer inputs, or use another engine"
             )
         if len(self._answered) == _MOST_SHAPES:
             self._answered.clear()
         self._answered.add(self._shapes)
         self._known = True
+
+    def _look(self, told: Sequence[Array]) -> None:
+        """Look at what the last outputs told of a request.
+
+        Raises:
+            BeyondRange: an operation inside the graph got an empty tensor, a loop had no steps, or a Gather looked beyond
+                its tensor.
+        """
+        for one, array in zip(self._seen, told, strict=True):
+            if array.all():
+                continue
+            if not one.tells_shape:
+                raise self._untrue(one.words)
+            if (reader := _passed_over(self._compiled, self._sums)) is not None:
+                raise BeyondRange(
+                    f"{_PASSED_OVER} an operation gets an empty tensor, as {reader} does since {one.words} gives nothing "
+                    "for the numbers of this request: give others, or use another engine"
+                )
+
+    def _untrue(self, words: str) -> BeyondRange:
+        """Return the error for a loop without steps, or for a Gather that looks beyond its tensor."""
+        if words.startswith("Loop"):
+            return BeyondRange(
+                f"{_PASSED_OVER} a loop has no steps, as {words} has for this request: give longer inputs, or use "
+                "another engine"
+            )
+        return BeyondRange(
+            f"OpenVINO reads zeros beyond a tensor, as {words} does for this request: a number in it is out of range, or it "
+            "is too long or too short: give another, or use another engine"
+        )
 
     def _stale(self, name: str) -> BeyondRange:
         """Return the error for numbers that are made of an empty input: the plugin passes over nodes that get none.
@@ -718,11 +767,15 @@ def _settles_all(compiled: Any) -> bool:
     return all(_is_static(operation.outputs()) for operation in _executed(compiled))
 
 
-def _passed_over(compiled: Any) -> str | None:
+def _passed_over(compiled: Any, sums: frozenset[str]) -> str | None:
     """Return words for an operation that should have made numbers of an empty tensor; None if there is none.
 
     The plugin passes over most such operations, and what they answered before stays in place. Constants may be empty, as in
     place of a bias.
+
+    Args:
+        compiled: Compiled model, which has answered the request.
+        sums: Names of reductions that are right about an empty tensor.
     """
     fixed = set[str]()
     for operation in _executed(compiled):
@@ -733,9 +786,11 @@ def _passed_over(compiled: Any) -> str | None:
         empty = [port for port in operation.outputs() if _is_empty(port)]
         readers = (reader.get_node() for port in empty for reader in port.get_target_inputs())
         for node in readers:
-            kind = _layer(node)
-            if kind not in _TAKING_EMPTY and not all(_is_empty(port) for port in node.outputs()):
-                return f"{kind} (node {node.get_friendly_name()!r})"
+            kind, name = _layer(node), node.get_friendly_name()
+            takes = kind in _TAKING_EMPTY or (kind == "Reduce" and name in sums)
+            takes = takes or name.startswith(MARK)
+            if not takes and not all(_is_empty(port) for port in node.outputs()):
+                return f"{kind} (node {name!r})"
     return None
 
 

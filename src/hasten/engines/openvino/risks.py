@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from html import unescape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,11 +43,28 @@ _WINDOWING = """AvgPool BinaryConvolution Convolution DeformableConvolution Extr
     MaxPool"""
 _WINDOWS = frozenset(_WINDOWING.split())
 """Types whose answers may be empty along the axes from the third on."""
-_CUTTING = """BatchToSpace Broadcast Col2Im ConvolutionBackpropData Eye GroupConvolutionBackpropData Interpolate
-    NonZero Pad Range Slice Split StridedSlice Tile TopK VariadicSplit"""
+_CUTTING = """AdaptiveAvgPool AdaptiveMaxPool BatchToSpace Broadcast Col2Im ConvolutionBackpropData Eye
+    GroupConvolutionBackpropData IRDFT Interpolate NonZero OneHot Pad Range Slice Split StridedSlice Tile TopK
+    VariadicSplit"""
 _EMPTYING = _WINDOWS | frozenset(_CUTTING.split())
 """Types that may make an empty tensor of one that isn't."""
-_LAYER = re.compile(rb'<layer id="(\d+)" name="[^"]*" type="(\w+)" version="(\w+)"')
+_PLACING = """CumSum GRUSequence GatherElements GatherND LRN LSTMSequence MVN NormalizeL2 RNNSequence ReverseSequence Roll
+    ScatterElementsUpdate ScatterNDUpdate ScatterUpdate"""
+_BY_TYPE = {
+    kind.lower(): places
+    for kind, places in {**_READING, **dict.fromkeys(_PLACING.split()), "Constant": None}.items()
+}
+"""Types of operations in lower case, since a graph writes some otherwise than IR, and the inputs whose numbers don't
+change the answer's sizes; None for all inputs."""
+_EMPTYING_TYPES = frozenset(kind.lower() for kind in _EMPTYING)
+_SUMMING = frozenset(["ReduceL1", "ReduceL2", "ReduceProd", "ReduceSum"])
+"""Reductions that make what they should of an empty tensor. ReduceMax and ReduceMin make finite numbers of it, and
+ReduceMean one of GlobalAveragePool, which ONNX Runtime refuses."""
+_KEEPING = """CumSum GatherElements LogSoftmax MVN NonZero NormalizeL2 Slice SoftMax Split StridedSlice Tile Transpose
+    VariadicSplit"""
+EMPTY_OF_EMPTY = frozenset(f"{_ELEMENTWISE} {_KEEPING}".lower().split())
+"""Types in lower case whose answer is empty if an input is."""
+_LAYER = re.compile(rb'<layer id="(\d+)" name="([^"]*)" type="(\w+)" version="(\w+)"')
 _EDGE = re.compile(rb'<edge from-layer="(\d+)" from-port="\d+" to-layer="(\d+)" to-port="(\d+)"')
 _SIZE = re.compile(rb"<dim>(-?\d+)</dim>")
 
@@ -57,10 +75,12 @@ class Risks(NamedTuple):
     Attributes:
         fails: Whether a request's numbers may make the plugin fail where others of the same shapes don't.
         empties: Whether a tensor inside may be empty though no input is.
+        sums: Names of reductions that are right about an empty tensor.
     """
 
     fails: bool
     empties: bool
+    sums: frozenset[str] = frozenset()
 
 
 def risks_of(path: Path) -> Risks:
@@ -72,13 +92,34 @@ def risks_of(path: Path) -> Risks:
     layers, edges = _LAYER.findall(content), _EDGE.findall(content)
     if len(layers) != content.count(b"<layer ") or len(edges) != content.count(b"<edge "):
         return Risks(fails=True, empties=True)  # written otherwise than OpenVINO does
-    types = {number: kind.decode() for number, kind, _ in layers}
+    types = {number: kind.decode() for number, _, kind, _ in layers}
     standard = all(version.startswith(b"opset") for *_, version in layers)
     standard = standard and len(types) == len(layers) and set(types.values()) <= _READING.keys()
     fails = not standard or _reaches_shapes(types, edges)
     written = zip(layers, content.split(b"<layer ")[1:], strict=True)
-    empties = any(_may_empty(kind.decode(), text) for (_, kind, _), text in written)
-    return Risks(fails, empties)
+    empties = any(_may_empty(kind.decode(), text) for (_, _, kind, _), text in written)
+    named = {(unescape(name.decode()), kind.decode() in _SUMMING) for _, name, kind, _ in layers}
+    return Risks(
+        fails,
+        empties,
+        frozenset(name for name, sums in named if sums and (name, False) not in named),
+    )
+
+
+def names_sizes(kind: str, places: Iterable[int]) -> bool:
+    """Whether an operation's sizes follow from the numbers of some of its inputs; an unknown type's are taken to.
+
+    Args:
+        kind: Type of the operation, as a graph names it.
+        places: Places of these inputs.
+    """
+    known = _BY_TYPE.get(kind.lower(), ())
+    return known is not None and any(place not in known for place in places)
+
+
+def may_empty(kind: str) -> bool:
+    """Whether operations of a type, as a graph names it, may make an empty tensor of one that isn't."""
+    return kind.lower() in _EMPTYING_TYPES or kind.lower() not in _BY_TYPE
 
 
 def _reaches_shapes(types: dict[bytes, str], edges: list[tuple[bytes, bytes, bytes]]) -> bool:
@@ -107,7 +148,7 @@ def _reaches_shapes(types: dict[bytes, str], edges: list[tuple[bytes, bytes, byt
 
 def _may_empty(kind: str, text: bytes) -> bool:
     """Whether an operation may make an empty tensor of one that isn't, as far as its answers' sizes in IR tell."""
-    if kind not in _EMPTYING:
+    if kind in _READING and kind not in _EMPTYING:
         return False
     return any(_may_be_empty(kind, sizes) for sizes in _answers(text))
 

@@ -31,7 +31,7 @@ from hasten.engines.failures import LONGEST_REASON
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.tensorrt.kernels import KeptKernels
 from hasten.engines.tensorrt.profile import Violation, alterations
-from hasten.errors import CandidateError, InputError, NotCovered
+from hasten.errors import CandidateError, InputError, NotCovered, first_words
 
 _MOST_LINES = 10_000
 """Lines of the library's log that are kept, since it writes while it serves, too."""
@@ -57,7 +57,7 @@ def bindings(names: Sequence[str], noun: str, remedy: str) -> Any:
         try:
             return importlib.import_module(name)
         except (ImportError, OSError) as error:
-            failures.append(str(error).splitlines()[0])
+            failures.append(first_words(str(error)) or type(error).__name__)
     raise InputError(f"{noun} isn't installed ({failures[-1]}): {remedy}")
 
 
@@ -360,7 +360,7 @@ def _figures(log: _Log) -> dict[str, int]:
 
 def _said(message: str, path: Path) -> str:
     """Return a message in one line, without the library's file names, with the node it names."""
-    line = next((one for one in message.strip().splitlines() if one.strip()), "no reason given")
+    line = first_words(message) or "no reason given"
     line = _WHERE.sub("", _NOISE.sub("", line)).strip()
     if line.count("(") < line.count(")"):
         line = line.removesuffix(")")

@@ -16,7 +16,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.tensorrt.parts import PARTS
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, named
 
 if TYPE_CHECKING:
     import onnx
@@ -161,7 +161,7 @@ class _Scope:
         try:
             return onnx.numpy_helper.to_array(tensor, str(self.folder))
         except Exception as error:
-            raise CandidateError(f"can't read {name!r}: {str(error).splitlines()[0]}") from error
+            raise CandidateError(f"can't read {name!r}: {named(error)}") from error
 
     def settled(self, name: str) -> bool:
         """Whether a value depends on constants alone."""
@@ -234,7 +234,7 @@ def _read(path: Path) -> _FileGraph:
     try:
         proto = onnx.shape_inference.infer_shapes(onnx.load(str(path), load_external_data=False))
     except Exception as error:
-        raise CandidateError(f"can't read {path.name}: {str(error).splitlines()[0]}") from error
+        raise CandidateError(f"can't read {path.name}: {named(error)}") from error
     graph = _FileGraph(functions=frozenset((f.domain, f.name) for f in proto.functions))
     _walk(proto.graph, _Scope(path.parent), graph)
     for function in proto.functions:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from hasten.errors import InputError
+from hasten.errors import InputError, first_words
 
 _QUIET = {
     "ENABLE_RUNTIME_UPTIME_TELEMETRY": "0",  # torchax turns it on in libtpu unless it is set
@@ -92,9 +92,8 @@ def silenced() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if there is no message."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    """Return the first words of an error's message, or its type if there is no message."""
+    return first_words(str(error)) or type(error).__name__
 
 
 @contextmanager

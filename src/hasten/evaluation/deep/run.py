@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from hasten.core.processes import interpreter
 from hasten.core.telemetry import OFF
-from hasten.errors import HastenError, InputError
+from hasten.errors import HastenError, InputError, first_words, named
 from hasten.evaluation.deep.finding import Check, Failing, Finding, NotDone, Place, State
 
 WITHIN_S = 300.0
@@ -140,12 +140,12 @@ def judged(check: Check, place: Place) -> Outcome:
     except HastenError as error:
         return "fails", _line(error), ()
     except Exception as error:  # a runtime may raise anything
-        return "fails", f"{type(error).__name__}: {_line(error)}", ()
+        return "fails", named(error), ()
     return "holds", found.said, found.details
 
 
 def _line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "no message")
+    return first_words(str(error)) or "no message"
 
 
 def _main(source: str, name: str, place: Place, told: str) -> None:

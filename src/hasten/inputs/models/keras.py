@@ -28,7 +28,7 @@ from hasten.core.extras import missing_extra
 from hasten.core.free_space import free_bytes
 from hasten.core.model import Model
 from hasten.core.tensors import Array
-from hasten.errors import InputError, told
+from hasten.errors import InputError, first_words, told
 from hasten.inputs.models import keras_archive, onnx
 
 OPSET = 18  # the highest that tf2onnx supports
@@ -416,4 +416,4 @@ def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Exception encountered when calling "):
         del lines[0]  # keras names the layer first, and then the reason
-    return lines[0] if lines else type(error).__name__
+    return first_words("\n".join(lines)) or type(error).__name__

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array, TensorSpec
-from hasten.errors import InputError, visible
+from hasten.errors import InputError, named
 from hasten.inputs.models.apart import Stated
 
 _MOST_LETTERS = 1 << 16
@@ -69,8 +69,7 @@ def answer(path: Path, given: Sequence[str], wanted: Sequence[str], arrays: Path
         names = tuple(entry["name"] for entry in details)
         return Stated(names, *(tuple(map(_described, each)) for each in (details, outputs)))
     except Exception as error:  # LiteRT raises several kinds
-        said = (str(error).splitlines() or [""])[0]
-        raise InputError(f"{type(error).__name__}: {visible(said)[:300]}") from error
+        raise InputError(named(error)[:300]) from error
 
 
 def _interpreter_of() -> Any:

@@ -22,7 +22,7 @@ from hasten.core import torch_programs
 from hasten.core.extras import missing_extra
 from hasten.core.model import Model
 from hasten.core.tensors import Array
-from hasten.errors import InputError, visible
+from hasten.errors import InputError, first_words, visible
 from hasten.inputs.models import frozen, onnx
 from hasten.inputs.models.torch_inputs import (
     Sample,
@@ -653,11 +653,8 @@ def _explained(error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of an error's root cause, and the second where the first announces it."""
+    """Return the first line of an error's root cause, and those that follow where it announces them."""
     error = _root(error)
     if said := _explained(error):
         return said
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return visible(" ".join(lines[:2] if lines[0].endswith(":") else lines[:1]))
+    return visible(first_words(str(error)) or type(error).__name__)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hasten.core.extras import missing_extra
-from hasten.errors import InputError
+from hasten.errors import InputError, named
 from hasten.inputs.models.torch import evaluating
 from hasten.lightening.pruning.layers import Sample, answers, call, is_attention, tensors
 from hasten.lightening.pruning.plan import Axis, Cut, carry_out, cuttable
@@ -125,7 +125,7 @@ def _traced(module: nn.Module, sample: Sample) -> list[Group]:
             graph = torch_pruning.DependencyGraph().build_dependency(traced, example, verbose=False)
             found = list(graph.get_all_groups())
     except Exception as error:  # Torch-Pruning raises what its parts raise
-        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        reason = named(error)
         raise InputError(
             f"the model can't be traced for pruning: {reason}; give a model whose answers are "
             "differentiable, or the part of it that is"

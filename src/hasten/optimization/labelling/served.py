@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from hasten.errors import HastenError, InputError
+from hasten.errors import HastenError, InputError, first_words, named
 from hasten.optimization.labelling.answers import Form, read_labels, write_labels
 from hasten.optimization.labelling.folder import LABELS, PAGE, form_of, read_asked
 
@@ -158,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             data = json.dumps(ask()).encode()
         except (HastenError, ValueError, RecursionError) as error:
-            said = str(error).splitlines()[0].encode()
+            said = (first_words(str(error)) or named(error)).encode()
             self._answer(HTTPStatus.BAD_REQUEST, "text/plain; charset=utf-8", said)
             return
         self._answer(HTTPStatus.OK, "application/json", data)

@@ -31,7 +31,7 @@ from urllib.parse import quote
 from hasten.bundle import MANIFEST, SIGNATURE, read, unpacked
 from hasten.core.processes import interpreter
 from hasten.core.records import from_record, to_record
-from hasten.errors import HastenError, InputError
+from hasten.errors import HastenError, InputError, named
 from hasten.serving.cluster.ingress import ReplicaEntry
 from hasten.serving.cluster.shelf import Shelf, private_root
 from hasten.serving.settings import ServerSettings
@@ -457,7 +457,7 @@ class Replica:
             self._say_once(f"the previous tokens stay in use: can't write them: {error}")
         except Exception as error:
             self._roster = None
-            self._say_once(f"a heartbeat failed: {type(error).__name__}: {error}")
+            self._say_once(f"a heartbeat failed: {named(error)}")
         else:
             self._said = ""
 

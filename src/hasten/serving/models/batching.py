@@ -20,7 +20,7 @@ import numpy as np
 
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.padding import Padder
-from hasten.errors import BeyondRange, HastenError, InputError, IntegrityError
+from hasten.errors import BeyondRange, HastenError, InputError, IntegrityError, named
 from hasten.serving.models.clients import Clients
 from hasten.serving.models.latencies import Latencies
 from hasten.serving.models.scheduling import BatchRun, Pending, Scheduler, Wait
@@ -601,4 +601,4 @@ def _failure(error: Exception) -> ProtocolError:
         theirs = isinstance(error, InputError | BeyondRange)
         theirs = theirs and not isinstance(error, IntegrityError)
         return ProtocolError(Kind.INVALID if theirs else Kind.INTERNAL, str(error))
-    return ProtocolError(Kind.INTERNAL, f"the engine failed: {type(error).__name__}: {error}")
+    return ProtocolError(Kind.INTERNAL, f"the engine failed: {named(error)}")

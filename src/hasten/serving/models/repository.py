@@ -19,7 +19,7 @@ from hasten.bundle.signatures import PublicKey
 from hasten.core.tensors import Tensors
 from hasten.core.varying import of_one_size
 from hasten.core.words import amount
-from hasten.errors import CandidateError, DeviceLost, HastenError, InputError
+from hasten.errors import CandidateError, DeviceLost, HastenError, InputError, named
 from hasten.inputs.metrics.changes import disagreeing_rows
 from hasten.serving.models.caching import Cache
 from hasten.serving.models.chained import ServedChain
@@ -314,7 +314,7 @@ class Repository:
                 log.error("%s", error, extra={"model": one.name, "version": one.version})
                 if isinstance(error, HastenError):
                     raise
-                raise CandidateError(f"{one.path}: {type(error).__name__}: {error}") from error
+                raise CandidateError(f"{one.path}: {named(error)}") from error
             if one.chain is not None:
                 self._let_end(old)
                 one.served = chain

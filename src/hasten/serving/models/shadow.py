@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from hasten.core.tensors import Tensors
-from hasten.errors import InputError
+from hasten.errors import InputError, named
 from hasten.serving.models.statistics import Statistics
 from hasten.serving.models.thread_priority import lower_priority
 from hasten.serving.monitoring.watch import Watch
@@ -126,7 +126,7 @@ class Shadow:
             try:
                 self._compare(job)
             except Exception as error:  # a failed comparison must not stop the serving
-                self._watch.fail(job.key, f"{type(error).__name__}: {error}")
+                self._watch.fail(job.key, named(error))
             self._went += job.size_bytes
 
     def _compare(self, job: _Job) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from hasten.core.memory_folder import MemoryFolder
 from hasten.core.records import from_record
-from hasten.errors import DeviceLost, HastenError
+from hasten.errors import DeviceLost, HastenError, named
 from hasten.serving.logs import log_to_stderr
 from hasten.serving.models.repository import Registered
 from hasten.serving.server import Server
@@ -78,7 +78,7 @@ class Office:
             self._fail(str(error))
         except Exception as error:
             log.exception("the server failed")
-            self._fail(f"{type(error).__name__}: {error}")
+            self._fail(named(error))
         return 2
 
     async def _work(self) -> int:

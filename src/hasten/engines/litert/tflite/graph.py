@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from hasten.core.model import Model
 from hasten.core.tensors import Array
-from hasten.errors import CandidateError, NotCovered
+from hasten.errors import CandidateError, NotCovered, first_words
 
 _ROUNDS = 8
 """Limit on rounds of inferring shapes and computing constants; each may need the other."""
@@ -238,7 +238,7 @@ def read_graph(model: Model) -> Graph:
     except CandidateError:
         raise
     except Exception as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        line = (first_words(str(error)) or type(error).__name__)[:200]
         raise CandidateError(f"LiteRT's converter can't read {model.path.name}: {line}") from error
 
 

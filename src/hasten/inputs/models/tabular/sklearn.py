@@ -104,7 +104,7 @@ try:
                 one.save_raw("json")
     said = {"texts": texts}
 except Exception as error:
-    said = {"refused": f"{type(error).__name__}: {error}"}
+    said = {"refused": named(error)}
 sys.stdout.write("\\0" + json.dumps(said))
 sys.stdout.flush()
 os._exit(0)
