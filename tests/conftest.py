@@ -196,7 +196,7 @@ def exact_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_exact_bundle(folder: Path) -> None:
     x = np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32)
     np.savez(folder / "eval.npz", x=x)
-    with quick_runs(plots=True, fresh=True):
+    with quick_runs(plots=True):
         hasten.optimize(
             models.linear_classifier(folder),
             folder / "eval.npz",
