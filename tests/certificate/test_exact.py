@@ -146,7 +146,10 @@ def test_no_change_in_299_samples_certifies_one_percent() -> None:
     assert clopper_pearson_upper(0, 299, ALPHA) < 0.01 < clopper_pearson_upper(0, 298, ALPHA)
 
 
-@pytest.mark.parametrize(("n", "drop"), [(3_100, 0.01), (800, 0.02), (350, 0.03)])
+@pytest.mark.parametrize(
+    ("n", "drop"),
+    [pytest.param(3_100, 0.01, marks=pytest.mark.seconds), (800, 0.02), (350, 0.03)],
+)
 def test_planned_samples_have_the_planned_power_where_five_percent_flip(
     n: int, drop: float
 ) -> None:
@@ -274,7 +277,10 @@ def test_impossible_counts_and_limits_are_refused() -> None:
     )
 
 
-@pytest.mark.parametrize(("n", "drop"), [(30, 0.1), (400, 0.02), (3000, 0.01)])
+@pytest.mark.parametrize(
+    ("n", "drop"),
+    [(30, 0.1), (400, 0.02), pytest.param(3000, 0.01, marks=pytest.mark.seconds)],
+)
 def test_interpolation_stays_within_its_stated_error(n: int, drop: float) -> None:
     b = np.arange(n + 1)
     jagged = np.where(

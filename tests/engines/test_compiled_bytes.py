@@ -188,7 +188,7 @@ class Made:
                 assert got.tobytes() == wanted.tobytes(), operation
 
 
-@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize("first", [0, pytest.param(3, marks=pytest.mark.seconds)])
 def test_convolutions_of_each_shape_with_some_end_equal_those_of_integers(first: int) -> None:
     made = Made(first)
     ends = (ENDS[(first + i) % len(ENDS)] for i in range(len(SHAPES)))

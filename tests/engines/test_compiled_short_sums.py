@@ -49,7 +49,7 @@ def short(made: Made, isa: tuple[str, ...] = AVX2) -> int:
     return text.count("const vh each")
 
 
-@pytest.mark.parametrize("most", [16, 32, 64])
+@pytest.mark.parametrize("most", [16, pytest.param(32, marks=pytest.mark.seconds), 64])
 def test_each_shape_equals_integers(most: int) -> None:
     made = Made(most)
     ends = itertools.cycle(ENDS)
@@ -67,7 +67,7 @@ def test_results_of_16_bits_equal_integers() -> None:
     made.check(isa=AVX2)
 
 
-@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("threads", [2, pytest.param(3, marks=pytest.mark.seconds)])
 def test_threads_give_the_same_bytes(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "LEAST_SHARED", 0)
     monkeypatch.setattr(source, "LEAST_TOGETHER", 0)

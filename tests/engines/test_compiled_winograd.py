@@ -35,7 +35,10 @@ def tiled(made: Made, isa: tuple[str, ...] = AVX2) -> bool:
     return "from_points" in write(plan, weights, replace(Target.host(), isa=isa)).text
 
 
-@pytest.mark.parametrize("first", range(len(ENDS)))
+@pytest.mark.parametrize(
+    "first",
+    [pytest.param(n, marks=pytest.mark.seconds if n % 3 else ()) for n in range(len(ENDS))],
+)
 def test_each_shape_with_some_end_equals_integers(first: int) -> None:
     made = Made(first)
     ends = itertools.islice(itertools.cycle(ENDS), first, None)
@@ -65,7 +68,7 @@ def test_results_of_16_bits_equal_integers() -> None:
     made.check()
 
 
-@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("threads", [2, pytest.param(3, marks=pytest.mark.seconds)])
 def test_threads_give_the_same_bytes(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "LEAST_SHARED", 0)
     monkeypatch.setattr(source, "LEAST_TOGETHER", 0)

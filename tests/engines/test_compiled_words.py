@@ -97,7 +97,9 @@ def small(weight: Any) -> Any:
     return weight if taps <= 250 else (weight // (1 + taps // 250)).astype(np.int8)
 
 
-@pytest.mark.parametrize("first", range(3))
+@pytest.mark.parametrize(
+    "first", [0, *(pytest.param(n, marks=pytest.mark.seconds) for n in (1, 2))]
+)
 def test_convolutions_of_words_equal_those_of_integers(first: int) -> None:
     made = MadeOfWords(first)
     shapes = [*SHAPES, *LARGE]

@@ -165,7 +165,10 @@ def test_while_nothing_fits_and_something_may_a_slow_host_only_takes_longer(
     assert bool(fitting) == insists
 
 
-@pytest.mark.parametrize("name", ["lcnet-s8", "mobileone-s0-s8", "vit-tiny-s8"])
+@pytest.mark.parametrize(
+    "name",
+    ["lcnet-s8", pytest.param("mobileone-s0-s8", marks=pytest.mark.seconds), "vit-tiny-s8"],
+)
 def test_what_is_written_takes_as_many_products_as_the_catalogue_counts(
     tmp_path: Path, name: str
 ) -> None:

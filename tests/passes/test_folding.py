@@ -266,7 +266,8 @@ Forms = tuple[tuple[Model, Pipeline], tuple[Model, Pipeline]]
 @pytest.fixture(
     scope="module",
     params=[
-        ("tf_efficientnet_lite0", 97, {}),  # pads by itself, unevenly
+        ("tf_mobilenetv3_small_minimal_100", 97, {}),  # pads by itself, unevenly
+        pytest.param(("tf_efficientnet_lite0", 97, {}), marks=pytest.mark.seconds),
         ("resnet18", 64, {"layers": (1, 1, 1, 1)}),  # pads in the convolution
         ("vit_tiny_patch16_224", 64, {"img_size": 64, "depth": 2}),  # pads nothing
         # Its first convolution is like that of vit_tiny, with smaller patches.

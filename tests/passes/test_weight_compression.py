@@ -50,7 +50,7 @@ class InBits(PassTests):
 
     @pytest.fixture
     def model(self, build: Build) -> Model:
-        return build(PERCEPTRON)
+        return build(PERCEPTRON.replace("512", "256"))
 
     @pytest.fixture
     def idle_model(self, elementwise: Model) -> Model:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from tests.support.models import built
 
 from hasten.core.model import Model
 from hasten.core.tensors import Array
@@ -50,9 +51,11 @@ def quantized(model: Model, folder: Path, step: Pass) -> Model:
     return replace(run(step, model, folder, "quantized"), origin=model)
 
 
-@pytest.fixture(params=QUANTIZERS, ids=["NNCF", "ONNX Runtime"])
-def in_int8(request: pytest.FixtureRequest, build: Any, tmp_path: Path) -> Model:
-    return quantized(build(RESIDUAL), tmp_path, request.param)
+@pytest.fixture(scope="module", params=QUANTIZERS, ids=["NNCF", "ONNX Runtime"])
+def in_int8(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The block in 8 bits, made once; nothing changes it."""
+    folder = tmp_path_factory.mktemp("block")
+    return quantized(built(folder / "source", RESIDUAL), folder, request.param)
 
 
 def plan_of(model: Model, folder: Path) -> Plan:

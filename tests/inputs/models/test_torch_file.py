@@ -199,17 +199,33 @@ if __name__ == "__main__":
     for name in sys.argv[2:]:
         found = find_model(name)
         print(*stated_inputs(found))
-        load_model(found, {"input": np.ones(4, np.float32)}, Path(sys.argv[1]))
+        given = {each: np.ones(4, np.float32) for each in found.stated.names}
+        load_model(found, given, Path(sys.argv[1]))
     print("torch" in sys.modules)
 """
 
 
-def test_hastens_own_process_never_imports_torch_for_a_file(tmp_path: Path) -> None:
-    names = [captured(net(), tmp_path / "a.pt2"), scripted(net(), tmp_path / "b.pt")]
+def said_alone(tmp_path: Path, *files: Path) -> list[str]:
+    """Load files in a new process; return their inputs, and whether it has imported torch."""
     (tmp_path / "work").mkdir()
-    command = [sys.executable, "-P", "-c", ALONE, str(tmp_path / "work"), *map(str, names)]
+    command = [sys.executable, "-P", "-c", ALONE, str(tmp_path / "work"), *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == ["input: float32[1, 4]", "input: float32[...]", "False"]
+    return done.stdout.splitlines()
+
+
+def test_hastens_own_process_imports_no_torch(
+    tmp_path: Path, take_over: Callable[..., Path]
+) -> None:
+    alone = onnx_file(tmp_path / "alone.onnx")
+    program = take_over(exporting=f"import shutil; shutil.copy({str(alone)!r}, left)")
+    script = scripted(net(), tmp_path / "b.pt")
+    assert said_alone(tmp_path, program, script) == [*["x: float32[b, 4]"] * 2, "False"]
+
+
+@pytest.mark.seconds
+def test_hastens_own_process_never_imports_torch_for_a_file(tmp_path: Path) -> None:
+    files = captured(net(), tmp_path / "a.pt2"), scripted(net(), tmp_path / "b.pt")
+    assert said_alone(tmp_path, *files) == ["input: float32[1, 4]", "input: float32[...]", "False"]
 
 
 class Thrice(torch.nn.Module):  # type: ignore[misc,name-defined]
@@ -304,15 +320,16 @@ def test_code_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_process_that_ended_between_both_steps_is_started_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, take_over: Callable[..., Path]
 ) -> None:
     """As the process that a thread started ends with that thread, where the system has no pidfds."""
-    path = scripted(net(), tmp_path / "net.pt")
+    alone = onnx_file(tmp_path / "alone.onnx")
+    path = take_over(exporting=f"os.link({str(alone)!r}, left)")
     with monkeypatch.context() as older, ThreadPoolExecutor(1) as one:
         older.setattr(forked, "_can_watch", lambda: False)
         found = one.submit(find_model, path).result()
     until(lambda: not found._worker.alive)
-    assert load_model(found, {"input": X}, tmp_path).inputs[0].name == "input"
+    assert load_model(found, {"x": X}, tmp_path).inputs[0].name == "x"
 
 
 def test_two_threads_may_load_one_file(tmp_path: Path) -> None:
@@ -347,17 +364,18 @@ def test_code_runs_only_where_it_is_trusted(
     assert (tmp_path / "PLACE").exists()
 
 
-@pytest.mark.usefixtures("plain_workers")
 def test_a_second_load_finds_the_file_from_another_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, take_over: Callable[..., Path]
 ) -> None:
-    scripted(net(), tmp_path / "net.pt")
+    alone = onnx_file(tmp_path / "alone.onnx")
+    name = take_over("Path(path).open().close()", f"os.link({str(alone)!r}, left)").name
     monkeypatch.chdir(tmp_path)
-    found = find_model("net.pt")
-    (tmp_path / "elsewhere").mkdir()
-    for folder in (tmp_path, tmp_path / "elsewhere"):
+    found = find_model(name)
+    for each in ("a", "b"):
+        folder = tmp_path / each
+        folder.mkdir()
+        load_model(found, {"x": X}, folder)
         monkeypatch.chdir(folder)
-        load_model(found, {"input": X}, tmp_path)
 
 
 @pytest.mark.usefixtures("plain_workers")
@@ -678,7 +696,7 @@ def test_a_process_that_reads_nothing_is_ended(
     path = take_over(exporting="import time; time.sleep(99)")
     found = find_model(path)
     worker = found._worker
-    many = {f"x{n}": X for n in range(1000)}
+    many = {f"x{n}".ljust(800, "x"): X for n in range(10)}  # more than a socket holds
     os.kill(worker.pid, signal.SIGSTOP)
     monkeypatch.setattr(apart, "LIMIT_S", 1.0)
     with pytest.raises(InputError) as error:
@@ -703,10 +721,11 @@ def test_many_open_files_are_no_hindrance(take_over: Callable[..., Path]) -> Non
     assert (done.stdout, done.stderr) == ("('x',)\n", "")
 
 
-@pytest.mark.usefixtures("plain_workers")
-def test_lighten_wants_a_live_network_and_says_so(tmp_path: Path) -> None:
-    path = scripted(net(), tmp_path / "net.pt")
-    data = {"input": np.ones((50, 4), np.float32)}
+def test_lighten_wants_a_live_network_and_says_so(
+    tmp_path: Path, take_over: Callable[..., Path]
+) -> None:
+    path = take_over()
+    data = {"x": np.ones((50, 4), np.float32)}
     with pytest.raises(InputError) as error:
         hasten.lighten(path, data, data, budget_s=0.001, max_drop=0.1, out=tmp_path / "out.hasten")
     assert str(error.value) == (

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tests.support.at_hand import EXPORT, at_hand
 from tests.support.bombs import padded, with_little_unasked
 
 torch = pytest.importorskip("torch", reason="needs the extra torch: pip install 'hasten[torch]'")
@@ -165,7 +166,8 @@ def test_a_program_that_is_trusted_is_read_as_torch_reads_it(path: Path, tmp_pat
 def test_the_command_refuses_it_in_one_line(path: Path, tmp_path: Path) -> None:
     with_harm_in_a_sample(path, tmp_path / "witness")
     asked = ["optimize", str(path), "--out", str(tmp_path / "b.hasten")]
-    result = CliRunner().invoke(main, asked)
+    with at_hand(*EXPORT):
+        result = CliRunner().invoke(main, asked)
     assert result.exit_code == 2
     assert not (tmp_path / "witness").exists()
     assert "add --trust-code, or" in result.stderr

@@ -1,9 +1,11 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from tests.support.at_hand import EXPORT, at_hand
 
 from hasten.errors import InputError
 from hasten.inputs.models import torchscript
@@ -91,6 +93,13 @@ PICTURES = [
 ]
 
 
+@pytest.fixture
+def torch_at_hand() -> Iterator[None]:
+    with at_hand(*EXPORT):
+        yield
+
+
+@pytest.mark.usefixtures("torch_at_hand")
 @pytest.mark.parametrize("traced", [True, False])
 def test_samples_that_differ_in_shape_keep_these_dimensions_open(
     tmp_path: Path, traced: bool
@@ -108,6 +117,7 @@ def test_samples_that_differ_in_shape_keep_these_dimensions_open(
     np.testing.assert_allclose(answer, net(torch.from_numpy(x)).detach().numpy(), atol=1e-5)
 
 
+@pytest.mark.usefixtures("torch_at_hand")
 def test_a_module_that_tracing_bound_to_one_size_is_refused_with_the_sample_that_shows_it(
     tmp_path: Path,
 ) -> None:

@@ -1,5 +1,8 @@
 """The catalogue: every line builds, with every knob that it offers, and costs what it says."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
 
 from hasten.errors import InputError
@@ -21,6 +24,14 @@ CLASSIFIERS = [one.name for one in CATALOGUE if one.task == "classify"]
 FAMILIES = sorted({one.family for one in CATALOGUE})
 
 
+def some_later(names: Iterable[str]) -> list[Any]:
+    """Leave networks of many branches, which take a second each, to the longer tests."""
+    return [
+        pytest.param(name, marks=pytest.mark.seconds) if name.startswith("mobileone") else name
+        for name in names
+    ]
+
+
 def refusal(name: str, shape: tuple[int, ...], **knobs: float) -> str:
     with pytest.raises(InputError) as refused:
         build(find(name), 4, shape, **knobs)  # type: ignore[arg-type]
@@ -36,7 +47,7 @@ def test_every_classifier_builds_at_its_least_size_for_grey_images_too(name: str
         assert module(torch.zeros(2, *shape)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", some_later(FAMILIES))
 def test_a_wider_network_has_more_parameters_and_a_smaller_image_takes_less(name: str) -> None:
     one = find(name)
     shape = (3, 2 * one.least, 2 * one.least)
@@ -51,7 +62,7 @@ def test_a_wider_network_has_more_parameters_and_a_smaller_image_takes_less(name
 
 
 @pytest.mark.parametrize(
-    "name", ["mobilenetv2", "ghostnet", "mobileone-s0", "resnet10", "vit-tiny"]
+    "name", some_later(["mobilenetv2", "ghostnet", "mobileone-s0", "resnet10", "vit-tiny"])
 )
 def test_fewer_strides_take_more_multiply_adds(name: str) -> None:
     lines = [one for one in CATALOGUE if one.family == name]
