@@ -25,5 +25,6 @@ def test_a_run_hands_the_model_and_the_data_to_no_room_above(tmp_path: Path) -> 
     called = {one.called.partition("/")[0] for one in found.crossings}
     assert called == {"inputs", "passes", "measure"}
     assert found.up == []
-    # There are 13, and one more where a busy host makes a further race worthwhile.
-    assert len(found.crossings) <= 14, found.crossings
+    # A busy host makes a further race worthwhile, which makes a race's moves again.
+    moves = sorted({(one.caller, one.called) for one in found.crossings})
+    assert len(moves) <= 14, moves
