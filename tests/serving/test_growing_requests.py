@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import http.client
 import json
 import re
 import socket
 import urllib.request
+import weakref
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,7 @@ import numpy as np
 import pytest
 from tests.serving.test_owed_answers import MOST_MIB, is_ended, read_to_end
 from tests.support.growing import HELD_MS, MIB, Growing, Stream, asking, growing_server, grown
-from tests.support.pausing import RAN, Pauses, Pausing, pausing_installed
+from tests.support.pausing import RAN, RELEASE, Pauses, Pausing, pausing_installed
 from tests.support.servers import ServerProcess, bundle_of
 from tests.support.waiting import until
 
@@ -297,6 +299,52 @@ def test_requests_that_are_taken_back_wait_for_their_own_client_alone(growing: G
         assert len(RAN) <= 10
         for one in crowd:
             assert len(one.read()[2]) == 4 * EIGHT
+
+
+def test_a_request_to_another_model_stays_in_the_queue_of_that_model(growing: Growing) -> None:
+    other, owed = growing.find("rows"), growing.state.owed
+    with growing.client() as channel, Asker(growing) as big:
+        for _ in range(20):
+            big.asked(1)
+        RAN.clear()
+        ask = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        held = ask.future(asking(1, HELD_MS, "rows"))
+        until(lambda: len(RAN) == 1)
+        waits = ask.future(asking(1, 0, "rows"))
+        until(lambda: bool(growing.server.call(lambda: other.queued_rows) == 1))
+        big.ask(15 * MIB)
+
+        def unread() -> list[int]:
+            return [own.size for own in owed._clients.values() if own.size > 48 * MIB]
+
+        until(lambda: bool(growing.server.call(unread)))
+        assert growing.server.call(lambda: other.queued_rows) == 1
+        RELEASE.set()
+        assert held.result(timeout=60)
+        assert waits.result(timeout=60)  # though nobody has read the large answer
+
+
+def test_nothing_is_kept_of_a_request_whose_client_went_away_while_it_waited(
+    growing: Growing,
+) -> None:
+    def waiting() -> list[Any]:
+        return [weakref.ref(one) for one in growing.state.connections if one._waiting is not None]
+
+    with contextlib.ExitStack() as opened:
+        first = opened.enter_context(Asker(growing))
+        first.ask(15 * MIB)
+        until(lambda: bool(growing.server.call(lambda: growing.state.owed._clients)))
+        gone = [Asker(growing) for _ in range(3)]
+        for one in gone:
+            one.ask(1)
+        until(lambda: len(growing.server.call(waiting)) == 3)
+        kept = growing.server.call(waiting)
+        gc.collect()
+        gc.disable()
+        opened.callback(gc.enable)
+        for one in gone:
+            one.close()
+        until(lambda: all(one() is None for one in kept))
 
 
 def test_steps_on_several_connections_stay_in_order_where_answers_suddenly_become_large(

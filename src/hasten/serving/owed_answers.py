@@ -26,6 +26,10 @@ class Holding(Protocol):
     """Interface of a request with a model that can be taken back from it."""
 
     @property
+    def asked(self) -> str:
+        """Name of the model that has the request."""
+
+    @property
     def begun_ns(self) -> int:
         """Time when the model got the request."""
 
@@ -233,11 +237,14 @@ class OwedAnswers:
         own = self._clients.get(client)
         return own is not None and bool(own.line)
 
-    def hold(self, client: str) -> None:
-        """Take back requests of a client, one of whose answers is larger than was foreseen; see `take_back`."""
+    def hold(self, client: str, model: str) -> None:
+        """Take back a client's requests to a model, one of whose answers is larger than was foreseen; see `take_back`."""
         own = self._clients.get(client)
         if self._fair and own is not None:
-            begun = sorted(self._begun(client), key=lambda call: call.begun_ns)
+            same = (
+                call for call in self._begun(client) if call.asked == model
+            )  # others' have their room
+            begun = sorted(same, key=lambda call: call.begun_ns)
             take_back(begun, lambda: own.size <= MOST_OWED_BYTES)
 
     def wait(

@@ -700,7 +700,7 @@ class Stream:
                     self._connection, answer.model, size
                 ):
                     self._state.owed.answered(answer.model, size)
-                    self._state.owed.hold(self.payer)
+                    self._state.owed.hold(self.payer, answer.model)
                 inference.reserve_answer(answer)
                 known = inference.written_again(answer, in_stream=True)
                 if known is not None:
@@ -779,6 +779,11 @@ class _Streamed:
 
     def __init__(self, stream: Stream, inference: Inference) -> None:
         self._stream, self._inference = stream, inference
+
+    @property
+    def asked(self) -> str:
+        """Name of the model that has the request."""
+        return self._inference.answers_by
 
     @property
     def begun_ns(self) -> int:

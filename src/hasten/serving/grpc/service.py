@@ -101,7 +101,7 @@ class GrpcServer:
         self._sweeping: asyncio.TimerHandle | None = None
         self._ending: Ending
         self._looking: asyncio.Task[None] | None = None
-        self._taking_back: asyncio.Task[None] | None = None
+        self._taking_back: dict[str, asyncio.Task[None]] = {}
         self._cutting: set[asyncio.Task[None]] = set()
 
     # -- begin and end
@@ -327,11 +327,13 @@ class GrpcServer:
 
     def _end_unread(self, client: str) -> None:
         """End the connections on which a client has left answers unread for a while, since another finds no room."""
-        if self._taking_back is not None and not self._taking_back.done():
+        if client in self._taking_back:
             return
         if unread := self._left_by(client, 0):
             ending = self._end_those_left(client, unread)
-            self._taking_back = asyncio.get_running_loop().create_task(ending)
+            task = asyncio.get_running_loop().create_task(ending)
+            self._taking_back[client] = task
+            task.add_done_callback(lambda _: self._taking_back.pop(client, None))
 
     async def _end_those_left(self, client: str, unread: dict[str, Place]) -> None:
         try:

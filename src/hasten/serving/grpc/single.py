@@ -167,6 +167,11 @@ class Single(Receiving):
         self._debt.expect(size)
 
     @property
+    def asked(self) -> str:
+        """Name of the model that has the request."""
+        return self._inference.answers_by
+
+    @property
     def begun_ns(self) -> int:
         """Time when the model got the request."""
         return self._inference.begun_ns

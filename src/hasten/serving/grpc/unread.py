@@ -124,7 +124,7 @@ class Unread:
     def hold_of(self, client: str, model: str, size: int) -> None:
         """Take back requests of a client on all its connections, one of which got an answer of that size."""
         self._owed.answered(model, size)
-        self._owed.hold(client)
+        self._owed.hold(client, model)
 
     def begun_by(self, client: str) -> list[Holding]:
         """Return the calls of a client that are with their models, and can be taken back."""

@@ -245,6 +245,7 @@ class Connection(asyncio.BufferedProtocol):
             self._unpacking = None  # a cancelled task keeps its frames, and they keep this
         if self._waiting is not None:
             self._waiting.leave()
+            self._waiting = None  # it refers back to this object, too
         self._again, self.begun_ns = None, 0
         self.state.bodies.give(self.client, self._held)
         if self._exchange is not None:
@@ -744,7 +745,13 @@ class Connection(asyncio.BufferedProtocol):
         """Count an answer; take others back if only the model could tell its size, and it is a surprise."""
         if self._guessed and size > max(COUNTED_BYTES, self.owes + self.owes // _SURPRISING):
             self.owe(size)
-            self.state.owed.hold(self.client)
+            self.state.owed.hold(self.client, self.asked)
+
+    @property
+    def asked(self) -> str:
+        """Name of the model that the request is for."""
+        model = None if self._exchange is None else self._exchange.model
+        return "" if model is None else model.name
 
     def expect(self) -> None:
         """Count the answer as large as it is expected by now, if its size is guessed; see `Holding`."""
