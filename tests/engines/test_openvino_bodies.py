@@ -18,7 +18,8 @@ from hasten.inputs.models.onnx import load
 
 _CONSTANTS = (
     "int64[1] zero = {0}, int64[1] one = {1}, int64[1] many = {9223372036854775807}, int64[1] last = {-1}, bool yes = {1}, "
-    "int64 three = {3}, int64 at = {1}, float begin = {0}, float[3] table = {1, 2, 3}, float[1, 8, 1] w = {1, 1, 1, 1, 1, 1, 1, 1}, "
+    "int64 three = {3}, int64 at = {1}, float begin = {0}, int64[2] both = {0, 1}, "
+    "float[1, 1, 3] kernel = {1, 2, 3}, float[3] table = {1, 2, 3}, float[1, 8, 1] w = {1, 1, 1, 1, 1, 1, 1, 1}, "
     f"float[1, 8, 2] r = {{{', '.join(['0.5'] * 16)}}}, int64[2] few = {{0, 2}}, float[0] none = {{}}"
 )
 _X = np.array([1, -2, 3], np.float32)
@@ -82,6 +83,7 @@ _BEYOND = {
     "calculated": looped("j = Add (i, i)  row = Gather (x, j)"),
     "of a short request": branched("k = Gather (x, few)  a = ReduceSum <keepdims = 0> (k)"),
     "more steps than rows": looped("row = Gather (table, i)", "rows"),
+    "more steps than an open axis may have": looped("row = Gather (x, i)"),
 }
 _RIGHT = {
     "sum of what is found": branched(f"{_FOUND}  a = ReduceSum <keepdims = 0> (f)"),
@@ -92,6 +94,10 @@ _RIGHT = {
         "t3 = Add (table, begin)  j = ArgMax <axis = 0, keepdims = 0> (t3)  a = Gather (table, j)"
     ),
     "rows in a loop": looped("v = Gather (x, i)  row = Neg (v)", "rows"),
+    "convolutions of an open length": branched(
+        "u = Unsqueeze (x, both)  k = Conv <pads = [1, 1]> (u, kernel)  l = Conv <pads = [1, 1]> (k, kernel)  "
+        "a = ReduceSum <keepdims = 0> (l)"
+    ),
     "steps of a table": looped("row = Gather (table, i)"),
     "what a branch found": f"""g (float[N] x, bool c) => (float y) <{_CONSTANTS}> {{
         q = If (c) <then_branch = t () => (int64[1, M] a) {{ p = Relu (x)  a = NonZero (p) }},

@@ -149,6 +149,14 @@ _PASSED_OVER = {
         _X,
         [{"x": np.array([3], np.float32)}],
     ),
+    "loop of two rows less": (
+        "float[N] x",
+        "c = Shape (x)  d = Sub (c, two)  n = Squeeze (d, zero)  l = Loop (n, yes) <body = b (int64 i, bool on) => "
+        "(bool again, float row) { again = Identity (on)  v = Gather (x, i)  row = Neg (v) }>  "
+        "m = ReduceSum <keepdims = 1> (l)  y = Add (x, m)",
+        _X,
+        [{"x": np.array([3], np.float32)}, {"x": np.array([3, 4], np.float32)}],
+    ),
 }
 """Graphs by name: inputs, nodes that make `y`, requests that are answered, and requests that are refused."""
 _RIGHT = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import graphlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ _MARK = b"\x22\x03Div"
 _FIRST_SET = 7
 """Operator set from which operands of unequal shapes need no attributes."""
 _PREFIX = "hasten.division."
+_STANDARD = frozenset({"", "ai.onnx"})
+"""Names of ONNX's own operators' domain."""
 _SIZES = frozenset({"Shape", "Size"})
 """Operators whose outputs don't follow from the numbers that they get."""
 
@@ -51,9 +54,11 @@ def guard_divisions(path: Path, fed: Collection[str]) -> int:
         proto = onnx.load(str(path), load_external_data=False)
         if any(node.op_type == "Div" for own in proto.functions for node in own.node):
             proto = onnx.inliner.inline_local_functions(proto)
-        versions = {one.domain: one.version for one in proto.opset_import}
-        if versions.get("", 1) < _FIRST_SET:
+        versions = [one.version for one in proto.opset_import if one.domain in _STANDARD]
+        if max(versions, default=1) < _FIRST_SET:
             return 0
+        for graph in _graphs(proto.graph):
+            _put_in_order(graph)
         guard = _Guard(proto, fed)
         guard.rewrite(proto.graph)
         if guard.count:
@@ -86,7 +91,12 @@ class _Guard:
     """
 
     def __init__(self, proto: onnx.ModelProto, fed: Collection[str]) -> None:
-        self.count = 0
+        self.count, self._prefix = 0, _PREFIX
+        made = [name for one in _graphs(proto.graph) for node in one.node for name in node.output]
+        while any(
+            name.startswith(self._prefix) for name in made
+        ):  # of a file that was rewritten before
+            self._prefix = f"hasten.{self._prefix}"
         self._asked = set(fed)
         self._constants = _constants(proto.graph, fed)
         self._kinds = _kinds(proto)
@@ -108,13 +118,13 @@ class _Guard:
         if kind is None or not self._is_open(node, kind):
             return [node]
         self.count += 1
-        return _guarded(node, kind, f"{_PREFIX}{self.count}")
+        return _guarded(node, kind, f"{self._prefix}{self.count}")
 
     def _kind(self, node: onnx.NodeProto) -> int | None:
         """Return ONNX's number of the type of what a node divides; None if it doesn't divide such whole numbers."""
         import onnx
 
-        if node.op_type != "Div" or node.domain:
+        if node.op_type != "Div" or node.domain not in _STANDARD:
             return None
         for name in (*node.input, *node.output):
             if kind := self._kinds.get(name):
@@ -212,6 +222,26 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     for node in graph.node:
         for inner in _inner(node):
             yield from _graphs(inner)
+
+
+def _put_in_order(graph: onnx.GraphProto) -> None:
+    """Sort nodes so that each follows those that it takes from: ONNX Runtime takes them in any order."""
+    makers = {name: at for at, node in enumerate(graph.node) for name in node.output if name}
+    taken = [{*node.input}.union(*map(_read, _inner(node))) for node in graph.node]
+    sources = {
+        at: {makers[name] for name in names & makers.keys()} for at, names in enumerate(taken)
+    }
+    if any(max(before, default=-1) >= at for at, before in sources.items()):
+        nodes = [graph.node[at] for at in graphlib.TopologicalSorter(sources).static_order()]
+        copied = [type(node).FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(copied)
+
+
+def _read(graph: onnx.GraphProto) -> set[str]:
+    """Return the names that a graph and those inside it read, and the names of its outputs."""
+    named = {name for one in _graphs(graph) for node in one.node for name in node.input}
+    return named.union(value.name for one in _graphs(graph) for value in one.output)
 
 
 def _inner(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from hasten.core.telemetry import import_quietly
 from hasten.engines.openvino.lookups import constant, origin_of, rows_of, within
-from hasten.engines.openvino.risks import EMPTY_OF_EMPTY, may_empty
+from hasten.engines.openvino.risks import EMPTY_OF_EMPTY, WINDOWS, may_empty
 from hasten.engines.openvino.wholes import bodies_of
 from hasten.errors import NotCovered
 
@@ -37,6 +38,7 @@ _TAKING = frozenset(
     }
 )
 """Operations that make what they should of an empty tensor."""
+_WITH_PADS = frozenset({"AvgPool", "Convolution", "GroupConvolution", "MaxPool"})
 _FAR = 2**31 - 1
 
 
@@ -50,9 +52,29 @@ def check_bodies(graph: Any) -> None:
     """
     for operation in graph.get_ordered_ops():
         for body in bodies_of(operation):
+            body = _fed(operation, body)
             _check_empty(operation, body)
             _check_places(operation, body)
             check_bodies(body)
+
+
+def _fed(owner: Any, body: Any) -> Any:
+    """Return a copy of a body whose sizes follow from parameters that aren't empty, but for states that begin so.
+
+    A session sees where an If or a loop itself gets an empty tensor.
+    """
+    ov = import_quietly("openvino")
+    fed, empty = body.clone(), {*_begun_empty(owner)}
+    for place, parameter in enumerate(fed.get_parameters()):
+        shape = parameter.get_partial_shape()
+        if place not in empty and shape.rank.is_static:
+            sizes = [ov.Dimension(max(1, s.get_min_length()), s.get_max_length()) for s in shape]
+            parameter.set_partial_shape(ov.PartialShape(sizes))
+    try:
+        fed.validate_nodes_and_infer_types()
+    except Exception:
+        return body
+    return fed
 
 
 def _check_empty(owner: Any, body: Any) -> None:
@@ -69,7 +91,9 @@ def _check_empty(owner: Any, body: Any) -> None:
                 f"{_named(owner)}, as {_named(operation)} may"
             )
         made = may_empty(kind) and kind != "Parameter" and not _never_empties(operation)
-        if (made or taken) and any(map(_may_be_empty, operation.outputs())):
+        if (made and kind in WINDOWS) or (
+            (made or taken) and any(map(_may_be_empty, operation.outputs()))
+        ):
             empty.add(name)
 
 
@@ -115,6 +139,8 @@ def _never_empties(operation: Any) -> bool:
     ]
     if kind == "Split":
         return True
+    if kind in WINDOWS:
+        return _covers(operation)
     if kind == "Slice":
         start, stop, step = constants[1:4]
         if start is None or stop is None or step is None:
@@ -129,6 +155,27 @@ def _never_empties(operation: Any) -> bool:
     return False
 
 
+def _covers(operation: Any) -> bool:
+    """Whether a window fits into its padded input at all sizes that this may have."""
+    shape, said = operation.input(0).get_partial_shape(), operation.get_attributes()
+    sizes = [] if shape.rank.is_dynamic else [*shape][2:]
+    if sizes and all(size.is_static for size in sizes):
+        return True
+    if not sizes or operation.get_type_name() not in _WITH_PADS:
+        return False
+    kernel = said.get("kernel")
+    if kernel is None:
+        kernel = [
+            s.get_min_length() for s in [*operation.input(1).get_partial_shape()][-len(sizes) :]
+        ]
+    pads = [a + b for a, b in zip(said["pads_begin"], said["pads_end"], strict=True)]
+    apart = said.get("dilations") or [1] * len(sizes)
+    return said.get("auto_pad", "explicit").lower().startswith("same") or all(
+        size.get_min_length() + pad > step * (width - 1)
+        for size, pad, step, width in zip(sizes, pads, apart, kernel, strict=True)
+    )
+
+
 def _within(owner: Any, body: Any, gather: Any) -> bool:
     """Whether a Gather's places are within its tensor for every request, as far as can be told."""
     port = origin_of(gather.input_value(1))
@@ -140,7 +187,9 @@ def _within(owner: Any, body: Any, gather: Any) -> bool:
         )
         names = [one.get_name() for one in body.get_parameters()]
         if counter >= 0 and names[counter] == port.get_node().get_name():
-            return rows is None or (steps is not None and 0 <= int(steps.item()) <= rows)
+            if rows is None:
+                return steps is None  # as where it follows from the tensor's own size
+            return steps is not None and 0 <= int(steps.item()) <= rows
     return within(gather, port)
 
 

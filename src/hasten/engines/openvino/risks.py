@@ -41,12 +41,12 @@ _READING: dict[str, tuple[int, ...] | None] = {
 their numbers are; None for all inputs. With other inputs, it holds if these don't depend on a request's numbers."""
 _WINDOWING = """AvgPool BinaryConvolution Convolution DeformableConvolution ExtractImagePatches GroupConvolution
     MaxPool"""
-_WINDOWS = frozenset(_WINDOWING.split())
+WINDOWS = frozenset(_WINDOWING.split())
 """Types whose answers may be empty along the axes from the third on."""
 _CUTTING = """AdaptiveAvgPool AdaptiveMaxPool BatchToSpace Broadcast Col2Im ConvolutionBackpropData Eye
     GroupConvolutionBackpropData IRDFT Interpolate NonZero OneHot Pad Range Slice Split StridedSlice Tile TopK
     VariadicSplit"""
-_EMPTYING = _WINDOWS | frozenset(_CUTTING.split())
+_EMPTYING = WINDOWS | frozenset(_CUTTING.split())
 """Types that may make an empty tensor of one that isn't."""
 _PLACING = """CumSum GRUSequence GatherElements GatherND LRN LSTMSequence MVN NormalizeL2 RNNSequence ReverseSequence Roll
     ScatterElementsUpdate ScatterNDUpdate ScatterUpdate"""
@@ -154,7 +154,7 @@ def _may_empty(kind: str, text: bytes) -> bool:
 
 
 def _may_be_empty(kind: str, sizes: list[int]) -> bool:
-    return not sizes or min(sizes[2:] if kind in _WINDOWS else sizes, default=1) <= 0
+    return not sizes or min(sizes[2:] if kind in WINDOWS else sizes, default=1) <= 0
 
 
 def _answers(text: bytes) -> Iterator[list[int]]:

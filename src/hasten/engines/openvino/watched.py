@@ -18,6 +18,7 @@ from hasten.core.records import source_digest
 from hasten.core.telemetry import import_quietly
 from hasten.engines.openvino.lookups import rows_of, uncertain
 from hasten.engines.openvino.risks import may_empty, names_sizes
+from hasten.engines.openvino.wholes import bodies_of
 
 MARK = "hasten shows: "
 """Begin of the names of outputs that a graph gets here; words for the operation follow."""
@@ -41,6 +42,7 @@ def watch(graph: Any) -> None:
 
     A tensor that is made of an empty one needs none: the first empty one tells. Graphs inside operations aren't looked at.
     """
+    _count_from_zero(graph)
     operations = graph.get_ordered_ops()
     shapes, loops = [*_emptied(operations)], [*filter(_may_have_no_steps, operations)]
     gathers = [*uncertain(operations)]
@@ -51,6 +53,19 @@ def watch(graph: Any) -> None:
         shown += [port for loop in loops for port in _steps(operators, loop)]
         shown += [_all_within(operators, gather) for gather in gathers]
         graph.add_results([operators.result(port) for port in shown])
+
+
+def _count_from_zero(graph: Any) -> None:
+    """Give each loop whose number of steps is calculated at least 0 of them: the plugin never ends one with -1 or fewer."""
+    for operation in graph.get_ordered_ops():
+        for body in bodies_of(operation):
+            _count_from_zero(body)
+        if operation.get_type_name() == "Loop" and not _is_constant(operation.input_value(0)):
+            operators = import_quietly("openvino.opset13")
+            count = operation.input_value(0)
+            zero = operators.constant(np.zeros((), count.get_element_type().to_dtype()))
+            counted = operators.maximum(count, zero).output(0)
+            operation.input(0).replace_source_output(counted)
 
 
 def rules() -> str:

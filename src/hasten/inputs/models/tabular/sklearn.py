@@ -14,7 +14,7 @@ import numpy as np
 
 from hasten.core.archives import excess
 from hasten.core.memory_folder import content_of
-from hasten.errors import InputError, told, visible
+from hasten.errors import InputError, first_words, told, visible
 from hasten.inputs.models.tabular.base import (
     LIMITED,
     Library,
@@ -104,7 +104,7 @@ try:
                 one.save_raw("json")
     said = {"texts": texts}
 except Exception as error:
-    said = {"refused": named(error)}
+    said = {"refused": f"{type(error).__name__}: {error}"}
 sys.stdout.write("\\0" + json.dumps(said))
 sys.stdout.flush()
 os._exit(0)
@@ -255,7 +255,7 @@ def _check_boosting(path: Path, content: bytes, modules: list[str], trusted: lis
     *_, last = printed.partition("\0")  # before it, there may be warnings
     said = json.loads(last) if last else {"refused": f"{names} can't read it"}
     if "refused" in said:
-        raise _refused(path, visible(said["refused"])[:200])
+        raise _refused(path, visible(first_words(said["refused"]))[:200])
     for text in said["texts"]:
         if not text.encode().startswith(survived(path, text.encode()).partition(END)[0] + END):
             raise InputError(f"{path} is damaged: LightGBM wouldn't find its trees by their sizes")
