@@ -18,7 +18,6 @@ from hasten.core.records import source_digest
 from hasten.core.telemetry import import_quietly
 from hasten.engines.openvino.lookups import rows_of, uncertain
 from hasten.engines.openvino.risks import may_empty, names_sizes
-from hasten.engines.openvino.wholes import bodies_of
 
 MARK = "hasten shows: "
 """Begin of the names of outputs that a graph gets here; words for the operation follow."""
@@ -57,6 +56,8 @@ def watch(graph: Any) -> None:
 
 def _count_from_zero(graph: Any) -> None:
     """Give each loop whose number of steps is calculated at least 0 of them: the plugin never ends one with -1 or fewer."""
+    from hasten.engines.openvino.wholes import bodies_of  # which no later opening needs
+
     for operation in graph.get_ordered_ops():
         for body in bodies_of(operation):
             _count_from_zero(body)
