@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 from onnx import parser, save
 from tests.support.bundles import forge, stated
+from tests.support.lengths import ask
 from tests.support.pausing import RAN, Pausing, pausing_installed
 from tests.support.servers import ONE_THREAD, ServerProcess, ServerThread, place_of
 
@@ -68,24 +66,6 @@ def _tensor(array: Array, name: str) -> object:
     return numpy_helper.from_array(array, name)
 
 
-def ask(url: str, length: int, rows: int = 1) -> str:
-    """Ask over HTTP; return the error, or "" for an answer of the request's shape."""
-    size = 4 * rows * length
-    head = {"name": "x", "datatype": "FP32", "shape": [rows, length]}
-    said = json.dumps({"inputs": [{**head, "parameters": {"binary_data_size": size}}]})
-    request = urllib.request.Request(
-        f"{url}/v2/models/weighing/infer",
-        said.encode() + bytes(size),
-        {"Inference-Header-Content-Length": str(len(said))},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            assert json.load(answer)["outputs"][0]["shape"] == [rows, length]
-            return ""
-    except urllib.error.HTTPError as error:
-        return str(json.load(error)["error"]) if error.code == 400 else str(error)
-
-
 @pytest.mark.seconds
 def test_no_length_that_is_answered_takes_more_than_64_mib_beyond_a_batch_of_the_data(
     tmp_path: Path,
@@ -95,14 +75,14 @@ def test_no_length_that_is_answered_takes_more_than_64_mib_beyond_a_batch_of_the
     with ServerProcess(str(path)) as server:
         url = f"http://{server.host}"
         for rows in (32, 32, 1):
-            assert ask(url, KNOWN, rows) == ""
+            assert ask(url, "weighing", KNOWN, rows) == ""
         before_mib = server.memory_mib("VmHWM")
-        said = ask(url, 1024)
+        said = ask(url, "weighing", 1024)
         found = LINE.fullmatch(said)
         assert found, said
         most = int(found[1])
         assert 200 <= most < 1024
-        assert ask(url, most + 1).startswith("input 'x': dimension 1 has at most")
+        assert ask(url, "weighing", most + 1).startswith("input 'x': dimension 1 has at most")
         for length, rows in (
             (60, 1),
             (60, 32),
@@ -112,7 +92,7 @@ def test_no_length_that_is_answered_takes_more_than_64_mib_beyond_a_batch_of_the
             (most, 1),
             (most, 32),
         ):
-            assert ask(url, length, rows) == ""
+            assert ask(url, "weighing", length, rows) == ""
         assert server.memory_mib("VmHWM") - before_mib <= 64
 
 
@@ -122,12 +102,12 @@ def test_a_bundle_of_an_earlier_version_answers_by_the_size_alone(tmp_path: Path
     forge(path, lambda record: record.pop("growth"))
     with ServerProcess(str(path)) as server:
         url = f"http://{server.host}"
-        assert ask(url, KNOWN, 32) == ""
+        assert ask(url, "weighing", KNOWN, 32) == ""
         before_mib = server.memory_mib("VmHWM")
-        assert ask(url, 1024) == ""
+        assert ask(url, "weighing", 1024) == ""
         assert (
             "dimension 1 has at most 1,024 here, since the bundle was made with up to 12; "
-            in ask(url, 1025)
+            in ask(url, "weighing", 1025)
         )
         assert server.memory_mib("VmHWM") - before_mib > 100
 
@@ -135,8 +115,8 @@ def test_a_bundle_of_an_earlier_version_answers_by_the_size_alone(tmp_path: Path
 @pytest.mark.parametrize("given", [5, 900])
 def test_the_operator_decides_whatever_the_bundle_states(tmp_path: Path, given: int) -> None:
     with ServerThread(place_of(weighing(tmp_path, KNOWN), most_length=given)) as server:
-        assert ask(server.http_url, given) == ""
-        assert ask(server.http_url, given + 1) == (
+        assert ask(server.http_url, "weighing", given) == ""
+        assert ask(server.http_url, "weighing", given + 1) == (
             f"input 'x': dimension 1 has at most {given} here; got {given + 1}: the server's option --max-length allows more"
         )
 
@@ -145,8 +125,8 @@ def test_the_longest_of_the_data_is_answered_however_much_it_takes(tmp_path: Pat
     """One sample of 600 takes more than 64 MiB by itself, so none that is longer is answered without batches."""
     path = weighing(tmp_path, 20, 600)
     with ServerThread(place_of(path, most_rows=1)) as server:
-        assert ask(server.http_url, 600) == ""
-        assert "dimension 1 has at most 600 here, since" in ask(server.http_url, 601)
+        assert ask(server.http_url, "weighing", 600) == ""
+        assert "dimension 1 has at most 600 here, since" in ask(server.http_url, "weighing", 601)
 
 
 def test_rows_that_are_longer_than_the_data_run_in_parts_by_their_memory(tmp_path: Path) -> None:
@@ -158,7 +138,7 @@ def test_rows_that_are_longer_than_the_data_run_in_parts_by_their_memory(tmp_pat
             together = RowsTogether(growth, 32)
             for length in (12, 40, 70, 150, 290):
                 RAN.clear()
-                assert ask(server.http_url, length, rows=32) == ""
+                assert ask(server.http_url, "weighing", length, rows=32) == ""
                 allowed = together.rows(max(1.0, length / KNOWN))
                 rows = max(size for size in sizes if size <= allowed)
                 assert len(RAN) == math.ceil(32 / rows), (length, allowed)
@@ -241,5 +221,7 @@ def test_a_manifest_that_states_impossible_memory_is_refused(tmp_path: Path) -> 
     huge = [stated_[0], *(replace(one, memory_bytes=1 << 62) for one in stated_[1:])]
     forge(path, partial(dict.update, growth=[one.__dict__ for one in huge]))
     with ServerThread(place_of(path)) as server:
-        assert ask(server.http_url, KNOWN, rows=32) == ""
-        assert ask(server.http_url, 2 * KNOWN).startswith("input 'x': dimension 1 has at most")
+        assert ask(server.http_url, "weighing", KNOWN, rows=32) == ""
+        assert ask(server.http_url, "weighing", 2 * KNOWN).startswith(
+            "input 'x': dimension 1 has at most"
+        )

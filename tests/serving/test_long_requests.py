@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from onnx import parser, save
 from tests.support.bundles import stated
+from tests.support.lengths import ask
 from tests.support.pausing import RAN, Pausing, pausing_installed
 from tests.support.servers import ServerThread, place_of
 
@@ -63,31 +64,13 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-def ask(server: ServerThread, length: int, rows: int = 1) -> str:
-    """Ask over HTTP; return the error, or "" for an answer of the request's shape."""
-    size = 4 * rows * length
-    head = {"name": "x", "datatype": "FP32", "shape": [rows, length]}
-    said = json.dumps({"inputs": [{**head, "parameters": {"binary_data_size": size}}]})
-    request = urllib.request.Request(
-        f"{server.http_url}/v2/models/comparing/infer",
-        said.encode() + bytes(size),
-        {"Inference-Header-Content-Length": str(len(said))},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            assert json.load(answer)["outputs"][0]["shape"] == [rows, length]
-            return ""
-    except urllib.error.HTTPError as error:
-        return str(json.load(error)["error"]) if error.code == 400 else str(error)
-
-
 def test_a_request_of_32_kb_that_would_take_a_quarter_of_a_gib_is_refused(folder: Path) -> None:
     with ServerThread(place_of(comparing(folder, 600)), grpc=True) as server:
         warm = len(RAN)
-        assert ask(server, 1200) == ""
+        assert ask(server.http_url, "comparing", 1200) == ""
         for length in (1201, 8_000):
             said = refused(1200, 600, length)
-            assert ask(server, length) == said
+            assert ask(server.http_url, "comparing", length) == said
             made = message("ModelInferRequest")(model_name="comparing")
             made.inputs.add(name="x", datatype="FP32", shape=[1, length])
             made.raw_input_contents.append(np.zeros(length, np.float32).tobytes())
@@ -114,9 +97,9 @@ def test_the_longest_request_follows_from_the_data_unless_the_operator_says_othe
     folder: Path, lengths: tuple[int, ...], given: int | None, most: int
 ) -> None:
     with ServerThread(place_of(comparing(folder, *lengths), most_length=given)) as server:
-        assert ask(server, most) == ""
+        assert ask(server.http_url, "comparing", most) == ""
         known = max(lengths) if given is None else None
-        assert ask(server, most + 1) == refused(most, known, most + 1)
+        assert ask(server.http_url, "comparing", most + 1) == refused(most, known, most + 1)
 
 
 def test_rows_that_run_together_take_no_more_than_the_longest_one_that_is_allowed(
@@ -124,17 +107,19 @@ def test_rows_that_run_together_take_no_more_than_the_longest_one_that_is_allowe
 ) -> None:
     path = comparing(folder, 20, 10, varying=("y",))
     with ServerThread(place_of(path)) as server:
-        assert ask(server, 20, rows=100) == ""
-        assert ask(server, 512, rows=4) == ""
-        assert ask(server, 512, rows=5) == (
+        assert ask(server.http_url, "comparing", 20, rows=100) == ""
+        assert ask(server.http_url, "comparing", 512, rows=4) == ""
+        assert ask(server.http_url, "comparing", 512, rows=5) == (
             "input 'x': at most 4 rows of 512 can be run together here, since the bundle was made with up to 20; got 5: the "
             "server's option --max-length 1145 allows it"
         )
-        assert "at most 1 row of 1,024 can be run together" in ask(server, 1024, rows=2)
+        assert "at most 1 row of 1,024 can be run together" in ask(
+            server.http_url, "comparing", 1024, rows=2
+        )
     for most, answer in ((1144, "at most 4 rows"), (1145, "")):
         with ServerThread(place_of(path, most_length=most)) as server:
-            assert answer in ask(server, 512, rows=5)
-            assert ask(server, 512, rows=4) == ""
+            assert answer in ask(server.http_url, "comparing", 512, rows=5)
+            assert ask(server.http_url, "comparing", 512, rows=4) == ""
 
 
 def test_rows_of_one_size_are_no_length_whether_they_run_together_or_not() -> None:
@@ -149,7 +134,7 @@ def test_rows_far_longer_than_the_data_are_run_apart_and_others_together(folder:
     with ServerThread(place_of(comparing(folder, 20))) as server:
         for length, runs in ((20, 1), (128, 1), (1024, 4)):
             RAN.clear()
-            assert ask(server, length, rows=4) == ""
+            assert ask(server.http_url, "comparing", length, rows=4) == ""
             assert len(RAN) == runs
 
 
