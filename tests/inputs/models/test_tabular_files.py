@@ -153,6 +153,26 @@ def test_a_skops_file_is_read_if_its_types_are_known(tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_a_damaged_array_of_another_librarys_estimator_is_refused_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("sklearn")
+    skops, lightgbm = pytest.importorskip("skops.io"), pytest.importorskip("lightgbm")
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rows = np.random.default_rng(0).standard_normal((40, 3))
+    model = lightgbm.LGBMClassifier(n_estimators=2, min_child_samples=2, verbose=-1)
+    skops.dump(make_pipeline(StandardScaler(), model).fit(rows, rows[:, 0] > 0), tmp_path / "whole")
+    path = tmp_path / "model.skops"
+    with zipfile.ZipFile(tmp_path / "whole") as whole, zipfile.ZipFile(path, "w") as damaged:
+        for name in whole.namelist():
+            content = whole.read(name)
+            damaged.writestr(name, content[: len(content) // 2] if ".npy" in name else content)
+    with pytest.raises(InputError, match=r"ValueError: EOF: reading array header"):
+        find_model(path)
+
+
 def test_a_skops_file_that_is_replaced_after_the_check_isnt_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
