@@ -12,7 +12,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -22,7 +22,6 @@ from hasten.core.tensors import Array, Tensors
 from hasten.engines.padding import Padder
 from hasten.errors import BeyondRange, HastenError, InputError, IntegrityError, named
 from hasten.serving.models.clients import Clients
-from hasten.serving.models.latencies import Latencies
 from hasten.serving.models.scheduling import BatchRun, Pending, Scheduler, Wait
 from hasten.serving.models.statistics import Statistics
 from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault, without_frames
@@ -41,7 +40,10 @@ _STALL_NS = 2 * _LONE_NS
 _COARSE_NS = 1_000_000
 _LARGE_BYTES = 1 << 20
 """Size of a batch's answers from which they are handed over before the next batch, if nothing told how large they are."""
+_MOST_SHAPES = 256
+"""Sizes of requests whose answers' sizes are remembered."""
 _UNLOADED = "the model was unloaded"
+_SIZED_BY_VALUE = "values decide how large the answers of a batch are, so no requests share one from now on; retry"
 _TRY_AGAIN = 256
 """Number of batches that were too long for the loop's thread before one is tried there again."""
 
@@ -172,6 +174,8 @@ class Batching:
         self._clock_ns = clock_ns
         self._threads = [_Thread(model, loop, self._landed, clock_ns, padder) for model in models]
         self._free = list(self._threads)
+        self._shapes: dict[Hashable, tuple[tuple[int, ...], ...]] = {}
+        """Sizes of requests -> those of their answers, without the rows, where shapes don't tell these."""
         self._runs: dict[int, BatchRun[ServerTask]] = {}
         self._afterwards: dict[int, list[Callable[[], None]]] = {}
         """Number of a batch -> batch that a thread runs, and functions to call after it."""
@@ -405,12 +409,14 @@ class Batching:
     ) -> None:
         """Reply to each request of a batch with its own rows."""
         began_ns = self._clock_ns()
+        if not self._told and self._are_unlike(run, outputs):
+            self.scheduler.latencies = self.scheduler.latencies.one_by_one()
+            if len(run.items) > 1:
+                outputs = _UnlikeRowsError(Kind.INTERNAL, _SIZED_BY_VALUE)
         if isinstance(outputs, Exception) and len(run.items) > 1 and not self._closed:
             if isinstance(outputs, _UnlikeRowsError):
                 # The next batch may happen to have as many rows as requests, and not one for each.
-                known = self.scheduler.latencies
-                each = {rows: known.measured_ns(rows) for rows in range(1, known.most + 1)}
-                self.scheduler.latencies = Latencies(each, (1,))
+                self.scheduler.latencies = self.scheduler.latencies.one_by_one()
             # One request may have made the batch fail: each is run alone, so that the others succeed.
             self.scheduler.put_back([item for item in run.items if item.state != "done"])
             return
@@ -447,6 +453,21 @@ class Batching:
                 timing.computed_ns - timing.stacked_ns,
                 self._clock_ns() - began_ns,
             )
+
+    def _are_unlike(self, run: BatchRun[ServerTask], outputs: Tensors | Exception) -> bool:
+        """Whether answers have another size than those before to requests of the same sizes, and may yet share batches.
+
+        All rows of a batch have answers of one size, so those to each request would depend on the others.
+        """
+        key = run.items[0].key
+        if isinstance(outputs, Exception) or len(self.scheduler.latencies.sizes) == 1:
+            return False
+        if not isinstance(key, tuple):  # padded up to a bucket, or put back
+            return False
+        if len(self._shapes) >= _MOST_SHAPES and key not in self._shapes:
+            self._shapes.clear()
+        shapes = tuple(array.shape[1:] for array in outputs.values())
+        return self._shapes.setdefault(key, shapes) != shapes
 
     def _tell_if_empty(self) -> None:
         if self._emptied is not None and self.scheduler.idle and not self._emptied.done():

@@ -71,6 +71,10 @@ class Latencies:
         """Return the time that a batch will hardly exceed, for comparison with deadlines."""
         return self._base[rows] * self._tail
 
+    def one_by_one(self) -> Latencies:
+        """Return the same times where only rows of one request run together."""
+        return Latencies({rows: self._base[rows] for rows in range(1, self.most + 1)}, (1,))
+
     def largest(self, span_ns: float) -> int:
         """Return the batch size of the highest throughput that is promised within a span, or 1."""
         able = [

@@ -27,8 +27,8 @@ from hasten.bundle.evidence import batch_curve
 from hasten.bundle.folder import read_sizes
 from hasten.bundle.signatures import PublicKey
 from hasten.core.devices import at_hand
-from hasten.core.tensors import Tensors
-from hasten.core.varying import no_batches
+from hasten.core.tensors import BY_VALUE, Tensors
+from hasten.core.varying import in_words, no_batches
 from hasten.errors import CandidateError, InputError
 from hasten.measure.curve import CurvePoint
 from hasten.serving.models.latencies import MOST_RATIO, Latencies
@@ -425,8 +425,20 @@ def _warm_up(
     if opened.most_rows > sizes[-1]:  # such a request is answered in parts
         measured[opened.most_rows] = measured[max(measured)] * opened.most_rows / max(measured)
     opened.latencies = Latencies(measured, opened.sizes)
+    _keep_apart(opened)
     for size in sizes if not pace.patient else (1,):  # live requests disturbed longer ones
         opened.latencies.observe(size, times[size])
+
+
+def _keep_apart(opened: OpenBundle) -> None:
+    """Let no requests share a batch if values size an output: all rows of a tensor have one size, the largest."""
+    sized = [spec.name for spec in opened.first.outputs if BY_VALUE in spec.shape]
+    if sized and len(opened.sizes) > 1:
+        opened.latencies = opened.latencies.one_by_one()
+        opened.notes.append(
+            "each request runs alone: in a batch, the size of an answer could depend on the other requests in "
+            f"{in_words(sized)}"
+        )
 
 
 def _timed_ns(
