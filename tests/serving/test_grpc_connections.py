@@ -234,18 +234,18 @@ def test_answers_of_health_that_nobody_reads_keep_nobody_out(places: list[ModelP
     with ServerThread(*places, grpc=True, limits=limits) as server:
         with idle(server, 8) as crowd:
             for one in crowd:
-                one.sendall(b"".join(asking_live(1 + 2 * number) for number in range(20)))
+                one.sendall(b"".join(call_of(1 + 2 * number, LIVE) for number in range(20)))
             time.sleep(1)
             until(lambda: sum(map(is_open, crowd)) < 8)
             assert live(server)
 
 
-def asking_live(stream: int) -> bytes:
-    """Return a call of `ServerLive` as HTTP/2 has it, its headers written out as they are."""
+def call_of(stream: int, method: str, data: bytes = b"") -> bytes:
+    """Return a call as HTTP/2 has it, its headers written out as they are."""
     fields = {
         ":method": "POST",
         ":scheme": "http",
-        ":path": LIVE,
+        ":path": method,
         ":authority": "localhost",
         "te": "trailers",
         "content-type": "application/grpc",
@@ -256,7 +256,8 @@ def asking_live(stream: int) -> bytes:
     )
     number = stream.to_bytes(4, "big")
     headers = len(block).to_bytes(3, "big") + b"\1\4" + number + block
-    return headers + b"\0\0\5\0\1" + number + bytes(5)
+    message = b"\0" + len(data).to_bytes(4, "big") + data
+    return headers + len(message).to_bytes(3, "big") + b"\0\1" + number + message
 
 
 @pytest.mark.parametrize(
