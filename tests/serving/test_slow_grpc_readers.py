@@ -1,10 +1,11 @@
-"""A client over gRPC that reads slowly, beside another that reads nothing: the connections of both are looked at."""
+"""A client over gRPC that reads slowly: what becomes of its further requests, and of others' connections."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,13 @@ from typing import Any
 
 import pytest
 from tests.serving.test_grpc_connections import call_of
-from tests.support.growing import MIB, Growing, asking, growing_server
+from tests.support.growing import HELD_MS, MIB, Growing, Stream, asking, growing_server
+from tests.support.pausing import RELEASE
 from tests.support.waiting import until
 
 from hasten.serving import owed_answers
+from hasten.serving.grpc.calls import Inference
+from hasten.serving.protocol.errors import ProtocolError
 
 pytestmark = pytest.mark.seconds
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -37,11 +41,11 @@ def growing(tmp_path: Path) -> Iterator[Growing]:
 
 
 @contextlib.contextmanager
-def calling(growing: Growing, data: bytes) -> Iterator[socket.socket]:
-    """Make a call from the address `SLOW`, on a connection on which the system receives little that isn't read."""
+def calling(growing: Growing, data: bytes, client: str = SLOW) -> Iterator[socket.socket]:
+    """Make a call from an address, on a connection on which the system receives little that isn't read."""
     with socket.socket() as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
-        one.bind((SLOW, 0))
+        one.bind((client, 0))
         one.connect(("127.0.0.1", growing.server.grpc_port))
         one.sendall(OPENING + call_of(1, INFER, data))
         yield one
@@ -92,3 +96,50 @@ def test_a_client_that_reads_slowly_keeps_no_other_ones_unread_connections_from_
         assert len(another.unary_unary(INFER)(asking(1), timeout=60)) < 4096
         assert growing.server.call(lambda: SLOW in clients and clients[SLOW].line)
         assert left
+
+
+@contextlib.contextmanager
+def turns_of(growing: Growing) -> Iterator[list[int]]:
+    """Count the turns of the server's loop meanwhile."""
+    turn, counting = [0], [True]
+
+    def next_turn() -> None:
+        turn[0] += 1
+        if counting[0]:
+            growing.server._loop.call_soon(next_turn)
+
+    growing.server.call(next_turn)
+    yield turn
+    counting[0] = False
+
+
+def test_held_requests_that_waited_for_too_long_are_refused_in_several_turns_of_the_loop(
+    growing: Growing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owed_answers, "_DRAIN_S", 3600.0)
+    monkeypatch.setattr(growing.state.owed, "_patience_s", 0.0)
+    refused, refuse = list[int](), Inference.refused
+    with contextlib.ExitStack() as opened:
+        turn = opened.enter_context(turns_of(growing))
+
+        def counted(inference: Inference, failure: ProtocolError) -> None:
+            refused.append(turn[0])
+            refuse(inference, failure)
+
+        channel = opened.enter_context(growing.client())
+        streams = [Stream(channel) for _ in range(10)]
+        streams[0].ask(asking(1))
+        streams[0].read(1)  # from now on, small answers are expected
+        slow = opened.enter_context(calling(growing, asking(MUCH, HELD_MS), "127.0.0.1"))
+        until(lambda: not growing.server.call(lambda: growing.model.idle))
+        for one in streams:
+            one.ask(*[asking(1)] * 20)
+        until(lambda: growing.queued == 200)
+        monkeypatch.setattr(Inference, "refused", counted)
+        opened.enter_context(read_slowly(slow))
+        RELEASE.set()
+        for one in streams:
+            assert all("waited for" in said for said in one.refused(20))
+    assert len(refused) == 200
+    assert max(Counter(refused).values()) <= 64
+    assert growing.model.statistics.refusals == {"OVERLOADED": 200}

@@ -653,8 +653,8 @@ class Stream:
             try:
                 await self._let_in(room)
             except ProtocolError as failure:
-                self._refuse_held(without_frames(failure))
-                break
+                await self._refuse_held(without_frames(failure))
+                continue
             if self._ahead.size_bytes >= MOST_BYTES:
                 self._room.clear()
                 await self._room.wait()
@@ -666,9 +666,12 @@ class Stream:
         self._beginning = None
         self._room.set()
 
-    def _refuse_held(self, failure: ProtocolError) -> None:
-        while self._held:
-            inference = self._held.popleft()
+    async def _refuse_held(self, failure: ProtocolError) -> None:
+        """Refuse what is held by now, as far as a turn of the loop refuses requests, and the rest in later ones."""
+        refused = [*self._held]
+        self._held.clear()  # what is taken back meanwhile has just begun to wait
+        for inference in refused:
+            await self._together.refusing.take(self.client, 1)
             inference.refused(failure)
             self._answer(inference, failure)
 
