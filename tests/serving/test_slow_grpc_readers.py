@@ -15,6 +15,7 @@ import pytest
 from tests.serving.test_grpc_connections import call_of
 from tests.support.growing import HELD_MS, MIB, Growing, Stream, asking, growing_server
 from tests.support.pausing import RELEASE
+from tests.support.turns import turns_of
 from tests.support.waiting import until
 
 from hasten.serving import owed_answers
@@ -98,21 +99,6 @@ def test_a_client_that_reads_slowly_keeps_no_other_ones_unread_connections_from_
         assert left
 
 
-@contextlib.contextmanager
-def turns_of(growing: Growing) -> Iterator[list[int]]:
-    """Count the turns of the server's loop meanwhile."""
-    turn, counting = [0], [True]
-
-    def next_turn() -> None:
-        turn[0] += 1
-        if counting[0]:
-            growing.server._loop.call_soon(next_turn)
-
-    growing.server.call(next_turn)
-    yield turn
-    counting[0] = False
-
-
 def test_held_requests_that_waited_for_too_long_are_refused_in_several_turns_of_the_loop(
     growing: Growing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +106,7 @@ def test_held_requests_that_waited_for_too_long_are_refused_in_several_turns_of_
     monkeypatch.setattr(growing.state.owed, "_patience_s", 0.0)
     refused, refuse = list[int](), Inference.refused
     with contextlib.ExitStack() as opened:
-        turn = opened.enter_context(turns_of(growing))
+        turn = opened.enter_context(turns_of(growing.server))
 
         def counted(inference: Inference, failure: ProtocolError) -> None:
             refused.append(turn[0])

@@ -304,11 +304,16 @@ class GrpcServer:
         loop, now_ns = asyncio.get_running_loop(), self._clock_ns()
         hurries = self._ending.too_many
         self._sweeping = loop.call_later(_CROWDED_SWEEP_S if hurries else _SWEEP_S, self._sweep)
-        self._calls.sweep(now_ns)
+        self._end_slow()
         if self._looking is None and (self._sending.overdue(now_ns) or self._ending.crowded):
             unread = self._sending.peers(now_ns)
             busy = _places({*self._calls.peers, *self._sending.peers()}).values()
             self._looking = loop.create_task(self._look(_places(unread), {*busy}))
+
+    def _end_slow(self) -> None:
+        """End the calls of clients that are too slow, some in each turn of the loop."""
+        if self._calls.sweep(self._clock_ns()):
+            asyncio.get_running_loop().call_soon(self._end_slow)
 
     async def _look(self, unread: dict[str, Place], busy: set[Place]) -> None:
         try:
