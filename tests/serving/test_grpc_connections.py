@@ -43,6 +43,7 @@ pytestmark = pytest.mark.seconds
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\6\4\0\0\0\0\0\0\4\0\0\0\0"
 """Begin of a connection on which the client takes no byte of an answer."""
 LIVE = "/inference.GRPCInferenceService/ServerLive"
+STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +168,25 @@ def test_a_connection_whose_client_reads_nothing_is_ended(places: list[ModelPlac
         assert len(reading(ROW, timeout=60)) > 1 << 20
 
 
+@pytest.mark.parametrize("asked", [1, 3])
+def test_an_answer_of_an_ended_stream_counts_until_it_is_read_or_its_connection_is_ended(
+    places: list[ModelPlace], asked: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = Limits(send_ns=int(2e9), receive_ns=int(60e9))
+    with ServerThread(*places, grpc=True, limits=limits) as server, idle(server, 1) as (one,):
+        front: Any = server.server._grpc
+        state = server.server.state
+        one.sendall(call_of(1, STREAM, *[ROW] * asked))
+        until(lambda: server.call(lambda: len(front._calls)) == 1)
+        until(lambda: server.call(lambda: len(front._calls)) == 0)  # nobody reads the answers
+        assert server.call(lambda: [own.size for own in state.owed._clients.values()]) == [4 << 20]
+        assert server.call(lambda: front._together._sizes) == {}  # no other stream waits for it
+        assert is_open(one)
+        until(lambda: not is_open(one))
+        until(lambda: server.call(lambda: (state.owed._clients, state.body_bytes)) == ({}, 0))
+    assert caplog.records == []
+
+
 def test_a_client_that_reads_slowly_isnt_ended(places: list[ModelPlace]) -> None:
     limits = Limits(send_ns=int(2e9))
     with ServerThread(*places, grpc=True, limits=limits) as server, unreading(server) as channel:
@@ -234,13 +254,13 @@ def test_answers_of_health_that_nobody_reads_keep_nobody_out(places: list[ModelP
     with ServerThread(*places, grpc=True, limits=limits) as server:
         with idle(server, 8) as crowd:
             for one in crowd:
-                one.sendall(b"".join(call_of(1 + 2 * number, LIVE) for number in range(20)))
+                one.sendall(b"".join(call_of(1 + 2 * number, LIVE, b"") for number in range(20)))
             time.sleep(1)
             until(lambda: sum(map(is_open, crowd)) < 8)
             assert live(server)
 
 
-def call_of(stream: int, method: str, data: bytes = b"") -> bytes:
+def call_of(stream: int, method: str, *messages: bytes) -> bytes:
     """Return a call as HTTP/2 has it, its headers written out as they are."""
     fields = {
         ":method": "POST",
@@ -256,8 +276,8 @@ def call_of(stream: int, method: str, data: bytes = b"") -> bytes:
     )
     number = stream.to_bytes(4, "big")
     headers = len(block).to_bytes(3, "big") + b"\1\4" + number + block
-    message = b"\0" + len(data).to_bytes(4, "big") + data
-    return headers + len(message).to_bytes(3, "big") + b"\0\1" + number + message
+    data = b"".join(b"\0" + len(each).to_bytes(4, "big") + each for each in messages)
+    return headers + len(data).to_bytes(3, "big") + b"\0\1" + number + data
 
 
 @pytest.mark.parametrize(

@@ -481,7 +481,8 @@ class GrpcServer:
 
         scope = SCOPES["ModelStreamInfer"]
         check = partial(self._check_again, context, scope)
-        stream = Stream(self._state, context, check, self._clock_ns, self._together)
+        left = self._sending.begin
+        stream = Stream(self._state, context, check, self._clock_ns, self._together, left)
         try:
             self._let_in(context, scope, stream)
             if self._state.draining:
@@ -489,7 +490,7 @@ class GrpcServer:
             self._enter(self._calls, stream, self._clock_ns())
             await stream.run()
         except InternalError:  # an answer can't be sent any more, since the client is gone
-            pass
+            raise asyncio.CancelledError from None  # else the library would try to send the status
         except ProtocolError as failure:
             self._refuse(context, failure)
         except Exception:
@@ -507,9 +508,9 @@ class _Sending:
         self._calls: dict[asyncio.Task[Any], tuple[str, int]] = {}
         """Task of each call -> its peer, and the time of its answer; the oldest first."""
 
-    def begin(self, peer: str) -> None:
-        """Note that a call is answered; its task ends once the client has read the answer."""
-        task = asyncio.current_task()
+    def begin(self, peer: str, task: asyncio.Task[Any] | None = None) -> None:
+        """Note that a call is answered, the present one by default; its task ends once the client has read the answer."""
+        task = task or asyncio.current_task()
         assert task is not None
         self._calls[task] = peer, self._clock_ns()
         task.add_done_callback(self._end)
