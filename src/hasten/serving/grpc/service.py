@@ -35,13 +35,15 @@ from hasten.serving.grpc.reading_ahead import Together
 from hasten.serving.grpc.single import Single
 from hasten.serving.grpc.trial import check_that_it_answers
 from hasten.serving.grpc.unread import LIBRARY_TIMES, Unread
+from hasten.serving.models.answer_sizes import least_bytes
+from hasten.serving.models.served import ServedModel
 from hasten.serving.owed_answers import Holding
 from hasten.serving.protocol import messages
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.rights import Scope
 from hasten.serving.state import ServerState
 from hasten.serving.tls import Tls
-from hasten.serving.wire.grpc_messages import read_message
+from hasten.serving.wire.grpc_messages import never_answered, read_message
 
 log = logging.getLogger("hasten.serving")
 
@@ -151,8 +153,12 @@ class GrpcServer:
         self._ending = Ending(taken, limits.connections, limits.send_ns, self._clock_ns)
         self._state.end_unread = self._end_unread
         self._state.begun_calls = self._begun_by
+        self._state.repository.warned = self._warning_of
         self._sweep()
         return taken
+
+    def _warning_of(self, model: ServedModel) -> str:
+        return never_answered(least_bytes(model), self._state.limits.grpc_answer_bytes)
 
     def _options(self) -> list[tuple[str, int]]:
         limits = self._state.limits
