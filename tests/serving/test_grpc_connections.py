@@ -43,6 +43,7 @@ pytestmark = pytest.mark.seconds
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\6\4\0\0\0\0\0\0\4\0\0\0\0"
 """Begin of a connection on which the client takes no byte of an answer."""
 LIVE = "/inference.GRPCInferenceService/ServerLive"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 
@@ -187,6 +188,24 @@ def test_an_answer_of_an_ended_stream_counts_until_it_is_read_or_its_connection_
     assert caplog.records == []
 
 
+@pytest.mark.parametrize("method", [INFER, STREAM])
+def test_clients_that_go_away_before_they_have_read_their_answers_log_nothing(
+    places: list[ModelPlace], method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ServerThread(*places, grpc=True) as server, idle(server, 3) as crowd:
+        state = server.server.state
+        for one in crowd:
+            one.sendall(b"".join(call_of(stream, method, ROW) for stream in (1, 3, 5)))
+        until(lambda: server.call(lambda: state.body_bytes) >= 9 * (2 << 20))
+        for one in crowd:
+            one.sendall(b"".join(reset_of(stream) for stream in (1, 3)))
+        until(lambda: server.call(lambda: state.body_bytes) < 4 * (2 << 20))
+        for one in crowd:
+            one.close()
+        until(lambda: server.call(lambda: (state.owed._clients, state.body_bytes)) == ({}, 0))
+    assert caplog.records == []
+
+
 def test_a_client_that_reads_slowly_isnt_ended(places: list[ModelPlace]) -> None:
     limits = Limits(send_ns=int(2e9))
     with ServerThread(*places, grpc=True, limits=limits) as server, unreading(server) as channel:
@@ -278,6 +297,11 @@ def call_of(stream: int, method: str, *messages: bytes) -> bytes:
     headers = len(block).to_bytes(3, "big") + b"\1\4" + number + block
     data = b"".join(b"\0" + len(each).to_bytes(4, "big") + each for each in messages)
     return headers + len(data).to_bytes(3, "big") + b"\0\1" + number + data
+
+
+def reset_of(stream: int) -> bytes:
+    """Return what gives up a call."""
+    return b"\0\0\4\3\0" + stream.to_bytes(4, "big") + b"\0\0\0\x08"
 
 
 @pytest.mark.parametrize(

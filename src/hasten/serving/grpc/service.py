@@ -69,6 +69,7 @@ _IDLE_MS = 60_000
 _SWEEP_S, _CROWDED_SWEEP_S = 1.0, 0.1
 _AT_ONCE_NS = 1_000_000_000
 """Time after which an answer counts as one that wasn't read at once."""
+_LIBRARY_LOG = "grpc._cython.cygrpc"
 _UNCOMPRESSED = 1
 """Bits of the compression algorithms that are enabled: only that of no compression."""
 _MISSING = "serving over gRPC needs grpcio and protobuf: pip install 'hasten[serve]'"
@@ -124,6 +125,7 @@ class GrpcServer:
         except ImportError as error:
             raise InputError(_MISSING) from error
         _check_place(host, port)
+        logging.getLogger(_LIBRARY_LOG).addFilter(_says_more)
         await check_that_it_answers()
         self._statuses = {kind: getattr(grpc.StatusCode, kind.grpc) for kind in Kind}
         # The library's own bound comes later than ours: a call counts there until its answer is read.
@@ -544,6 +546,12 @@ def _places(peers: Iterable[str]) -> dict[str, Place]:
         with contextlib.suppress(ValueError):
             found[peer] = place_of(peer)
     return found
+
+
+def _says_more(record: logging.LogRecord) -> bool:
+    """Whether a record of the library says more than that a client went away before it had read its answer."""
+    error = record.exc_info[1] if record.exc_info else None
+    return 'Failed "execute_batch"' not in str(error)
 
 
 def _check_place(host: str, port: int) -> None:
