@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -279,24 +279,43 @@ def test_answers_of_health_that_nobody_reads_keep_nobody_out(places: list[ModelP
             assert live(server)
 
 
-def call_of(stream: int, method: str, *messages: bytes) -> bytes:
-    """Return a call as HTTP/2 has it, its headers written out as they are."""
+def call_of(
+    stream: int, method: str, *messages: bytes, more: Mapping[str, bytes] | None = None
+) -> bytes:
+    """Return a call as HTTP/2 has it, its headers written out as they are, with further metadata."""
     fields = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": method,
-        ":authority": "localhost",
-        "te": "trailers",
-        "content-type": "application/grpc",
+        ":method": b"POST",
+        ":scheme": b"http",
+        ":path": method.encode(),
+        ":authority": b"localhost",
+        "te": b"trailers",
+        "content-type": b"application/grpc",
+        **(more or {}),
     }
     block = b"".join(
-        b"\x10%c%b%c%b" % (len(name), name.encode(), len(value), value.encode())
+        b"\x10%c%b%c%b" % (len(name), name.encode(), len(value), value)
         for name, value in fields.items()
     )
     number = stream.to_bytes(4, "big")
     headers = len(block).to_bytes(3, "big") + b"\1\4" + number + block
     data = b"".join(b"\0" + len(each).to_bytes(4, "big") + each for each in messages)
     return headers + len(data).to_bytes(3, "big") + b"\0\1" + number + data
+
+
+def test_metadata_that_isnt_utf_8_logs_nothing(
+    places: list[ModelPlace], caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        ServerThread(*places, grpc=True) as server,
+        socket.create_connection(("127.0.0.1", server.grpc_port), PATIENCE_S) as one,
+    ):
+        one.sendall(PREFACE[:-4] + b"\x7f\xff\xff\xff")  # takes all bytes of an answer
+        one.sendall(call_of(1, LIVE, b"", more={"x-note": b"\xff" * 100}))
+        answer = b""
+        while b"grpc-status" not in answer:
+            answer += one.recv(4096)
+        assert b"grpc-status\x010" in answer
+    assert caplog.records == []
 
 
 def reset_of(stream: int) -> bytes:

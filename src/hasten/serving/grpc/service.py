@@ -549,9 +549,12 @@ def _places(peers: Iterable[str]) -> dict[str, Place]:
 
 
 def _says_more(record: logging.LogRecord) -> bool:
-    """Whether a record of the library says more than that a client went away before it had read its answer."""
+    """Whether a record of the library says more than what any client can do to its own calls.
+
+    That is to go away before it has read its answer, and to send metadata that isn't UTF-8, which would be logged whole.
+    """
     error = record.exc_info[1] if record.exc_info else None
-    return 'Failed "execute_batch"' not in str(error)
+    return not (isinstance(error, UnicodeDecodeError) or 'Failed "execute_batch"' in str(error))
 
 
 def _check_place(host: str, port: int) -> None:
