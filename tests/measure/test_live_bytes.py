@@ -70,8 +70,24 @@ def test_the_longest_sample_of_the_data_counts_as_once_the_size(tmp_path: Path) 
     assert max(found) == 32
 
 
-def test_a_model_without_open_dimensions_but_the_batch_states_nothing(tmp_path: Path) -> None:
-    assert of(models.linear_classifier(tmp_path), {"x": (16,)}) == {}
+def test_of_a_model_without_open_dimensions_but_the_batch_rows_count(tmp_path: Path) -> None:
+    """16 numbers and 4 scores for each."""
+    found = of(models.linear_classifier(tmp_path), {"x": (16,)})
+    assert found == {2.0**n: (16 + 4) * 4 * 2**n for n in range(11)}
+
+
+def test_rows_that_are_compared_with_each_other_count_as_such(tmp_path: Path) -> None:
+    text = """
+        near (float[batch, 8] x) => (float[batch, batch] y)
+            { other = Transpose (x)  all = MatMul (x, other)  y = Abs (all) }"""
+    found = counted(tmp_path, text, {"x": (8,)})
+    assert found[1024] == 2 * 1024**2 * 4
+    assert found[1] == (2 * 8 + 1) * 4
+
+
+def test_a_model_without_open_dimensions_states_nothing(tmp_path: Path) -> None:
+    text = "fixed (float[1, 8] x) => (float[1, 8] y) { y = Abs (x) }"
+    assert counted(tmp_path, text, {"x": (8,)}) == {}
 
 
 def test_of_two_open_dimensions_the_worse_one_counts(tmp_path: Path) -> None:

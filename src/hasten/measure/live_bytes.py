@@ -43,6 +43,8 @@ def known_sizes(
 ) -> dict[tuple[str, int], int]:
     """Return the open axes of a model's inputs that are no batch's -> the largest size in the data.
 
+    Those of the batch are returned if there are no others, since a server may have to run a request's rows together.
+
     Args:
         inputs: Inputs of the model; open dimensions have names.
         request: One request, without open dimensions.
@@ -57,11 +59,15 @@ def known_sizes(
         and all(sizes[:1] == (1,) for sizes in own.values())
         and not any(axis == 0 for _, axis in differ)
     )
-    return {
-        (spec.name, axis): differ.get((spec.name, axis), own[spec.name][axis])
+    open_ = [
+        (spec.name, axis)
         for spec in inputs
         for axis, size in enumerate(spec.shape)
-        if isinstance(size, str) and not (rows and axis == 0)
+        if isinstance(size, str)
+    ]
+    lengths = [at for at in open_ if not (rows and at[1] == 0)]
+    return {
+        (name, axis): differ.get((name, axis), own[name][axis]) for name, axis in lengths or open_
     }
 
 
@@ -83,8 +89,8 @@ def growth_of(
         extents: Dimensions in which the samples of the data differ.
 
     Returns:
-        Memory by size; empty where no dimension is open but the batch's, or the tensors' sizes depend on values. Sizes
-        that the model can't take are left out.
+        Memory by size, or by rows where no other dimension is open; empty where none is open, or the tensors' sizes
+        depend on values. Sizes that the model can't take are left out.
     """
     known = known_sizes(inputs, request, extents)
     if not known or not all(known.values()):

@@ -68,8 +68,8 @@ class ModelSettings:
         which: Model to serve: "winner", or "exact" after a crash of the winner.
         custom_ops: Libraries with the user's own operators.
         any_batch: Whether batches are formed in sizes that the certificate doesn't cover, too.
-        most_length: Largest size of a request's open dimensions other than the batch; None for the one that
-            follows from the data that the bundle was made with.
+        most_length: Largest size of a request's open dimensions other than the batch, or of the rows that run together
+            where no other is open; None for the one that follows from the data that the bundle was made with.
         most_sequences: Largest number of sequences whose states are kept at once; 0 to keep none.
         sequence_bytes: Largest size of the states of all models' sequences together, with the copies of steps;
             the largest such setting of any model counts.
