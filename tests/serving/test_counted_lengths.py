@@ -205,9 +205,10 @@ def test_parts_are_as_large_as_the_memory_of_their_rows_allows() -> None:
 def test_a_manifest_that_states_impossible_memory_is_refused(tmp_path: Path) -> None:
     path = weighing(tmp_path, KNOWN)
     stated_ = read(path).growth
-    assert [one.times for one in stated_] == [2.0**n for n in range(8)]
+    assert [one.times for one in stated_] == [2.0**n for n in range(-4, 8)]
     for wrong in (
         [{"times": 2.0, "memory_bytes": 5}],
+        [{"times": 0.5, "memory_bytes": 5}],
         [{"times": 1.0, "memory_bytes": -5}],
         [{"times": 1.0, "memory_bytes": 5}] * 2,
         [{"times": 1.0, "memory_bytes": 5.5}],
@@ -218,7 +219,7 @@ def test_a_manifest_that_states_impossible_memory_is_refused(tmp_path: Path) -> 
         forge(path, partial(dict.update, growth=wrong))
         with pytest.raises(IntegrityError, match="the manifest is damaged"):
             read(path)
-    huge = [stated_[0], *(replace(one, memory_bytes=1 << 62) for one in stated_[1:])]
+    huge = [replace(one, memory_bytes=1 << 62) if one.times > 1 else one for one in stated_]
     forge(path, partial(dict.update, growth=[one.__dict__ for one in huge]))
     with ServerThread(place_of(path)) as server:
         assert ask(server.http_url, "weighing", KNOWN, rows=32) == ""

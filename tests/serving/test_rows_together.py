@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import numpy_helper, parser, save
+from tests.support import lengths
 from tests.support.bundles import forge, stated
 from tests.support.servers import ONE_THREAD, ServerProcess, ServerThread, place_of
 
@@ -35,15 +36,28 @@ _FOUND = """found (float[N, 4] x) => (float[N, 1] y, int64[found, 2] places)
     above = Greater (x, zero)  found = NonZero (above)  places = Transpose (found) }"""
 
 
-def bundle(folder: Path, text: str, varying: tuple[str, ...] = ()) -> Path:
-    """Write a bundle of x: [N, 4], with weights w: [4, 8192], named as its graph."""
+_TABLES = """tables (float[N, length] x) => (float[N, length] y)
+    <int64[2] first = {1, 2}, int64[2] second = {1, 3}, int64[2] both = {1, 2}, int64[4] heads = {1, 24, 1, 1}> {
+    each = Unsqueeze (x, first)  other = Unsqueeze (x, second)  apart = Sub (each, other)
+    all = Expand (apart, heads)  far = Abs (all)  y = ReduceSum <keepdims = 0> (far, both) }"""
+
+
+def bundle(folder: Path, text: str, varying: tuple[str, ...] = (), length: int = 4) -> Path:
+    """Write a bundle of x: [N, 4], with weights w: [4, 8192], named as its graph.
+
+    Args:
+        folder: Folder for the bundle.
+        text: Graph.
+        varying: Outputs of which it says that values size them, so that no batch is formed.
+        length: Size of the data's samples, where it isn't 4.
+    """
     proto = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}')
     name = proto.graph.name
     if "(x, w)" in text:
         weights = np.ones((4, _WIDTH), np.float32)
         proto.graph.initializer.append(numpy_helper.from_array(weights, "w"))
     save(proto, folder / f"{name}.onnx")
-    model = onnx.load(folder / f"{name}.onnx").settled_by({"x": np.zeros(4, np.float32)})
+    model = onnx.load(folder / f"{name}.onnx").settled_by({"x": np.zeros(length, np.float32)})
     (folder / "built").mkdir()
     engine = ONE_THREAD
     built = part("a label", (), engine, engine.build(model, Target.host(), folder / "built"))
@@ -114,6 +128,32 @@ def test_a_bundle_that_states_no_memory_answers_1024_rows_together_unless_the_op
                 f"input 'x': at most {most:,} rows can be run together here{why}; got {most + 1:,}: the server's option "
                 "--max-length allows more"
             )
+
+
+@pytest.mark.seconds
+def test_short_rows_count_by_their_own_memory_and_not_as_the_longest_of_the_data(
+    tmp_path: Path,
+) -> None:
+    """The longest sample of the data takes 69 MiB, so two of them can't run together, but thirty that are an eighth as long."""
+    path = bundle(tmp_path, _TABLES, ("y",), length=600)
+    line = re.compile(
+        r"input 'x': at most ([\d,]+) rows? of \d+ can be run together here, since .*"
+    )
+    with ServerProcess(str(path)) as server:
+        url = f"http://{server.host}"
+        for _ in range(3):
+            assert lengths.ask(url, "tables", 600) == ""
+        before_mib = server.memory_mib("VmHWM")
+        assert "at most 1 row of 600 can be run together" in lengths.ask(url, "tables", 600, rows=2)
+        for length, least in ((75, 30), (30, 100), (1, 1024)):
+            found = line.fullmatch(lengths.ask(url, "tables", length, rows=5000))
+            assert found
+            most = int(found[1].replace(",", ""))
+            assert most >= least
+            for _ in range(2):
+                assert lengths.ask(url, "tables", length, most) == ""
+            assert lengths.ask(url, "tables", length, most + 1) != ""
+        assert server.memory_mib("VmHWM") - before_mib <= 64
 
 
 def test_rows_that_need_not_run_together_are_answered_however_many_the_bundle_counts(

@@ -125,14 +125,17 @@ class Lengths:
         wanted = math.prod(sizes)
         if not wanted:
             return None
-        usual = self._allowed**2 // wanted**2  # work may grow with a row's square
+        # Work may grow with a row's square, and a little with that of the number of rows.
+        usual = min(self._allowed**2 // wanted**2, max(_USUAL, self.given or 0))
         most = usual
         if self.together is not None:
-            most = min(usual, max(1, math.floor(self.together.rows(self.excess(shape)))))
+            most = min(usual, max(1, math.floor(self.together.rows(self._times(shape)))))
         if shape[0] <= most:
             return None
         grown = shape[0] * (wanted * max(1, *self.known.values())) ** 2
         enough = max(*sizes, math.isqrt(grown - 1) // self._product + 1)
+        if shape[0] > _USUAL:
+            enough = max(enough, shape[0])
         return self._error(
             f"input {name!r:.100}: at most {counted(most, 'row')} of {_times(sizes)} can be run together here",
             _times(self.known.values()),
@@ -154,6 +157,11 @@ class Lengths:
         return math.prod(
             [max(1, shape[axis] / max(1, known)) for axis, known in self.known.items()]
         )
+
+    def _times(self, shape: tuple[int, ...]) -> float:
+        """Return a shape's size as a multiple of that in the data; if no dimension is larger, the largest of the ratios."""
+        largest = max(shape[axis] / max(1, known) for axis, known in self.known.items())
+        return largest if largest <= 1 else self.excess(shape)
 
     @property
     def allowed_excess(self) -> float:
