@@ -981,7 +981,7 @@ def _rows_together(opened: OpenBundle, most_length: int | None) -> RowsTogether 
     growth = opened.manifest.growth
     if most_length is not None or not growth:
         return None
-    return RowsTogether(growth, max(opened.sizes) if opened.batched else 1)
+    return RowsTogether(growth, opened.own_batch if opened.batched else 1)
 
 
 def _input_specs(
