@@ -33,7 +33,7 @@ def open_source(source: str | Path, fps: float | None, *, reconnect_s: float = 0
             f"address that begins with one of {', '.join(f'{one}://' for one in LIVE_SCHEMES)}"
         )
     if not scheme and Path(text).is_dir():
-        from hasten.serving.streams.pictures import Pictures  # which brings the decoders of pictures
+        from hasten.serving.streams.pictures import Pictures
 
         return Pictures(Path(text), fps or PICTURES_PER_S)
     from hasten.serving.streams.video import Video
