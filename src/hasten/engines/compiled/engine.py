@@ -23,6 +23,7 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import counted, listed, numbers_in_words
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.cache_keys import cache_key
 from hasten.engines.checked import private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.constants import Constants
@@ -248,7 +249,7 @@ class CompiledC(Engine):
         threads = min(self.threads, target.threads)
         what = digest({"code": code(), "compiler": facts})
         before_s = compiled.compiling_s
-        key = compiled.key(replace(self, threads=threads), artifact, target, what)
+        key = cache_key(compiled, replace(self, threads=threads), artifact, target, what)
 
         def written() -> tuple[Plan, Source]:
             with private(artifact) as copy:

@@ -19,6 +19,7 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import counted, listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.cache_keys import cache_key
 from hasten.engines.checked import operators, private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed, failed_request
@@ -212,7 +213,7 @@ class OnnxRuntime(Engine):
 
     def _recall(self, artifact: Artifact, target: Target, compiled: CompileCache) -> Any:
         """Load the optimized graph from the cache, or optimize it as `_load` does and keep it."""
-        key = compiled.key(self, artifact, target, "optimized")
+        key = cache_key(compiled, self, artifact, target, "optimized")
         with compiled.entry(key) as entry:
             if entry is not None:
                 with contextlib.suppress(CandidateError):
