@@ -13,7 +13,8 @@ from tests.support.plans import PROCESSORS, answers, planned
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.compiled import source
-from hasten.engines.compiled.operators.int8.convolutions import MOST_LENGTH, Conv8
+from hasten.engines.compiled.operators.int8.convolutions import Conv8
+from hasten.engines.compiled.operators.int8.definition import MOST_LENGTH
 from hasten.engines.compiled.operators.int8.elementwise import (
     Add8,
     Dequantize,

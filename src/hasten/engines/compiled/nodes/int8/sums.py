@@ -13,8 +13,9 @@ from hasten.engines.compiled.graph import Node, Value
 from hasten.engines.compiled.nodes.convolutions import picture, two, window_of
 from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Sums, ordered
 from hasten.engines.compiled.nodes.int8.words import Words
-from hasten.engines.compiled.operators.int8.convolutions import MOST_LENGTH, MOST_SIZE, Conv8
+from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.convolutions16 import Conv16
+from hasten.engines.compiled.operators.int8.definition import MOST_LENGTH, MOST_SIZE
 from hasten.engines.compiled.operators.int8.elementwise import Add8, Gate8, Multiply8, Table8
 from hasten.engines.compiled.operators.int8.numbers import (
     Gate,
@@ -23,8 +24,8 @@ from hasten.engines.compiled.operators.int8.numbers import (
     check_scales,
     check_slopes,
 )
+from hasten.engines.compiled.operators.int8.numbers16 import Rounding16
 from hasten.engines.compiled.operators.int8.pools import Pool8
-from hasten.engines.compiled.operators.int8.words import Rounding16
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import Access, product
 from hasten.engines.layers import node_name

@@ -14,7 +14,7 @@ from hasten.engines.compiled.nodes.int8.sums import Products, bias_of, give_prod
 from hasten.engines.compiled.nodes.int8.values import Levels, Sums, ordered
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.numbers import Rounding
-from hasten.engines.compiled.operators.int8.words import Rounding16
+from hasten.engines.compiled.operators.int8.numbers16 import Rounding16
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import Access, product
 

@@ -13,12 +13,8 @@ from hasten.engines.compiled.operators.int8.conversions16 import Dequantize16, N
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.convolutions16 import Conv16
 from hasten.engines.compiled.operators.int8.numbers import steps_of
-from hasten.engines.compiled.operators.int8.words import (
-    HIGHEST,
-    LOWEST,
-    WORDS,
-    Table16,
-)
+from hasten.engines.compiled.operators.int8.numbers16 import HIGHEST, LOWEST, WORDS
+from hasten.engines.compiled.operators.int8.words import Table16
 from hasten.engines.compiled.plan import product
 
 if TYPE_CHECKING:
