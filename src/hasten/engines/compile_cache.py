@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from hasten.core.cache_folder import CacheFolder, Entry, Room
 
 
-@dataclass
 class CompileCache:
     """Cache of what engines make of the models of one bundle.
 
-    Attributes:
+    Args:
         folder: Folder that keeps it.
         digests: SHA-256 of files by path, as far as they are known; others are read.
+
+    Attributes:
         found: Number of entries that were read from the folder.
         kept: Number of entries that were written to it.
         compiling_s: Seconds that a compiler took for what wasn't found.
     """
 
-    folder: CacheFolder
-    digests: Mapping[Path, str] = field(default_factory=dict)
-    found: int = 0
-    kept: int = 0
-    compiling_s: float = 0.0
+    def __init__(self, folder: CacheFolder, digests: Mapping[Path, str] | None = None) -> None:
+        self.folder, self.digests = folder, digests or {}
+        self.found = self.kept = 0
+        self.compiling_s = 0.0
 
     @contextlib.contextmanager
     def entry(self, key: str, into: Room | None = None) -> Iterator[Entry | None]:
