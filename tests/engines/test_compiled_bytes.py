@@ -25,7 +25,8 @@ from hasten.engines.compiled.operators.int8.elementwise import (
 )
 from hasten.engines.compiled.operators.int8.numbers import Gate, Rounding, Sum8
 from hasten.engines.compiled.operators.int8.pools import Pool8
-from hasten.engines.compiled.plan import Operation, product
+from hasten.engines.compiled.plan import Operation
+from hasten.engines.compiled.tensors import product
 from hasten.errors import IntegrityError
 
 SHAPES: list[dict[str, Any]] = [

@@ -23,7 +23,8 @@ from hasten.engines.compiled.operators.int8.numbers16 import (
     most_sums,
 )
 from hasten.engines.compiled.operators.int8.words import Add16, Multiply16, Table16
-from hasten.engines.compiled.plan import Operation, product
+from hasten.engines.compiled.plan import Operation
+from hasten.engines.compiled.tensors import product
 from hasten.errors import IntegrityError
 
 FORMS = tuple(

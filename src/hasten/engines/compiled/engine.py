@@ -37,8 +37,9 @@ from hasten.engines.compiled.kept import (
     shared_tables,
 )
 from hasten.engines.compiled.library import Library
-from hasten.engines.compiled.plan import Operation, Plan, wrong_size
+from hasten.engines.compiled.plan import Operation, Plan
 from hasten.engines.compiled.source import Source, shared_operations, write
+from hasten.engines.compiled.tensors import wrong_size
 from hasten.errors import CandidateError, InputError, IntegrityError, NotCovered, named
 
 if TYPE_CHECKING:

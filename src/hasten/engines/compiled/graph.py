@@ -12,16 +12,8 @@ from hasten.core.tensors import Array
 from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.maps import Map
 from hasten.engines.compiled.operators.programs import Step
-from hasten.engines.compiled.plan import (
-    C_TYPES,
-    Access,
-    Operation,
-    Plan,
-    Tensor,
-    Weights,
-    contiguous,
-    product,
-)
+from hasten.engines.compiled.plan import Operation, Plan
+from hasten.engines.compiled.tensors import C_TYPES, Access, Tensor, Weights, contiguous, product
 from hasten.engines.failures import failed
 from hasten.errors import CandidateError, NotCovered, visible
 

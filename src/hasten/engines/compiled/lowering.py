@@ -26,8 +26,9 @@ from hasten.engines.compiled.nodes import (
 )
 from hasten.engines.compiled.nodes.int8 import lower as bytes_of
 from hasten.engines.compiled.nodes.int8.qoperators import spelled
-from hasten.engines.compiled.plan import MOST_BYTES, Plan, Tensor
+from hasten.engines.compiled.plan import Plan
 from hasten.engines.compiled.spelled_out import spelled_out
+from hasten.engines.compiled.tensors import MOST_BYTES, Tensor
 from hasten.engines.failures import failed
 from hasten.engines.layers import node_name
 from hasten.engines.newer import newer_attribute

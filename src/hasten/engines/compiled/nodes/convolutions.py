@@ -16,7 +16,7 @@ from hasten.engines.compiled.nodes.reductions import done, mapped
 from hasten.engines.compiled.operators.convolutions import Conv
 from hasten.engines.compiled.operators.programs import Step, number
 from hasten.engines.compiled.operators.reductions import Reduce
-from hasten.engines.compiled.plan import Access, contiguous, product
+from hasten.engines.compiled.tensors import Access, contiguous, product
 
 
 @dataclass(frozen=True)

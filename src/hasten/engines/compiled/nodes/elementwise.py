@@ -11,7 +11,7 @@ from hasten.engines.compiled.graph import Node, Value, broadcast, scalar
 from hasten.engines.compiled.nodes.int8.values import byte_type
 from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.programs import Step
-from hasten.engines.compiled.plan import C_TYPES, product
+from hasten.engines.compiled.tensors import C_TYPES, product
 from hasten.errors import IntegrityError
 
 _SAME = {

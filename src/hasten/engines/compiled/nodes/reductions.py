@@ -10,7 +10,7 @@ import numpy as np
 from hasten.engines.compiled.graph import Node, Value, broadcast
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.operators.reductions import Reduce
-from hasten.engines.compiled.plan import Access, contiguous
+from hasten.engines.compiled.tensors import Access, contiguous
 
 _KINDS = {
     "ReduceSum": "sum",

@@ -17,7 +17,7 @@ from hasten.engines.compiled.nodes.int8.sums import Products
 from hasten.engines.compiled.nodes.int8.values import Bytes, Pending, Sums, codes_of
 from hasten.engines.compiled.operators.int8.numbers import Rounding
 from hasten.engines.compiled.operators.int8.numbers16 import Rounding16
-from hasten.engines.compiled.plan import product
+from hasten.engines.compiled.tensors import product
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.graph import Node

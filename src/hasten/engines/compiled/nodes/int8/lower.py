@@ -30,7 +30,7 @@ from hasten.engines.compiled.nodes.int8.values import (
 )
 from hasten.engines.compiled.operators.int8.elementwise import Quantize
 from hasten.engines.compiled.operators.int8.numbers import Rounding
-from hasten.engines.compiled.plan import product
+from hasten.engines.compiled.tensors import product
 from hasten.errors import IntegrityError
 
 _MOVES = frozenset(

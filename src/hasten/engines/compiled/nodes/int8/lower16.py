@@ -26,7 +26,7 @@ from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.numbers import Rounding
 from hasten.engines.compiled.operators.int8.numbers16 import LOWEST, WORDS, Rounding16
 from hasten.engines.compiled.operators.int8.words import MOST_PRODUCT, MOST_RATIO, Add16, Multiply16
-from hasten.engines.compiled.plan import product
+from hasten.engines.compiled.tensors import product
 from hasten.engines.layers import node_name
 from hasten.errors import IntegrityError
 

@@ -10,7 +10,7 @@ from hasten.engines.compiled.nodes.int8.sums import stored
 from hasten.engines.compiled.nodes.int8.values import Bytes, Pending, Sums, ordered
 from hasten.engines.compiled.operators.int8.elementwise import Add8
 from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8
-from hasten.engines.compiled.plan import product
+from hasten.engines.compiled.tensors import product
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.graph import Node

@@ -27,7 +27,7 @@ from hasten.engines.compiled.operators.int8.numbers import (
 from hasten.engines.compiled.operators.int8.numbers16 import Rounding16
 from hasten.engines.compiled.operators.int8.pools import Pool8
 from hasten.engines.compiled.operators.programs import Step
-from hasten.engines.compiled.plan import Access, product
+from hasten.engines.compiled.tensors import Access, product
 from hasten.engines.layers import node_name
 from hasten.errors import IntegrityError
 

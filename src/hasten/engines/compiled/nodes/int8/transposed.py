@@ -16,7 +16,7 @@ from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.numbers import Rounding
 from hasten.engines.compiled.operators.int8.numbers16 import Rounding16
 from hasten.engines.compiled.operators.programs import Step
-from hasten.engines.compiled.plan import Access, product
+from hasten.engines.compiled.tensors import Access, product
 
 _MOST_PLACES = 16
 """Results for each input pixel: a copy is generated for each."""

@@ -13,7 +13,7 @@ from hasten.engines.compiled.graph import Value
 from hasten.engines.compiled.operators.int8.elementwise import Dequantize, Table8
 from hasten.engines.compiled.operators.int8.numbers import Rounding, steps_of
 from hasten.engines.compiled.operators.programs import Step
-from hasten.engines.compiled.plan import contiguous, product
+from hasten.engines.compiled.tensors import contiguous, product
 from hasten.engines.layers import node_name
 
 if TYPE_CHECKING:

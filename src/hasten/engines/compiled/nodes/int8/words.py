@@ -15,7 +15,7 @@ from hasten.engines.compiled.operators.int8.convolutions16 import Conv16
 from hasten.engines.compiled.operators.int8.numbers import steps_of
 from hasten.engines.compiled.operators.int8.numbers16 import HIGHEST, LOWEST, WORDS
 from hasten.engines.compiled.operators.int8.words import Table16
-from hasten.engines.compiled.plan import product
+from hasten.engines.compiled.tensors import product
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.graph import Graph

@@ -16,7 +16,8 @@ from hasten.engines.compiled.operators.int8.numbers import (
     most_sums,
 )
 from hasten.engines.compiled.operators.int8.numbers16 import Rounding16
-from hasten.engines.compiled.plan import Operation, Plan, product
+from hasten.engines.compiled.plan import Operation, Plan
+from hasten.engines.compiled.tensors import product
 from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:

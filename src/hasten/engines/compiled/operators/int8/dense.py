@@ -25,7 +25,7 @@ from hasten.engines.compiled.operators.int8.layouts import Block, Layout, whole
 from hasten.engines.compiled.operators.int8.quads import grouped
 from hasten.engines.compiled.operators.int8.tiles import End, Tile, packed_together
 from hasten.engines.compiled.operators.int8.words import include
-from hasten.engines.compiled.plan import ALIGNMENT, MOST_BYTES, product
+from hasten.engines.compiled.tensors import ALIGNMENT, MOST_BYTES, product
 from hasten.errors import IntegrityError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8.epilogue import ChannelSums, Epilogue, laned_channels
-from hasten.engines.compiled.plan import product
+from hasten.engines.compiled.tensors import product
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.operators.int8.definition import Convolution

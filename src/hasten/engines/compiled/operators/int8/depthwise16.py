@@ -15,7 +15,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8.definition import Convolution
 from hasten.engines.compiled.operators.int8.words import include
-from hasten.engines.compiled.plan import ALIGNMENT, MOST_BYTES, product
+from hasten.engines.compiled.tensors import ALIGNMENT, MOST_BYTES, product
 from hasten.engines.compiled.writer import byte_widths
 from hasten.errors import IntegrityError
 

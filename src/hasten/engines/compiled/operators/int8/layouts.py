@@ -13,7 +13,7 @@ from hasten.engines.compiled.operators.int8 import winograd
 from hasten.engines.compiled.operators.int8.definition import Convolution
 from hasten.engines.compiled.operators.int8.quads import Quads
 from hasten.engines.compiled.operators.int8.tiles import Steps
-from hasten.engines.compiled.plan import ALIGNMENT, product
+from hasten.engines.compiled.tensors import ALIGNMENT, product
 from hasten.engines.compiled.writer import byte_widths, multiplies, spelled_dots
 
 if TYPE_CHECKING:

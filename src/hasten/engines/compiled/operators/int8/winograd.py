@@ -17,7 +17,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8.definition import Convolution
-from hasten.engines.compiled.plan import product
+from hasten.engines.compiled.tensors import product
 from hasten.engines.compiled.writer import spelled_dots
 
 if TYPE_CHECKING:
