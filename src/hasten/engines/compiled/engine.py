@@ -146,7 +146,7 @@ class CompiledC(Engine):
                 little to calculate for several threads.
             CandidateError: the model can't be read.
         """
-        from hasten.engines.compiled.graph import REFUSES
+        from hasten.engines.compiled.values import REFUSES
 
         if model.custom_ops:
             raise NotCovered(f"{REFUSES} custom operators")
@@ -186,7 +186,7 @@ class CompiledC(Engine):
 
     def substitute(self, refused: str) -> Engine | None:
         """Return the engine that leaves the rest to ONNX Runtime, if that is installed and an operator was refused."""
-        from hasten.engines.compiled.graph import REFUSES
+        from hasten.engines.compiled.values import REFUSES
         from hasten.engines.split.engine import Split
 
         if not refused.startswith(REFUSES):
