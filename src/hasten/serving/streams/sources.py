@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 
 from hasten.core.tensors import Array
 from hasten.serving.streams.frames import FrameClock
