@@ -542,7 +542,7 @@ class OpenVinoSession(Session):
         self._sizes = [(s.name, s.sizes) for s in artifact.request] if settled else []
         self._request, self._compile = artifact.request, compile_
         self._compiled = compiled
-        self._ranges = partial(Ranges, wholes and wholes.bounds, with_nan)
+        self._ranges = partial(Ranges, wholes.bounds if wholes is not None else None, with_nan)
         self._risks = risks
         self._first: _Request | None = self._requested(compiled)
         self._other: _Request | None = None
