@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -122,7 +122,7 @@ class Ready:
     @cached_property
     def lookups(self) -> tuple[Lookup, ...]:
         """Tables that the original looks its inputs' numbers up in."""
-        return lookups_of(read_onnx(self.model, weights=False), self.model.inputs)
+        return lookups_of(self._graph, self.model.inputs)
 
     @cached_property
     def growth(self) -> tuple[Growth, ...]:
@@ -131,8 +131,12 @@ class Ready:
             self.model.inputs, self.model.request, self.extents
         ):
             return ()
-        proto = read_onnx(self.model, weights=False)
-        return growth_of(proto, self.model.inputs, self.model.request, self.extents)
+        return growth_of(self._graph, self.model.inputs, self.model.request, self.extents)
+
+    @cached_property
+    def _graph(self) -> Any:
+        """Graph of the original without its weights."""
+        return read_onnx(self.model, weights=False)
 
     def check_numbers(self) -> None:
         """Check that the samples' numbers are rows of the original's tables, as the bundle will of each request.
