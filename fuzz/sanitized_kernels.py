@@ -50,8 +50,9 @@ from hasten.engines.compiled.operators.int8.elementwise import (
 )
 from hasten.engines.compiled.operators.int8.numbers import Sum8
 from hasten.engines.compiled.operators.int8.pools import Pool8
-from hasten.engines.compiled.plan import Plan, product
+from hasten.engines.compiled.plan import Plan
 from hasten.engines.compiled.source import Source, write
+from hasten.engines.compiled.tensors import product
 from hasten.errors import HastenError
 
 _TRIES = 200

@@ -32,7 +32,8 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.compiled.operators.maps import Map
 from hasten.engines.compiled.operators.programs import Step
-from hasten.engines.compiled.plan import Access, Plan, Tensor
+from hasten.engines.compiled.plan import Plan
+from hasten.engines.compiled.tensors import Access, Tensor
 from hasten.engines.null import Null, NullSession
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.measure.environment import environment, packages

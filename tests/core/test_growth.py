@@ -71,10 +71,34 @@ def test_between_two_sizes_memory_is_no_less_than_a_sum_of_powers_and_beyond_the
     assert together.rows(4096) == pytest.approx(together.rows(2048) / 8, rel=0.01)
 
 
+def test_short_rows_count_by_their_own_memory_where_the_bundle_states_it() -> None:
+    longer = (Growth(1, 100 * MIB), Growth(2, 400 * MIB))
+    stated = (Growth(0.0625, MIB // 4), Growth(0.25, MIB), *longer)
+    together = RowsTogether(stated, 1)
+    assert 1 <= together.rows(1) < 2
+    assert together.rows(0.26) == together.rows(1)  # memory may grow at any size between the two
+    assert together.rows(0.25) == pytest.approx(8 + 50)
+    assert together.rows(0.07) == together.rows(0.25)
+    for times in (0.0625, 0.01, 0):
+        assert together.rows(times) == pytest.approx(4 * (8 + 50))
+    assert together.rows(2) == RowsTogether(longer, 1).rows(2)
+    assert RowsTogether(longer, 1).rows(0.25) == RowsTogether(longer, 1).rows(1)
+
+
+def test_the_largest_batch_of_the_data_may_consist_of_short_rows_whatever_they_take() -> None:
+    together = RowsTogether((Growth(0.25, 90 * MIB), Growth(1, 100 * MIB)), 16)
+    assert 16 <= together.rows(0.25) < 17
+
+
 @pytest.mark.parametrize(
     ("stated", "why"),
     [
         ([(2, 5)], "a sample of 2 times the size after one of 0"),
+        ([(0.5, 5), (2, 5)], "a sample of 2 times the size after one of 0.5"),
+        ([(0.25, 5), (0.5, 5)], "smaller samples only than the largest of the data"),
+        ([(0, 5), (1, 5)], "a sample of 0 times the size after one of 0"),
+        ([(-1, 5), (1, 5)], "a sample of -1 times the size after one of 0"),
+        ([(0.5, 6), (1, 5)], "5 bytes for a sample of 1 times the size"),
         ([(1, 0)], "0 bytes for a sample of 1 times the size"),
         ([(1, 5), (1, 5)], "a sample of 1 times the size after one of 1"),
         ([(1, 5), (math.nan, 5)], "a sample of nan times the size after one of 1"),
@@ -89,4 +113,5 @@ def test_growth_that_cannot_be_is_refused(stated: list[tuple[float, int]], why: 
         check_growth([Growth(*one) for one in stated])
     assert why in str(error.value)
     check_growth([Growth(1, 5), Growth(2, 5), Growth(3.5, 9)])
+    check_growth([Growth(0.001, 5), Growth(0.25, 5), Growth(1, 6), Growth(2, 7)])
     check_growth([])

@@ -17,8 +17,8 @@ from hasten.core.c_compiler import Compiler
 from hasten.engines.compiled import granted, library, source
 from hasten.engines.compiled.library import Library
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
-from hasten.engines.compiled.plan import product
 from hasten.engines.compiled.source import write
+from hasten.engines.compiled.tensors import product
 from hasten.errors import CandidateError
 
 DEEP: list[dict[str, Any]] = [

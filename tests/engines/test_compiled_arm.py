@@ -26,7 +26,7 @@ from hasten.engines.compiled.granted import granted
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.convolutions16 import Conv16
 from hasten.engines.compiled.operators.int8.numbers import Rounding
-from hasten.engines.compiled.operators.int8.words import Rounding16
+from hasten.engines.compiled.operators.int8.numbers16 import Rounding16
 from hasten.engines.compiled.source import write
 from hasten.engines.compiled.writer import multiplies
 

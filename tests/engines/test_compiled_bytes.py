@@ -13,7 +13,8 @@ from tests.support.plans import PROCESSORS, answers, planned
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.compiled import source
-from hasten.engines.compiled.operators.int8.convolutions import MOST_LENGTH, Conv8
+from hasten.engines.compiled.operators.int8.convolutions import Conv8
+from hasten.engines.compiled.operators.int8.definition import MOST_LENGTH
 from hasten.engines.compiled.operators.int8.elementwise import (
     Add8,
     Dequantize,
@@ -24,7 +25,8 @@ from hasten.engines.compiled.operators.int8.elementwise import (
 )
 from hasten.engines.compiled.operators.int8.numbers import Gate, Rounding, Sum8
 from hasten.engines.compiled.operators.int8.pools import Pool8
-from hasten.engines.compiled.plan import Operation, product
+from hasten.engines.compiled.plan import Operation
+from hasten.engines.compiled.tensors import product
 from hasten.errors import IntegrityError
 
 SHAPES: list[dict[str, Any]] = [

@@ -46,8 +46,9 @@ from hasten.engines.compiled.operators.int8.numbers import Gate, Rounding, Sum8
 from hasten.engines.compiled.operators.int8.pools import Pool8
 from hasten.engines.compiled.operators.maps import Map
 from hasten.engines.compiled.operators.programs import Step
-from hasten.engines.compiled.plan import Access, Operation, Plan, Tensor
+from hasten.engines.compiled.plan import Operation, Plan
 from hasten.engines.compiled.source import Source, write
+from hasten.engines.compiled.tensors import Access, Tensor
 from hasten.engines.compiled.writer import Tables
 from hasten.errors import BeyondRange, CandidateError, HastenError, IntegrityError
 from hasten.testing import models
@@ -586,7 +587,8 @@ def test_tables_for_which_there_is_no_memory_are_refused_in_a_line() -> None:
     script = f"""
 import resource
 from hasten.core.target import Target
-from hasten.engines.compiled.plan import Plan, Tensor
+from hasten.engines.compiled.plan import Plan
+from hasten.engines.compiled.tensors import Tensor
 from hasten.engines.compiled.source import write
 from hasten.errors import IntegrityError
 tensors = {{"w": Tensor("uint8", {900 << 20}, 0), "x": Tensor("float32", 1), "y": Tensor("float32", 1)}}

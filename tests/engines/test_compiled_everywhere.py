@@ -27,7 +27,8 @@ from hasten.engines.compiled.operators.choices import Largest, Pick
 from hasten.engines.compiled.operators.maps import Map
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.operators.reductions import Reduce
-from hasten.engines.compiled.plan import Access, Operation, Tensor
+from hasten.engines.compiled.plan import Operation
+from hasten.engines.compiled.tensors import Access, Tensor
 from hasten.errors import CandidateError, IntegrityError
 
 _ENDS = {

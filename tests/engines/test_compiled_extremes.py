@@ -9,7 +9,7 @@ import pytest
 from tests.support.plans import answers, planned
 
 from hasten.engines.compiled.operators.reductions import Reduce
-from hasten.engines.compiled.plan import Access
+from hasten.engines.compiled.tensors import Access
 
 COUNTS = (1, 15, 16, 17, 31, 32, 47, 48, 80, 100)
 

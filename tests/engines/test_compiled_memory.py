@@ -22,7 +22,8 @@ from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.numbers import Rounding
-from hasten.engines.compiled.plan import Plan, Tensor, Weights
+from hasten.engines.compiled.plan import Plan
+from hasten.engines.compiled.tensors import Tensor, Weights
 
 folder, shape = Path(sys.argv[1]), (1, {_CHANNELS})
 target, cache = Target.host().with_threads(1), CompileCache(CacheFolder(folder / "cache"))

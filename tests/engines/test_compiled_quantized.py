@@ -14,7 +14,8 @@ from tests.support.quantized import drawn, lowered, quantized, ran, steps_apart
 
 from hasten.core import c_compiler
 from hasten.core.tensors import Array
-from hasten.engines.compiled.operators.int8.convolutions import MOST_LENGTH, Conv8
+from hasten.engines.compiled.operators.int8.convolutions import Conv8
+from hasten.engines.compiled.operators.int8.definition import MOST_LENGTH
 from hasten.engines.compiled.plan import Plan
 from hasten.errors import CandidateError
 

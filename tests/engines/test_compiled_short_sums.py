@@ -18,7 +18,7 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.compiled import source
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
-from hasten.engines.compiled.operators.int8.short_sums import grouped
+from hasten.engines.compiled.operators.int8.quads import grouped
 from hasten.engines.compiled.source import write
 
 AVX2 = ("avx2", "fma")

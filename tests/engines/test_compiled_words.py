@@ -15,17 +15,16 @@ from tests.support.plans import PROCESSORS, planned
 from hasten.engines.compiled import source
 from hasten.engines.compiled.operators.int8.conversions16 import Dequantize16, Numbers16, Quantize16
 from hasten.engines.compiled.operators.int8.convolutions16 import Conv16
-from hasten.engines.compiled.operators.int8.words import (
+from hasten.engines.compiled.operators.int8.numbers16 import (
     HIGHEST,
     LOWEST,
     WORDS,
-    Add16,
-    Multiply16,
     Rounding16,
-    Table16,
     most_sums,
 )
-from hasten.engines.compiled.plan import Operation, product
+from hasten.engines.compiled.operators.int8.words import Add16, Multiply16, Table16
+from hasten.engines.compiled.plan import Operation
+from hasten.engines.compiled.tensors import product
 from hasten.errors import IntegrityError
 
 FORMS = tuple(

@@ -11,8 +11,7 @@ from tests.support.quick import quick_runs
 import hasten
 from hasten.core.model import Model
 from hasten.core.target import Target
-from hasten.engines.onnxruntime.engine import OnnxRuntime
-from hasten.engines.onnxruntime.settled import OnnxRuntimeSettled
+from hasten.engines.onnxruntime.engine import OnnxRuntime, OnnxRuntimeSettled
 from hasten.inputs.models.onnx import load
 from hasten.testing import models
 from hasten.testing.engine_tests import EngineTests

@@ -24,11 +24,15 @@ def counted(
     *samples: dict[str, tuple[int, ...]],
     weights: Mapping[str, tuple[int, ...]] = {},
 ) -> dict[float, int]:
-    """Count a graph for data of some shapes; return times the size -> bytes."""
+    """Count a graph for data of some shapes; return times the size -> bytes, from once on."""
     return of(models.write(folder / "model.onnx", text, weights), *samples)
 
 
 def of(path: Path, *samples: dict[str, tuple[int, ...]]) -> dict[float, int]:
+    return {times: bytes_ for times, bytes_ in all_of(path, *samples).items() if times >= 1}
+
+
+def all_of(path: Path, *samples: dict[str, tuple[int, ...]]) -> dict[float, int]:
     model = load(path)
     dtypes = {spec.name: spec.dtype for spec in model.inputs}
     model = model.settled_by({n: np.zeros(shape, dtypes[n]) for n, shape in samples[0].items()})
@@ -70,8 +74,54 @@ def test_the_longest_sample_of_the_data_counts_as_once_the_size(tmp_path: Path) 
     assert max(found) == 32
 
 
-def test_a_model_without_open_dimensions_but_the_batch_states_nothing(tmp_path: Path) -> None:
-    assert of(models.linear_classifier(tmp_path), {"x": (16,)}) == {}
+def test_samples_that_are_shorter_than_in_the_data_count_down_to_the_size_1(tmp_path: Path) -> None:
+    found = all_of(models.write(tmp_path / "model.onnx", COMPARING, {}), {"x": (600,)})
+    sizes = (1, 2, 3, 5, 10, 19, 38, 75, 150, 300)  # each with all others
+    assert list(found.items()) == [
+        *((0.5 ** (10 - n), 2 * size**2 * 4) for n, size in enumerate(sizes)),
+        (1, 2 * 600**2 * 4),
+        (2, 2 * 1200**2 * 4),
+    ]
+
+
+def test_of_several_dimensions_all_are_shorter(tmp_path: Path) -> None:
+    text = """
+        sums (float[batch, height, width] x) => (float[batch, height, width] y) { y = Abs (x) }"""
+    found = all_of(models.write(tmp_path / "model.onnx", text, {}), {"x": (10, 4)})
+    assert [(times, bytes_) for times, bytes_ in found.items() if times < 1] == [
+        (1 / 16, 2 * 4),
+        (1 / 8, 2 * 2 * 4),
+        (1 / 4, 2 * 3 * 4),
+        (1 / 2, 2 * 5 * 2 * 4),
+    ]
+
+
+def test_short_samples_that_the_model_cannot_take_are_left_out(tmp_path: Path) -> None:
+    text = """
+        pools (float[batch, 1, length] x) => (float[batch, 1, after] y)
+            { y = MaxPool <kernel_shape = [40]> (x) }"""
+    found = all_of(models.write(tmp_path / "model.onnx", text, {}), {"x": (1, 600)})
+    assert min(found) == 1 / 8  # 75 numbers
+
+
+def test_of_a_model_without_open_dimensions_but_the_batch_rows_count(tmp_path: Path) -> None:
+    """16 numbers and 4 scores for each."""
+    found = of(models.linear_classifier(tmp_path), {"x": (16,)})
+    assert found == {2.0**n: (16 + 4) * 4 * 2**n for n in range(11)}
+
+
+def test_rows_that_are_compared_with_each_other_count_as_such(tmp_path: Path) -> None:
+    text = """
+        near (float[batch, 8] x) => (float[batch, batch] y)
+            { other = Transpose (x)  all = MatMul (x, other)  y = Abs (all) }"""
+    found = counted(tmp_path, text, {"x": (8,)})
+    assert found[1024] == 2 * 1024**2 * 4
+    assert found[1] == (2 * 8 + 1) * 4
+
+
+def test_a_model_without_open_dimensions_states_nothing(tmp_path: Path) -> None:
+    text = "fixed (float[1, 8] x) => (float[1, 8] y) { y = Abs (x) }"
+    assert counted(tmp_path, text, {"x": (8,)}) == {}
 
 
 def test_of_two_open_dimensions_the_worse_one_counts(tmp_path: Path) -> None:

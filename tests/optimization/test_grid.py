@@ -11,8 +11,7 @@ from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.installed import engine_kinds
 from hasten.engines.litert.engine import LiteRt
 from hasten.engines.null import Null
-from hasten.engines.onnxruntime.engine import OnnxRuntime
-from hasten.engines.onnxruntime.settled import OnnxRuntimeSettled
+from hasten.engines.onnxruntime.engine import OnnxRuntime, OnnxRuntimeSettled
 from hasten.engines.openvino.engine import OpenVino
 from hasten.engines.split.engine import Split
 from hasten.errors import InputError

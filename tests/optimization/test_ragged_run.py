@@ -68,7 +68,7 @@ def test_an_encoder_of_sentences_of_every_length(tmp_path: Path) -> None:
     assert manifest.requests == 4
     (one, other) = manifest.shapes
     assert (one.input, other.input, one.sizes) == ("ids", "mask", (3, 8, 15, 24))
-    assert [grown.times for grown in manifest.growth] == [1, 2, 4, 8, 16, 32, 64]
+    assert [grown.times for grown in manifest.growth] == [2.0**n for n in range(-5, 7)]
     tables = 2 * (64 * 24) ** 2 * 4  # scores, and their shares
     assert tables < manifest.growth[-1].memory_bytes < 1.1 * tables
     with hasten.load(out) as loaded:

@@ -15,8 +15,7 @@ from hasten.core.records import file_digest
 from hasten.engines.base import Engine
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.litert.engine import LiteRt
-from hasten.engines.onnxruntime.engine import OnnxRuntime
-from hasten.engines.onnxruntime.settled import OnnxRuntimeSettled
+from hasten.engines.onnxruntime.engine import OnnxRuntime, OnnxRuntimeSettled
 from hasten.errors import BeyondRange
 from hasten.passes.base import Pass
 from hasten.passes.dynamic_quantization import DynamicQuantization

@@ -23,7 +23,7 @@ from tests.support.servers import ServerProcess, ServerThread, bundle_of, place_
 from tests.support.waiting import until
 
 from hasten.core.tensors import TensorSpec
-from hasten.engines.onnxruntime.engine import OnnxRuntimeSession
+from hasten.engines.onnxruntime.session import OnnxRuntimeSession
 from hasten.serving.fairness import Shares
 from hasten.serving.grpc.reading_ahead import Together
 from hasten.serving.grpc.unread import Debt, Place, Unread

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from onnx import parser, save
 from tests.support.bundles import forge, stated
 from tests.support.lengths import ask
 from tests.support.pausing import RAN, Pausing, pausing_installed
-from tests.support.servers import ONE_THREAD, ServerProcess, ServerThread, place_of
+from tests.support.servers import ONE_THREAD, ServerProcess, ServerThread, place_of, with_curve
 
 from hasten.bundle import part, read, write
 from hasten.core.growth import Growth, RowsTogether
@@ -27,6 +28,7 @@ from hasten.errors import IntegrityError
 from hasten.inputs.models import onnx
 from hasten.measure.live_bytes import growth_of
 from hasten.passes.onnx_files import read_onnx
+from hasten.serving.models import opening
 from hasten.serving.models.input_specs import InputSpec, Lengths, Parts
 from hasten.serving.models.opening import SIZES
 from hasten.serving.protocol.errors import ProtocolError
@@ -38,7 +40,9 @@ LINE = re.compile(
 )
 
 
-def weighing(folder: Path, *lengths: int, engine: Engine = ONE_THREAD) -> Path:
+def weighing(
+    folder: Path, *lengths: int, engine: Engine = ONE_THREAD, evidence: Mapping[str, Any] = {}
+) -> Path:
     """Write a bundle of x: [batch, length] -> y: [batch, length], by 24 tables of the differences of all numbers."""
     text = """<ir_version: 8, opset_import: ["" : 17]>
         weighing (float[batch, length] x) => (float[batch, length] y)
@@ -56,7 +60,7 @@ def weighing(folder: Path, *lengths: int, engine: Engine = ONE_THREAD) -> Path:
     shapes = extents(model.inputs, [{"x": (length,)} for length in lengths])
     growth = growth_of(read_onnx(model, weights=False), model.inputs, model.request, shapes)
     path = folder / "weighing.hasten"
-    write(path, stated(built, None, status="exact", shapes=shapes, growth=growth), {})
+    write(path, stated(built, None, status="exact", shapes=shapes, growth=growth), evidence)
     return path
 
 
@@ -144,6 +148,49 @@ def test_rows_that_are_longer_than_the_data_run_in_parts_by_their_memory(tmp_pat
                 assert len(RAN) == math.ceil(32 / rows), (length, allowed)
 
 
+@pytest.mark.parametrize(
+    ("p50_ms", "busy", "own"),
+    [
+        ({1: 1, 8: 5, 32: 20}, True, 32),
+        ({1: 1, 8: 300, 32: 61_000}, True, 8),
+        ({1: 1, 8: 5}, False, 32),
+        ({1: 1, 64: 50}, True, 1),
+        ({}, True, 1),
+        ({}, False, 32),
+    ],
+)
+def test_a_start_on_a_busy_machine_bounds_lengths_by_the_batch_curve_of_the_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, p50_ms: dict[int, float], busy: bool, own: int
+) -> None:
+    """A busy one has no time to warm up any batch; --max-batch is 32."""
+    path = weighing(tmp_path, KNOWN, evidence=with_curve(p50_ms) if p50_ms else {})
+    if busy:
+        monkeypatch.setattr(opening, "_BUDGET_NS", -1)
+    with ServerThread(place_of(path)) as server:
+        opened = server.server.state.repository.find("weighing").opened
+        assert max(opened.sizes) == (1 if busy else 32)
+        most = math.floor(KNOWN * RowsTogether(read(path).growth, own).most_times(1024 / KNOWN))
+        assert ask(server.http_url, "weighing", most) == ""
+        found = LINE.fullmatch(ask(server.http_url, "weighing", most + 1))
+        assert found
+        assert int(found[1]) == most
+
+
+def test_of_rows_that_depend_on_each_other_no_batch_bounds_lengths(tmp_path: Path) -> None:
+    text = """mates (float[N, length] x) => (float[N, length] y) <int64[1] rows = {0}> {
+        all = ReduceSum <keepdims = 1> (x, rows)  y = Add (x, all) }"""
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}')
+    save(proto, tmp_path / "mates.onnx")
+    model = onnx.load(tmp_path / "mates.onnx").settled_by({"x": np.zeros(KNOWN, np.float32)})
+    (tmp_path / "built").mkdir()
+    built = ONE_THREAD.build(model, Target.host(), tmp_path / "built")
+    path = tmp_path / "mates.hasten"
+    winner = part("a label", (), ONE_THREAD, built)
+    write(path, stated(winner, None, status="exact"), with_curve({1: 1, 2: 1, 32: 2}))
+    with ServerThread(place_of(path)) as server:
+        assert server.server.state.repository.find("mates").opened.own_batch == 1
+
+
 def growth(bytes_: Sequence[int]) -> tuple[Growth, ...]:
     return tuple(Growth(2.0**n, one) for n, one in enumerate(bytes_))
 
@@ -205,9 +252,10 @@ def test_parts_are_as_large_as_the_memory_of_their_rows_allows() -> None:
 def test_a_manifest_that_states_impossible_memory_is_refused(tmp_path: Path) -> None:
     path = weighing(tmp_path, KNOWN)
     stated_ = read(path).growth
-    assert [one.times for one in stated_] == [2.0**n for n in range(8)]
+    assert [one.times for one in stated_] == [2.0**n for n in range(-4, 8)]
     for wrong in (
         [{"times": 2.0, "memory_bytes": 5}],
+        [{"times": 0.5, "memory_bytes": 5}],
         [{"times": 1.0, "memory_bytes": -5}],
         [{"times": 1.0, "memory_bytes": 5}] * 2,
         [{"times": 1.0, "memory_bytes": 5.5}],
@@ -218,7 +266,7 @@ def test_a_manifest_that_states_impossible_memory_is_refused(tmp_path: Path) -> 
         forge(path, partial(dict.update, growth=wrong))
         with pytest.raises(IntegrityError, match="the manifest is damaged"):
             read(path)
-    huge = [stated_[0], *(replace(one, memory_bytes=1 << 62) for one in stated_[1:])]
+    huge = [replace(one, memory_bytes=1 << 62) if one.times > 1 else one for one in stated_]
     forge(path, partial(dict.update, growth=[one.__dict__ for one in huge]))
     with ServerThread(place_of(path)) as server:
         assert ask(server.http_url, "weighing", KNOWN, rows=32) == ""

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ pytestmark = pytest.mark.seconds
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\6\4\0\0\0\0\0\0\4\0\0\0\0"
 """Begin of a connection on which the client takes no byte of an answer."""
 LIVE = "/inference.GRPCInferenceService/ServerLive"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +169,43 @@ def test_a_connection_whose_client_reads_nothing_is_ended(places: list[ModelPlac
         assert len(reading(ROW, timeout=60)) > 1 << 20
 
 
+@pytest.mark.parametrize("asked", [1, 3])
+def test_an_answer_of_an_ended_stream_counts_until_it_is_read_or_its_connection_is_ended(
+    places: list[ModelPlace], asked: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = Limits(send_ns=int(2e9), receive_ns=int(60e9))
+    with ServerThread(*places, grpc=True, limits=limits) as server, idle(server, 1) as (one,):
+        front: Any = server.server._grpc
+        state = server.server.state
+        one.sendall(call_of(1, STREAM, *[ROW] * asked))
+        until(lambda: server.call(lambda: len(front._calls)) == 1)
+        until(lambda: server.call(lambda: len(front._calls)) == 0)  # nobody reads the answers
+        assert server.call(lambda: [own.size for own in state.owed._clients.values()]) == [4 << 20]
+        assert server.call(lambda: front._together._sizes) == {}  # no other stream waits for it
+        assert is_open(one)
+        until(lambda: not is_open(one))
+        until(lambda: server.call(lambda: (state.owed._clients, state.body_bytes)) == ({}, 0))
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("method", [INFER, STREAM])
+def test_clients_that_go_away_before_they_have_read_their_answers_log_nothing(
+    places: list[ModelPlace], method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ServerThread(*places, grpc=True) as server, idle(server, 3) as crowd:
+        state = server.server.state
+        for one in crowd:
+            one.sendall(b"".join(call_of(stream, method, ROW) for stream in (1, 3, 5)))
+        until(lambda: server.call(lambda: state.body_bytes) >= 9 * (2 << 20))
+        for one in crowd:
+            one.sendall(b"".join(reset_of(stream) for stream in (1, 3)))
+        until(lambda: server.call(lambda: state.body_bytes) < 4 * (2 << 20))
+        for one in crowd:
+            one.close()
+        until(lambda: server.call(lambda: (state.owed._clients, state.body_bytes)) == ({}, 0))
+    assert caplog.records == []
+
+
 def test_a_client_that_reads_slowly_isnt_ended(places: list[ModelPlace]) -> None:
     limits = Limits(send_ns=int(2e9))
     with ServerThread(*places, grpc=True, limits=limits) as server, unreading(server) as channel:
@@ -234,29 +273,54 @@ def test_answers_of_health_that_nobody_reads_keep_nobody_out(places: list[ModelP
     with ServerThread(*places, grpc=True, limits=limits) as server:
         with idle(server, 8) as crowd:
             for one in crowd:
-                one.sendall(b"".join(asking_live(1 + 2 * number) for number in range(20)))
+                one.sendall(b"".join(call_of(1 + 2 * number, LIVE, b"") for number in range(20)))
             time.sleep(1)
             until(lambda: sum(map(is_open, crowd)) < 8)
             assert live(server)
 
 
-def asking_live(stream: int) -> bytes:
-    """Return a call of `ServerLive` as HTTP/2 has it, its headers written out as they are."""
+def call_of(
+    stream: int, method: str, *messages: bytes, more: Mapping[str, bytes] | None = None
+) -> bytes:
+    """Return a call as HTTP/2 has it, its headers written out as they are, with further metadata."""
     fields = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": LIVE,
-        ":authority": "localhost",
-        "te": "trailers",
-        "content-type": "application/grpc",
+        ":method": b"POST",
+        ":scheme": b"http",
+        ":path": method.encode(),
+        ":authority": b"localhost",
+        "te": b"trailers",
+        "content-type": b"application/grpc",
+        **(more or {}),
     }
     block = b"".join(
-        b"\x10%c%b%c%b" % (len(name), name.encode(), len(value), value.encode())
+        b"\x10%c%b%c%b" % (len(name), name.encode(), len(value), value)
         for name, value in fields.items()
     )
     number = stream.to_bytes(4, "big")
     headers = len(block).to_bytes(3, "big") + b"\1\4" + number + block
-    return headers + b"\0\0\5\0\1" + number + bytes(5)
+    data = b"".join(b"\0" + len(each).to_bytes(4, "big") + each for each in messages)
+    return headers + len(data).to_bytes(3, "big") + b"\0\1" + number + data
+
+
+def test_metadata_that_isnt_utf_8_logs_nothing(
+    places: list[ModelPlace], caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        ServerThread(*places, grpc=True) as server,
+        socket.create_connection(("127.0.0.1", server.grpc_port), PATIENCE_S) as one,
+    ):
+        one.sendall(PREFACE[:-4] + b"\x7f\xff\xff\xff")  # takes all bytes of an answer
+        one.sendall(call_of(1, LIVE, b"", more={"x-note": b"\xff" * 100}))
+        answer = b""
+        while b"grpc-status" not in answer:
+            answer += one.recv(4096)
+        assert b"grpc-status\x010" in answer
+    assert caplog.records == []
+
+
+def reset_of(stream: int) -> bytes:
+    """Return what gives up a call."""
+    return b"\0\0\4\3\0" + stream.to_bytes(4, "big") + b"\0\0\0\x08"
 
 
 @pytest.mark.parametrize(

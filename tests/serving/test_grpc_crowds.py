@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import numpy as np
 import pytest
 from tests.support.models import solid
 from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.turns import turns_of
 from tests.support.waiting import PATIENCE_S, until
 
 from hasten.serving.grpc import calls
 from hasten.serving.grpc.admission import Admission
+from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.messages import METHODS, SERVICE, message
 from hasten.serving.state import Limits
 
@@ -182,6 +185,30 @@ def test_a_message_that_never_comes_ends_its_call(bundle: Path, method: str) -> 
                     "the request didn't arrive, or answers weren't read, within the time limit",
                 )
             }
+
+
+@pytest.mark.seconds
+def test_many_calls_whose_messages_never_come_are_ended_in_several_turns_of_the_loop(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, end = list[int](), calls.Receiving.end
+    with (
+        serving(bundle, receive_ns=3_000_000_000) as server,
+        turns_of(server) as turn,
+        contextlib.ExitStack() as opened,
+    ):
+
+        def counted(call: calls.Receiving, why: ProtocolError) -> None:
+            ended.append(turn[0])
+            end(call, why)
+
+        monkeypatch.setattr(calls.Receiving, "end", counted)
+        crowds = [Crowd(server.grpc_url, "ModelInfer", 100) for _ in range(3)]
+        for crowd in crowds:
+            opened.enter_context(crowd)
+        until(lambda: sum(len(crowd.ended()) for crowd in crowds) == 300)
+        assert {name for crowd in crowds for name, _ in crowd.ended()} == {"CANCELLED"}
+        assert max(Counter(ended).values()) <= 64
 
 
 def test_a_call_without_a_message_is_refused(bundle: Path) -> None:

@@ -35,7 +35,10 @@ def _uncollected() -> Iterator[None]:
 
 
 class Silent:
-    """Context of a call whose client sends and reads nothing."""
+    """Context of a call whose client sends nothing, and reads nothing before it is told to."""
+
+    def __init__(self) -> None:
+        self.reads = asyncio.Event()
 
     def peer(self) -> str:
         return "ipv4:127.0.0.1:9"
@@ -44,11 +47,13 @@ class Silent:
         return await asyncio.Event().wait()  # type: ignore[return-value]
 
     async def write(self, data: bytes) -> None:
-        await self.read()
+        await self.reads.wait()
 
 
 class Asked:
     """A request of a stream, with what the client sent."""
+
+    ahead_bytes = 0
 
     def end(self) -> None: ...
 
@@ -70,12 +75,16 @@ async def cancelled(stream: Stream, task: asyncio.Task[None]) -> None:
 
 async def ended(stream: Stream, task: asyncio.Task[None]) -> None:
     stream.end(WHY)
+    stream._context.reads.set()
+
+
+def nothing(*_: object) -> None: ...
 
 
 @pytest.mark.parametrize("by", [cancelled, ended])
 def test_a_stream_and_its_answers_are_gone_however_it_ends(by: Callable[..., Any]) -> None:
     async def ran() -> list[weakref.ref[Any]]:
-        stream, asked = Stream(STATE, Silent(), lambda _: None, lambda: 0, Together()), Asked()
+        stream, asked = Stream(STATE, Silent(), nothing, lambda: 0, Together(), nothing), Asked()
         stream._ahead.requests = 2
         stream._answers.append((asked, b"answer"))  # type: ignore[arg-type]
         stream._answers.append((asked, b"answer"))  # type: ignore[arg-type]

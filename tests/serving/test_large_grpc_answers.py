@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from tests.support.waiting import PATIENCE_S, until
 
 from hasten.core.tensors import Array
 from hasten.serving.protocol.messages import SERVICE, message
+from hasten.serving.settings import ModelPlace
 from hasten.serving.state import Limits
 
 pytestmark = pytest.mark.seconds
@@ -165,3 +167,50 @@ def test_small_bodies_do_not_make_answers_smaller(server: ServerThread) -> None:
     with ServerThread(*places, grpc=True, limits=Limits(body_bytes=1 << 20)) as smaller:
         answer = called(smaller, asking("wide", 2))
     assert len(answer.raw_output_contents[0]) == 2 << 22
+
+
+def rows_of(folder: Path, numbers: int) -> ModelPlace:
+    """The bundle of a model whose only row is answered with so many numbers."""
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+        one (float[1, 4] x) => (float[1, {numbers}] y, float[1, 4] z) <int64[2] times = {{1, {numbers // 4}}}>
+        {{ y = Tile(x, times) z = Relu(x) }}"""
+    save(parser.parse_model(text), folder / "one.onnx")
+    return place_of(bundle_of(folder, folder / "one.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("more", "body_mib", "said"), [(0, 16, False), (4, 16, True), (4, 65, False)]
+)
+def test_a_server_says_at_its_start_which_models_it_never_answers_whole_over_grpc(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, more: int, body_mib: int, said: bool
+) -> None:
+    place = rows_of(tmp_path, MOST * WIDE - 4 + more)
+    with ServerThread(place, grpc=True, limits=Limits(body_bytes=body_mib << 20)) as one:
+        warned = [each for each in caplog.records if "over gRPC" in each.getMessage()]
+        request = message("ModelInferRequest")()
+        request.ParseFromString(asking("one", 1))
+        if not said:
+            assert len(called(one, request.SerializeToString()).outputs) == 2
+            assert warned == []
+            return
+        refused = refused_call(one, request.SerializeToString())
+        request.outputs.add(name="z")
+        assert len(called(one, request.SerializeToString()).outputs) == 1
+    (line,) = warned
+    size = 4 * (MOST * WIDE + 4)
+    assert line.model == "one"  # type: ignore[attr-defined]
+    assert line.getMessage() == (
+        f"over gRPC, requests for all outputs are refused: these have at least {size:,} bytes, but those of an answer "
+        f"at most {MOST << 22:,}: ask for fewer outputs, ask over HTTP, or give the server the option --max-body 65MiB"
+    )
+    assert f"{size:,} bytes" in refused
+    assert "--max-body 65MiB" in refused
+
+
+@pytest.mark.parametrize("grpc_", [True, False])
+def test_nothing_is_said_of_models_that_may_be_answered(
+    server: ServerThread, tmp_path: Path, caplog: pytest.LogCaptureFixture, grpc_: bool
+) -> None:
+    places = server._settings.models if grpc_ else [rows_of(tmp_path, MOST * WIDE)]
+    with ServerThread(*places, grpc=grpc_):
+        assert [each for each in caplog.records if "over gRPC" in each.getMessage()] == []

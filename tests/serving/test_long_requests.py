@@ -116,6 +116,13 @@ def test_rows_that_run_together_take_no_more_than_the_longest_one_that_is_allowe
         assert "at most 1 row of 1,024 can be run together" in ask(
             server.http_url, "comparing", 1024, rows=2
         )
+        assert ask(server.http_url, "comparing", 1, rows=1024) == ""
+        assert ask(server.http_url, "comparing", 1, rows=1025) == (
+            "input 'x': at most 1,024 rows of 1 can be run together here, since the bundle was made with up to 20; got "
+            "1,025: the server's option --max-length 1025 allows it"
+        )
+    with ServerThread(place_of(path, most_length=1025)) as server:
+        assert ask(server.http_url, "comparing", 1, rows=1025) == ""
     for most, answer in ((1144, "at most 4 rows"), (1145, "")):
         with ServerThread(place_of(path, most_length=most)) as server:
             assert answer in ask(server.http_url, "comparing", 512, rows=5)

@@ -9,6 +9,7 @@ import json
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -259,6 +260,22 @@ def test_a_request_that_has_waited_for_too_long_is_told_why() -> None:
         "the request waited for 0 s until this client reads other answers: read them, or ask for fewer at once; "
         "retry later"
     ]
+
+
+def test_many_requests_that_have_waited_for_too_long_end_in_several_turns_of_the_loop() -> None:
+    async def work() -> list[int]:
+        turn, ended = 0, list[int]()
+        owed = OwedAnswers(lambda client: None, 0.0)
+        owed.count("one", "first", 100)
+        for _ in range(150):
+            owed.wait("one", 1, 10, lambda: None, lambda _: ended.append(turn))
+        while len(ended) < 150:
+            turn += 1
+            await asyncio.sleep(0)
+        return ended
+
+    ended = asyncio.run(asyncio.wait_for(work(), 60))
+    assert max(Counter(ended).values()) <= 64
 
 
 def test_a_request_that_fails_as_its_turn_comes_holds_nobody_up() -> None:

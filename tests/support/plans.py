@@ -13,8 +13,9 @@ from hasten.core.c_compiler import Compiler
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.compiled.library import Library, aligned
-from hasten.engines.compiled.plan import Operation, Plan, Tensor, Weights
+from hasten.engines.compiled.plan import Operation, Plan
 from hasten.engines.compiled.source import write
+from hasten.engines.compiled.tensors import Tensor, Weights
 
 _AVX512 = ("avx2", "fma", "avx512f", "avx512bw")
 _ICE_LAKE = (*_AVX512, "avx512vbmi", "avx512_vnni")

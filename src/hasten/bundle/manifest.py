@@ -99,8 +99,8 @@ class Manifest:
         ranges: Ranges of the inputs' numbers in the samples that calibrated and that the search saw; none
             where samples aren't to be in the bundle.
         varying: Names of outputs whose size depends on a sample's values, which no certificate covers.
-        growth: Memory of the exact model's tensors for one sample, by how large it is beside the data's largest; empty
-            where no dimension but the batch's is open, or nothing tells the memory.
+        growth: Memory of the exact model's tensors for one sample, by how large it is beside the data's largest, or
+            by rows where no other dimension is open; empty where none is, or nothing tells the memory.
         files: Relative path -> [SHA-256, size in bytes].
         schema: Version of this record.
     """

@@ -82,7 +82,7 @@ _PLAIN = ("http", "grpc", "host", "trace", "json_logs")
 @click.option(
     "--max-length",
     type=int,
-    help="Largest size of a request's open dimensions other than the batch, such as the tokens of a text.  [default: 1024, or twice the largest in the bundle's data if that is more; less if it would take too much memory]",
+    help="Largest size of a request's open dimensions other than the batch, such as the tokens of a text, or of a batch that can't be divided.  [default: 1024, or twice the largest in the bundle's data if that is more; less if it would take too much memory]",
 )
 @click.option(
     "--sessions",

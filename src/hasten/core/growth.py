@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +33,8 @@ class Growth:
     """Memory of the tensors that exist at once while a model answers one sample of a size.
 
     Attributes:
-        times: Size, as a multiple of the largest one in the data: the product of the ratios of its open dimensions.
+        times: Size, as a multiple of the largest one in the data: the product of the ratios of its open dimensions. Below
+            1 it is the largest of these ratios.
         memory_bytes: Largest number of bytes of any sample of that size, by a count of the exact model's tensors.
     """
 
@@ -51,9 +52,8 @@ def check_growth(growth: Sequence[Growth]) -> None:
         raise InputError(f"it states memory for {len(growth):,} sizes, more than {MOST_STEPS}")
     last = Growth(0, 1)
     for one in growth:
-        first = last.times == 0
         # Written so that NaN fails, too.
-        if not (one.times == 1 if first else last.times < one.times <= _FARTHEST):
+        if not last.times < one.times <= _FARTHEST or last.times < 1 < one.times:
             raise InputError(
                 f"it states memory for a sample of {one.times} times the size after one of {last.times}"
             )
@@ -62,6 +62,8 @@ def check_growth(growth: Sequence[Growth]) -> None:
                 f"it states {one.memory_bytes:,} bytes for a sample of {one.times} times the size"
             )
         last = one
+    if growth and last.times < 1:
+        raise InputError("it states memory for smaller samples only than the largest of the data")
 
 
 class RowsTogether:
@@ -71,25 +73,27 @@ class RowsTogether:
     grows with the size's square at most. Others may exceed a part of that batch by a number of bytes, by the count.
 
     Args:
-        growth: Memory by size, at least for the size of the data; see `check_growth`.
+        growth: Memory by size, among them that of the data; see `check_growth`.
         batch: Rows of the largest batch.
     """
 
     def __init__(self, growth: Sequence[Growth], batch: int) -> None:
-        self._batch, self._least = batch, growth[0].memory_bytes
+        self._batch = batch
+        (self._own,) = (one.memory_bytes for one in growth if one.times == 1)
+        self._shares = [one.times for one in growth]
         self._times = [math.log(one.times) for one in growth]
         self._bytes = [math.log(one.memory_bytes) for one in growth]
         beyond = _BEYOND_BYTES if batch > 1 else _BEYOND_BYTES - _SHAPE_BYTES
-        self._allowed = beyond / _BY_COUNT + _OF_THE_BATCH * batch * self._least
+        self._allowed = beyond / _BY_COUNT + _OF_THE_BATCH * batch * self._own
 
     def rows(self, times: float) -> float:
         """Return how many rows of some times the size in the data may run together; below 1 for none.
 
         Args:
-            times: Size as a multiple of the largest in the data; 1 for smaller ones.
+            times: Size as a multiple of the largest in the data; see `Growth`.
         """
         grown = self._memory_bytes(times)
-        alike = self._batch / max(times**2, grown / self._least)
+        alike = self._batch / max(1, times**2, grown / self._own)
         return _ROUNDED * max(alike, self._allowed / grown)
 
     def most_times(self, limit: float) -> float:
@@ -105,9 +109,12 @@ class RowsTogether:
     def _memory_bytes(self, times: float) -> float:
         """Return the memory of a sample: between two sizes that of the power of the size that gives both.
 
-        A sum of powers of the size is never more than that.
+        A sum of powers of the size is never more than that. Below the data's size it is that of the next larger size.
         """
-        wanted, at = math.log(times), bisect_right(self._times, math.log(times)) - 1
+        if times < 1:
+            return math.exp(self._bytes[bisect_left(self._shares, times)])
+        wanted = math.log(times)
+        at = bisect_right(self._times, wanted) - 1
         if at == len(self._times) - 1:
             return math.exp(self._bytes[at] + _DEGREE * (wanted - self._times[at]))
         span, rise = (all_[at + 1] - all_[at] for all_ in (self._times, self._bytes))

@@ -206,7 +206,7 @@ class Engine(Value, ABC):
             "null": "hasten.engines.null:Null",
             "reference": "hasten.engines.reference:Reference",
             "onnxruntime": "hasten.engines.onnxruntime.engine:OnnxRuntime",
-            "onnxruntime_settled": "hasten.engines.onnxruntime.settled:OnnxRuntimeSettled",
+            "onnxruntime_settled": "hasten.engines.onnxruntime.engine:OnnxRuntimeSettled",
             "openvino": "hasten.engines.openvino.engine:OpenVino",
             "openvino_npu": "hasten.engines.openvino.npu:OpenVinoNpu",
             "openvino_igpu": "hasten.engines.openvino.igpu:OpenVinoIgpu",

@@ -27,6 +27,7 @@ _SMALL = 4096
 _MOST_SHAPES = 8
 """Largest number of shapes of one size that are counted; else one that is as large in every dimension."""
 _MOST_DOUBLINGS = 31
+_MOST_HALVINGS = 31
 _VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 """Operators whose output has the memory of their first input."""
 _BY_CHANCE = ("Random", "Bernoulli", "Multinomial", "Dropout")
@@ -43,6 +44,8 @@ def known_sizes(
 ) -> dict[tuple[str, int], int]:
     """Return the open axes of a model's inputs that are no batch's -> the largest size in the data.
 
+    Those of the batch are returned if there are no others, since a server may have to run a request's rows together.
+
     Args:
         inputs: Inputs of the model; open dimensions have names.
         request: One request, without open dimensions.
@@ -57,11 +60,15 @@ def known_sizes(
         and all(sizes[:1] == (1,) for sizes in own.values())
         and not any(axis == 0 for _, axis in differ)
     )
-    return {
-        (spec.name, axis): differ.get((spec.name, axis), own[spec.name][axis])
+    open_ = [
+        (spec.name, axis)
         for spec in inputs
         for axis, size in enumerate(spec.shape)
-        if isinstance(size, str) and not (rows and axis == 0)
+        if isinstance(size, str)
+    ]
+    lengths = [at for at in open_ if not (rows and at[1] == 0)]
+    return {
+        (name, axis): differ.get((name, axis), own[name][axis]) for name, axis in lengths or open_
     }
 
 
@@ -73,8 +80,11 @@ def growth_of(
 ) -> tuple[Growth, ...]:
     """Count the memory of samples of 1, 2, 4, ... times the size in the data, up to where servers answer by default.
 
+    Those of a half, a quarter, ... of it count, too, down to where all dimensions have the size 1.
+
     Of each size, that sample counts which takes the most: one that is longer in one of its dimensions. Where a
-    tensor's size is a sum of products of sizes, one that is longer in several takes no more.
+    tensor's size is a sum of products of sizes, one that is longer in several takes no more. Of smaller sizes, that counts
+    which is as large in every dimension.
 
     Args:
         proto: The model, without functions of its own; its large weights may be missing.
@@ -83,25 +93,47 @@ def growth_of(
         extents: Dimensions in which the samples of the data differ.
 
     Returns:
-        Memory by size; empty where no dimension is open but the batch's, or the tensors' sizes depend on values. Sizes
-        that the model can't take are left out.
+        Memory by size, or by rows where no other dimension is open; empty where none is open, or the tensors' sizes
+        depend on values. Sizes that the model can't take are left out.
     """
     known = known_sizes(inputs, request, extents)
     if not known or not all(known.values()):
         return ()
     graph = _Graph(proto, {spec.name: spec for spec in request})
     largest = max(max(_TIMES, USUAL / size) for size in known.values())
-    found: list[Growth] = []
+    found = [*_longer_counts(graph, inputs, known, largest)]
+    return (*_shorter_counts(graph, known, found[0].memory_bytes), *found) if found else ()
+
+
+def _longer_counts(
+    graph: _Graph,
+    inputs: Sequence[TensorSpec],
+    known: Mapping[tuple[str, int], int],
+    largest: float,
+) -> Iterator[Growth]:
+    """Count samples as large as those of the data, and larger ones, up to at least `largest` times as large."""
+    least = 1
     for doubling in range(min(_MOST_DOUBLINGS, math.ceil(math.log2(largest))) + 1):
-        most = 0
         for chosen in _longer(inputs, known):
             sizes = {at: size << doubling if at in chosen else size for at, size in known.items()}
             taken = graph.bytes_with(sizes)
             if taken is None:
-                return tuple(found)
-            most = max(most, taken)
-        found.append(Growth(2.0**doubling, max(most, found[-1].memory_bytes if found else 1)))
-    return tuple(found)
+                return
+            least = max(least, taken)
+        yield Growth(2.0**doubling, least)
+
+
+def _shorter_counts(graph: _Graph, known: Mapping[tuple[str, int], int], own: int) -> list[Growth]:
+    """Count smaller samples than those of the data, which take `own` bytes, the smallest first."""
+    found: list[Growth] = []
+    for halving in range(1, min(_MOST_HALVINGS, math.ceil(math.log2(max(known.values())))) + 1):
+        sizes = {at: -(-size >> halving) for at, size in known.items()}
+        taken = graph.bytes_with(sizes)
+        if taken is None:
+            break
+        own = max(1, min(own, taken))
+        found.insert(0, Growth(0.5**halving, own))
+    return found
 
 
 def _longer(
@@ -146,7 +178,7 @@ class _Graph:
         """Identity of a node -> the node, which must live as long as its identity counts, and what computes it."""
 
     def bytes_with(self, sizes: Mapping[tuple[str, int], int]) -> int | None:
-        """Return the bytes of the tensors that exist at once, at most; None where a size is unknown.
+        """Return the bytes of the tensors that exist at once, at most; None where a size is unknown or impossible.
 
         Args:
             sizes: Axes of inputs, each with the input's name -> the size; others are as in the request.
@@ -372,12 +404,15 @@ def _shape_of(value: onnx.TypeProto) -> tuple[int, ...]:
     """Return a tensor's shape.
 
     Raises:
-        _UnknownSize: it is no tensor, or a size is unknown.
+        _UnknownSize: it is no tensor, or a size is unknown or impossible.
     """
     kind = value.tensor_type
     if not kind.HasField("shape") or not all(d.HasField("dim_value") for d in kind.shape.dim):
         raise _UnknownSize
-    return tuple(d.dim_value for d in kind.shape.dim)
+    shape = tuple(d.dim_value for d in kind.shape.dim)
+    if any(size < 0 for size in shape):  # a window is larger than its input
+        raise _UnknownSize
+    return shape
 
 
 def _itemsize(value: onnx.TypeProto) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from hasten.optimization.folding import Given
 from hasten.optimization.unrolling import Unrolled
 from hasten.passes.onnx_files import read_onnx
 from hasten.passes.small_model import SmallModel
+
+if TYPE_CHECKING:
+    import onnx
 
 _CHANGES = 2
 """Answers that may change for each that may be lost, as far as the search without labels goes."""
@@ -122,17 +125,21 @@ class Ready:
     @cached_property
     def lookups(self) -> tuple[Lookup, ...]:
         """Tables that the original looks its inputs' numbers up in."""
-        return lookups_of(read_onnx(self.model, weights=False), self.model.inputs)
+        return lookups_of(self._graph, self.model.inputs)
 
     @cached_property
     def growth(self) -> tuple[Growth, ...]:
-        """Memory of the original's tensors for samples as large as the largest of the data, and larger ones."""
+        """Memory of the original's tensors by the size of a sample, or by rows where no other dimension is open."""
         if self.model.format != "onnx" or not known_sizes(
             self.model.inputs, self.model.request, self.extents
         ):
             return ()
-        proto = read_onnx(self.model, weights=False)
-        return growth_of(proto, self.model.inputs, self.model.request, self.extents)
+        return growth_of(self._graph, self.model.inputs, self.model.request, self.extents)
+
+    @cached_property
+    def _graph(self) -> onnx.ModelProto:
+        """Graph of the original without its weights."""
+        return read_onnx(self.model, weights=False)
 
     def check_numbers(self) -> None:
         """Check that the samples' numbers are rows of the original's tables, as the bundle will of each request.

@@ -15,7 +15,7 @@ class LoopBudget:
     Bodies that find no room wait. Clients take turns then, and a client's bodies go in order of arrival.
 
     Args:
-        turn_bytes: Bytes of one turn; a longer body has a turn of its own.
+        turn_bytes: Bytes of one turn, or number of what else is counted; a longer body has a turn of its own.
 
     Attributes:
         turn: Number of the turn that bytes are taken of now.

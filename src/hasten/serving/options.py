@@ -25,8 +25,8 @@ class ModelOptions:
         max_batch: Largest number of rows in a batch, and in a request; 1 turns batching off.
         any_batch: Whether batches are formed in sizes that a certificate doesn't cover, too.
         max_length: Largest size of a request's open dimensions other than the batch, such as the tokens of a
-            text. None stands for 1,024, or twice the largest size in the bundle's data if that is more; the size is
-            less where it would take too much memory.
+            text, or of a batch that can't be divided. None stands for 1,024, or twice the largest size in the bundle's
+            data if that is more; the size is less where it would take too much memory.
         sessions: Number of batches that run in parallel; None for what the batch curve suggests.
         deadline_s: Deadline of requests that state none, in seconds; None for no deadline.
         max_wait_s: Longest wait in the queue, in seconds; a request that would wait longer is refused.

@@ -14,6 +14,8 @@ MOST_OWED_BYTES = 48 << 20
 """Memory of a client's answers, made or foreseen, beyond one batch of them; from there on, further requests wait."""
 COUNTED_BYTES = 16 << 10
 """Size of an answer up to which it isn't counted: a connection takes about as much without it."""
+_ENDED = 64
+"""Largest number of a client's requests that a look ends because they have waited for too long."""
 _LOOK_S = 0.25
 """Time between two looks at the connections of clients whose requests wait."""
 _DRAIN_S = 20.0
@@ -313,7 +315,9 @@ class OwedAnswers:
         if waiting:  # first, so that an error with one client ends nobody's wait
             loop.call_later(_LOOK_S, self._tick)
         for client, own in waiting:
-            while own.line and own.line[0].until_s <= loop.time():
+            for _ in range(_ENDED):  # each takes some time of the loop
+                if not own.line or own.line[0].until_s > loop.time():
+                    break
                 own.line.popleft().end(_too_long(self._patience_s))
             if own.line:
                 self._look(client)

@@ -19,7 +19,8 @@ from tests.support.videos import pictures, video, views
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.serving.streams.frames import FrameClock
-from hasten.serving.streams.sources import Source, open_source, shown
+from hasten.serving.streams.opening import open_source
+from hasten.serving.streams.sources import Source, shown
 
 pytest.importorskip("av")
 MS = 1_000_000

@@ -13,7 +13,8 @@ from numpy.lib.stride_tricks import as_strided
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.maps import merged
-from hasten.engines.compiled.plan import Access, Plan, product
+from hasten.engines.compiled.plan import Plan
+from hasten.engines.compiled.tensors import Access, product
 
 _MOST_CELLS = 1 << 25
 """Largest number of cells that are looked at for all tensors of a plan: tenths of a second."""

@@ -23,6 +23,7 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import counted, listed, numbers_in_words
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.cache_keys import cache_key
 from hasten.engines.checked import private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.constants import Constants
@@ -36,8 +37,9 @@ from hasten.engines.compiled.kept import (
     shared_tables,
 )
 from hasten.engines.compiled.library import Library
-from hasten.engines.compiled.plan import Operation, Plan, wrong_size
+from hasten.engines.compiled.plan import Operation, Plan
 from hasten.engines.compiled.source import Source, shared_operations, write
+from hasten.engines.compiled.tensors import wrong_size
 from hasten.errors import CandidateError, InputError, IntegrityError, NotCovered, named
 
 if TYPE_CHECKING:
@@ -144,7 +146,7 @@ class CompiledC(Engine):
                 little to calculate for several threads.
             CandidateError: the model can't be read.
         """
-        from hasten.engines.compiled.graph import REFUSES
+        from hasten.engines.compiled.values import REFUSES
 
         if model.custom_ops:
             raise NotCovered(f"{REFUSES} custom operators")
@@ -184,7 +186,7 @@ class CompiledC(Engine):
 
     def substitute(self, refused: str) -> Engine | None:
         """Return the engine that leaves the rest to ONNX Runtime, if that is installed and an operator was refused."""
-        from hasten.engines.compiled.graph import REFUSES
+        from hasten.engines.compiled.values import REFUSES
         from hasten.engines.split.engine import Split
 
         if not refused.startswith(REFUSES):
@@ -248,7 +250,7 @@ class CompiledC(Engine):
         threads = min(self.threads, target.threads)
         what = digest({"code": code(), "compiler": facts})
         before_s = compiled.compiling_s
-        key = compiled.key(replace(self, threads=threads), artifact, target, what)
+        key = cache_key(compiled, replace(self, threads=threads), artifact, target, what)
 
         def written() -> tuple[Plan, Source]:
             with private(artifact) as copy:

@@ -18,7 +18,8 @@ from hasten.engines.checked import private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.constants import Constants
 from hasten.engines.compiled.engine import CompiledC, read, row_counts
-from hasten.engines.compiled.plan import Plan, wrong_size
+from hasten.engines.compiled.plan import Plan
+from hasten.engines.compiled.tensors import wrong_size
 from hasten.errors import CandidateError
 
 

@@ -25,8 +25,9 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.library import Library, aligned
-from hasten.engines.compiled.plan import MOST_BYTES, Plan
+from hasten.engines.compiled.plan import Plan
 from hasten.engines.compiled.source import Source
+from hasten.engines.compiled.tensors import MOST_BYTES
 from hasten.errors import CandidateError, InputError, IntegrityError
 
 _SHARING = ForkedLock()

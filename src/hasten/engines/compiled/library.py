@@ -13,7 +13,7 @@ from hasten.core.forks import ForkedLock
 from hasten.core.shared_objects import opened
 from hasten.core.tensors import Array
 from hasten.engines.compiled.granted import amx_granted
-from hasten.engines.compiled.plan import ALIGNMENT
+from hasten.engines.compiled.tensors import ALIGNMENT
 from hasten.errors import BeyondRange, CandidateError
 
 _LOCK = ForkedLock()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from hasten.core.tensors import Array, TensorSpec
-from hasten.engines.compiled.graph import Graph, Node, TooMuch, Value, as_array
+from hasten.engines.compiled.graph import Graph, Node, as_array
 from hasten.engines.compiled.nodes import (
     choices,
     classical,
@@ -26,8 +26,10 @@ from hasten.engines.compiled.nodes import (
 )
 from hasten.engines.compiled.nodes.int8 import lower as bytes_of
 from hasten.engines.compiled.nodes.int8.qoperators import spelled
-from hasten.engines.compiled.plan import MOST_BYTES, Plan, Tensor
+from hasten.engines.compiled.plan import Plan
 from hasten.engines.compiled.spelled_out import spelled_out
+from hasten.engines.compiled.tensors import MOST_BYTES, Tensor
+from hasten.engines.compiled.values import TooMuch, Value
 from hasten.engines.failures import failed
 from hasten.engines.layers import node_name
 from hasten.engines.newer import newer_attribute

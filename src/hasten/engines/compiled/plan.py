@@ -7,11 +7,9 @@ what would read or write outside a tensor, or take too much memory, before any C
 from __future__ import annotations
 
 import io
-import itertools
 import json
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +20,16 @@ import numpy as np
 from hasten.core.records import Value, check_integers, from_record, to_record
 from hasten.core.registry import Registry
 from hasten.core.tensors import Array
-from hasten.core.words import amount
+from hasten.engines.compiled.tensors import (
+    ALIGNMENT,
+    C_TYPES,
+    MOST_AXES,
+    MOST_BYTES,
+    Access,
+    Tensor,
+    product,
+    whole_numbers,
+)
 from hasten.engines.layers import Kind
 from hasten.errors import CandidateError, IntegrityError
 
@@ -33,106 +40,14 @@ FORMAT = 2
 """Number to raise when a plan means something else than before."""
 _WITHOUT_CONSTANTS = 1
 """Number of plans without constant inputs, which earlier versions read too."""
-C_TYPES: Mapping[str, str] = {
-    "float32": "float",
-    "float64": "double",
-    "int64": "i64",
-    "int32": "i32",
-    "uint8": "u8",
-    "int8": "i8",
-    "int16": "i16",
-    "bool": "u8",
-}
-"""Element types that plans have, and their names in C."""
-ALIGNMENT = 64
-"""Bytes that the start of each tensor is a multiple of: a line of the cache, the widest vector."""
-MOST_BYTES = 1 << 30
-"""Largest number of bytes of all tensors of a plan together: a model beyond that isn't small."""
 MOST_OPERATIONS = 20_000
 MOST_GIVEN = 1_000
 """Largest number of inputs and outputs together: a call keeps something for each of them on its stack."""
-_MOST_AXES = 64
 _MOST_NUMBER = 1 << 62
 _MOST_WORK = 10**12
 _MOST_READ = 4 * MOST_BYTES
 """Largest number of bytes of constants that all operations look at together before C is written."""
 _MOST_JSON_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """Contiguous numbers.
-
-    Attributes:
-        dtype: Element type by numpy's name.
-        size: Number of elements; of a tensor that depends on an input, for one row.
-        offset: Place of a constant in the weights, in bytes; None for what is computed or given.
-    """
-
-    dtype: str
-    size: int
-    offset: int | None = None
-
-    @property
-    def bytes(self) -> int:
-        """Size in bytes."""
-        return self.size * np.dtype(self.dtype).itemsize
-
-
-def wrong_size(
-    name: str, array: Array, tensor: Tensor, rows: int, batch: Sequence[int] | None
-) -> CandidateError:
-    """Return the error for an array of an input or an output that hasn't the size of the plan's tensor.
-
-    Args:
-        name: Name of the input or output.
-        array: The array.
-        tensor: The plan's tensor.
-        rows: Rows of the request; 1 where the plan is for a whole batch.
-        batch: Numbers of rows that the model takes; None for any.
-    """
-    wanted = f"{amount(rows * tensor.size, 'number')} of {tensor.dtype}"
-    alike = "with the shapes and types of the model's inputs and outputs, and as many rows each"
-    if batch is not None:
-        alike = f"for a batch of {amount(batch[0], 'row')}, as the model was compiled"
-    return CandidateError(
-        f"the compiled model has {wanted} in {name!r}, and the array given for it has {array.size:,} of {array.dtype}, "
-        f"in the shape {list(array.shape)}: give arrays {alike}"
-    )
-
-
-@dataclass(frozen=True)
-class Access:
-    """Elements of a tensor that a nest of loops reads or writes.
-
-    Attributes:
-        tensor: Name of the tensor.
-        strides: Elements between neighbours along each loop's axis; 0 where all see the same one.
-        offset: Element at the start of all loops.
-    """
-
-    tensor: str
-    strides: tuple[int, ...]
-    offset: int = 0
-
-    @staticmethod
-    def whole(tensor: str, shape: tuple[int, ...]) -> Access:
-        """Return the access to a contiguous tensor of a shape, in order."""
-        return Access(tensor, contiguous(shape))
-
-    def is_whole(self, shape: tuple[int, ...]) -> bool:
-        """Whether it is the access in order, over loops of a shape."""
-        return not self.offset and all(
-            stride == usual
-            for size, stride, usual in zip(shape, self.strides, contiguous(shape), strict=True)
-            if size != 1
-        )
-
-
-def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the strides in elements of a contiguous array."""
-    sizes = itertools.accumulate(reversed(shape[1:]), lambda a, b: a * b, initial=1)
-    return tuple(reversed(list(sizes))) if shape else ()
 
 
 class Operation(Value, ABC):
@@ -261,7 +176,7 @@ class Operation(Value, ABC):
     def check_access(self, plan: Plan, access: Access, shape: tuple[int, ...]) -> Tensor:
         """Check that an access over loops of a shape stays within its tensor, which is returned."""
         tensor = plan.tensor(access.tensor)
-        if len(shape) > _MOST_AXES:
+        if len(shape) > MOST_AXES:
             self.refuse(f"loops over {len(shape)} axes")
         if len(access.strides) != len(shape) or any(size < 1 for size in shape):
             self.refuse(f"{access.tensor!r} is read over a shape of another rank, or an empty one")
@@ -507,44 +422,3 @@ class Plan:
         if not isinstance(record, dict) or record.get("format") not in known:
             raise IntegrityError(f"{path} isn't a plan that this version of hasten can read")
         return from_record(cls, record.get("plan"))
-
-
-@dataclass
-class Weights:
-    """Constants of a plan that is being made, each stored once.
-
-    Attributes:
-        content: Bytes, each constant at a multiple of `ALIGNMENT`.
-    """
-
-    content: bytearray
-
-    def add(self, array: Array) -> Tensor:
-        """Store an array and return its tensor."""
-        data = np.ascontiguousarray(array).tobytes()
-        self.content.extend(bytes(-len(self.content) % ALIGNMENT))
-        offset = len(self.content)
-        self.content.extend(data)
-        return Tensor(str(array.dtype), int(array.size), offset)
-
-
-def whole_numbers(dtype: str) -> tuple[int, int]:
-    """Return the least and the largest number of an element type; (1, 0), so none, for floats."""
-    if dtype == "bool":
-        return 0, 1
-    if np.dtype(dtype).kind not in "iu":
-        return 1, 0
-    limits = np.iinfo(dtype)
-    return int(limits.min), int(limits.max)
-
-
-def product(shape: Iterable[int]) -> int:
-    """Return the product of sizes.
-
-    Raises:
-        IntegrityError: there are so many of them that it might take hours.
-    """
-    sizes = tuple(shape)
-    if len(sizes) > _MOST_AXES:
-        raise IntegrityError(f"the plan is damaged: a shape has {len(sizes):,} axes")
-    return math.prod(sizes)

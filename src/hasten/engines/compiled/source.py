@@ -12,11 +12,8 @@ from operator import itemgetter
 
 from hasten.core.target import Target
 from hasten.core.tensors import Array
-from hasten.engines.compiled.plan import (
-    ALIGNMENT,
-    MOST_BYTES,
-    Plan,
-)
+from hasten.engines.compiled.plan import Plan
+from hasten.engines.compiled.tensors import ALIGNMENT, MOST_BYTES
 from hasten.errors import IntegrityError
 
 _LONG_WORK = 100_000

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.plan import ALIGNMENT, C_TYPES, MOST_BYTES, Plan, Tensor
+from hasten.engines.compiled.tensors import ALIGNMENT, C_TYPES, MOST_BYTES, Tensor
 from hasten.errors import IntegrityError
 
 MOST_TEXT = 16 << 20
@@ -27,6 +27,32 @@ _SPARE_BYTES = 64 << 10
 """Memory for tables of the smallest plans; what isn't used of it isn't taken from the system."""
 _LARGE_PAGE = 2 << 20
 """Bytes of a large page: reading from such, a processor looks up fewer addresses."""
+
+
+class Outline(Protocol):
+    """The tensors of a plan, as far as a writer of C asks for them; see `Plan`."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All tensors by name."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that are given."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the tensors that are the answer."""
+
+    @property
+    def by_row(self) -> bool:
+        """Whether rows of a batch are answered each by itself."""
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor."""
+
+    def constant(self, name: str, weights: bytes | io.BufferedReader) -> Array:
+        """Return a constant's numbers."""
 
 
 class Tables:
@@ -99,7 +125,7 @@ class Writer:
     answer all of them, or within `each_row` one.
 
     Attributes:
-        plan: Plan that is written.
+        plan: Tensors of the plan that is written.
         vector_bytes: Bytes of the widest vector of the processor.
         scratch_bytes: Memory that the operations need while they run.
         apart_bytes: Memory that each thread needs for itself while operations run.
@@ -107,7 +133,7 @@ class Writer:
         isa: Instruction sets of the processor.
     """
 
-    plan: Plan
+    plan: Outline
     vector_bytes: int
     _weights: bytes | io.BufferedReader
     _places: dict[str, int]

@@ -26,6 +26,7 @@ from hasten.core.tensors import Tensors
 from hasten.core.words import listed
 from hasten.engines.artifacts import batch_sizes, place, zeros_for
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.cache_keys import cache_key
 from hasten.engines.checked import operators
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.cuda.capability import check_gpu
@@ -159,7 +160,7 @@ class OnnxRuntimeCuda(Engine):
         here = device_facts()
         built_by = f"TensorRT {tensorrt_version(_runtime())}"
         what = f"engines of {built_by} for {here.name}, {here.part} and CUDA {here.driver}"
-        key = compiled.key(self, artifact, target, what)
+        key = cache_key(compiled, self, artifact, target, what)
         with TemporaryDirectory(prefix="hasten-") as folder, ExitStack() as held:
             kept = KeptEngines(Path(folder), compiled, key)
             session = self._recalled(artifact, target, kept, held)

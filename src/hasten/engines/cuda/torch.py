@@ -19,6 +19,7 @@ from hasten.core.torch_programs import keep, load
 from hasten.core.words import amount, listed
 from hasten.engines.artifacts import answer_once
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.cache_keys import cache_key
 from hasten.engines.checked import private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.cuda.capability import check_gpu
@@ -191,7 +192,7 @@ class TorchCuda(Engine):
             return
         here = device_facts()
         what = f"programs for {here.part} and CUDA {here.driver}"
-        kept = KeptPrograms(_torch(), compiled, compiled.key(self, artifact, target, what))
+        kept = KeptPrograms(_torch(), compiled, cache_key(compiled, self, artifact, target, what))
         with self.open(artifact, target) as session:
             kept.recall()
             answer_once(session, artifact)

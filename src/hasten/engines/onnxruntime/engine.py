@@ -1,12 +1,11 @@
-"""Engine for ONNX Runtime on the CPU."""
+"""Engines for ONNX Runtime on the CPU: as it is, and with one request's shapes settled beside open ones."""
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -15,18 +14,25 @@ from hasten.core.cache_folder import Entry, bulk_name
 from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.telemetry import import_quietly
-from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.tensors import Tensors, TensorSpec
 from hasten.core.words import counted, listed
-from hasten.engines.artifacts import batch_sizes, place
+from hasten.engines.artifacts import place
 from hasten.engines.base import Artifact, Engine, Session
-from hasten.engines.checked import operators, private
+from hasten.engines.cache_keys import cache_key
+from hasten.engines.checked import operators
 from hasten.engines.compile_cache import CompileCache
-from hasten.engines.failures import failed, failed_request
-from hasten.engines.missing_numbers import ROUNDED, check_nan
+from hasten.engines.failures import failed
+from hasten.engines.onnxruntime.dimensions import named, requested_sizes
 from hasten.engines.onnxruntime.divisions import guard_divisions
 from hasten.engines.onnxruntime.files import own_files
 from hasten.engines.onnxruntime.installation import load
-from hasten.errors import BeyondRange, CandidateError, HastenError
+from hasten.engines.onnxruntime.session import (
+    SPINNING,
+    STOPS_SPINNING,
+    OnnxRuntimeSession,
+    SettledSession,
+)
+from hasten.errors import CandidateError
 
 if TYPE_CHECKING:
     from hasten.engines.layers import LayerTime
@@ -38,12 +44,6 @@ _LARGEST_KEPT_BYTES = 1 << 30
 """Largest model whose optimized graph is kept: a copy of a larger one takes too long."""
 _SAVED_WEIGHTS = "session.optimized_model_external_initializers_file_name"
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_FATAL = ("DynamicQuantizeLSTM", "Einsum", "GRU", "LSTM")
-"""Operators that end the process, in ONNX Runtime 1.32, for some empty inputs: as a batch, or without steps."""
-_OF_TYPE = 0x22
-"""Byte before the length and the type of a node's operator in an ONNX file: field 4 of NodeProto, a string."""
-_SPINNING = "session.intra_op.allow_spinning"
-_STOPS_SPINNING = "session.force_spinning_stop"
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,6 @@ class OnnxRuntime(Engine):
 
     def settling(self) -> Engine | None:
         """Return the engine that has a second session, for one sample alone."""
-        from hasten.engines.onnxruntime.settled import OnnxRuntimeSettled
-
         return OnnxRuntimeSettled(
             self.threads, self.spinning, self.graph_optimization, self.lingering
         )
@@ -212,7 +210,7 @@ class OnnxRuntime(Engine):
 
     def _recall(self, artifact: Artifact, target: Target, compiled: CompileCache) -> Any:
         """Load the optimized graph from the cache, or optimize it as `_load` does and keep it."""
-        key = compiled.key(self, artifact, target, "optimized")
+        key = cache_key(compiled, self, artifact, target, "optimized")
         with compiled.entry(key) as entry:
             if entry is not None:
                 with contextlib.suppress(CandidateError):
@@ -248,8 +246,8 @@ class OnnxRuntime(Engine):
         options = ort.SessionOptions()
         options.log_severity_level = _LOG_FATAL_ONLY
         options.intra_op_num_threads = self.threads or target.threads
-        options.add_session_config_entry(_SPINNING, str(int(self.spinning)))
-        options.add_session_config_entry(_STOPS_SPINNING, str(int(not self.lingering)))
+        options.add_session_config_entry(SPINNING, str(int(self.spinning)))
+        options.add_session_config_entry(STOPS_SPINNING, str(int(not self.lingering)))
         if kept is not None and kept.bulk is not None:
             options.add_session_config_entry(_WEIGHTS_FOLDER, str(kept.bulk.parent))
         if self.graph_optimization == "disabled" or kept is not None:
@@ -260,7 +258,7 @@ class OnnxRuntime(Engine):
             except Exception as error:
                 raise failed(f"ONNX Runtime can't load {library.name}", error) from error
         more(options)
-        with contextlib.ExitStack() as open_files:
+        with ExitStack() as open_files:
             model: bytes | Path = (
                 kept.content if kept else open_files.enter_context(own_files(artifact, options))
             )
@@ -284,6 +282,88 @@ class OnnxRuntime(Engine):
         )
 
 
+@dataclass(frozen=True)
+class OnnxRuntimeSettled(OnnxRuntime):
+    """ONNX Runtime with two sessions of one file: settled for the certified request, open for others.
+
+    A session that knows all shapes plans its memory ahead and drops the nodes that compute them. The open
+    one is made when the first request of another shape comes, so who asks one by one has one session, and
+    who asks in batches isn't kept from it.
+    """
+
+    families: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # the search proposes it where a model has open shapes
+    settles: ClassVar[bool] = True
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Keep the model, with a name for each open dimension, by which it can be settled.
+
+        Raises:
+            CandidateError: the model can't be loaded.
+        """
+        with tempfile.TemporaryDirectory(prefix="hasten-named-") as folder:
+            return super().build(named(model, Path(folder)), target, workdir)
+
+    def settling(self) -> None:
+        """Return None: it is that engine."""
+        return
+
+    @property
+    def plain(self) -> OnnxRuntime:
+        """The engine with the same settings and open shapes."""
+        return OnnxRuntime(self.threads, self.spinning, self.graph_optimization, self.lingering)
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        """Load the model for the certified request; other shapes are loaded when they are asked.
+
+        Raises:
+            CandidateError: the model can't be loaded.
+        """
+        with super().open(artifact, target) as settled, ExitStack() as others:
+
+            def other() -> Session:
+                return others.enter_context(self.plain.open(artifact, target))
+
+            yield SettledSession(artifact, settled, other)
+
+    @contextmanager
+    def open_cached(
+        self, artifact: Artifact, target: Target, compiled: CompileCache
+    ) -> Iterator[Session]:
+        """Load the model as `open` does, through the cache, in which the two sessions have an entry each.
+
+        Raises:
+            CandidateError: the model can't be loaded.
+        """
+        with super().open_cached(artifact, target, compiled) as settled, ExitStack() as others:
+
+            def other() -> Session:
+                return others.enter_context(self.plain.open_cached(artifact, target, compiled))
+
+            yield SettledSession(artifact, settled, other)
+
+    def _load(
+        self,
+        artifact: Artifact,
+        target: Target,
+        more: Callable[[Any], None] = lambda options: None,
+        kept: Entry | None = None,
+    ) -> Any:
+        """Load the artifact, or what an earlier load of it saved, for the certified request alone."""
+
+        def settle(options: Any) -> None:
+            more(options)
+            for name, size in requested_sizes(artifact).items():
+                options.add_free_dimension_override_by_name(name, size)
+
+        return super()._load(artifact, target, settle, kept)
+
+    def words(self) -> str:
+        return listed(super().words(), "fixed shapes for one sample")
+
+
 def _save(options: Any, graph: Path, weights: Path) -> None:
     """Let the runtime write the optimized graph, with the weights beside it, to be read in place.
 
@@ -291,79 +371,3 @@ def _save(options: Any, graph: Path, weights: Path) -> None:
     """
     options.optimized_model_filepath = str(graph)
     options.add_session_config_entry(_SAVED_WEIGHTS, weights.name)
-
-
-class OnnxRuntimeSession(Session):
-    """Session of one `InferenceSession`; inputs are read in place, and outputs are new arrays.
-
-    Args:
-        artifact: Artifact that was opened.
-        session: The runtime's session.
-        optimization: Level by which the runtime optimized the graph, now or when it was kept.
-    """
-
-    def __init__(self, artifact: Artifact, session: Any, optimization: str) -> None:
-        self.inputs, self.outputs = artifact.inputs, artifact.outputs
-        self.batch_sizes = batch_sizes(artifact)
-        self._names = [spec.name for spec in artifact.outputs]
-        self._session = session
-        self._optimization = optimization
-        self._artifact = artifact
-        self._fatal: bool | None = None
-        rounded = ROUNDED in session.get_modelmeta().custom_metadata_map
-        self._no_nan = tuple(s.name for s in self.inputs if rounded and s.dtype.startswith("float"))
-
-    def run(self, inputs: Tensors) -> dict[str, Array]:
-        """Answer one request.
-
-        Raises:
-            BeyondRange: an input is empty, and the model may have an operator that would end the process then; or it
-                has NaN, and the model rounds.
-            CandidateError: the runtime failed.
-        """
-        for name, array in inputs.items():
-            if not array.size:
-                self._check_empty(name, array)
-        for name in self._no_nan:
-            if name in inputs:
-                check_nan("In int8, ONNX Runtime", name, inputs[name])
-        try:
-            return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
-        except Exception as error:
-            if self._session is None:
-                raise CandidateError("the session is closed: open the artifact again") from error
-            raise failed_request("ONNX Runtime failed", error, inputs) from error
-
-    def properties(self) -> Mapping[str, str]:
-        """Settings that the runtime's session reports."""
-        options = self._session.get_session_options()
-        return {
-            "providers": ", ".join(self._session.get_providers()),
-            "threads": str(options.intra_op_num_threads),
-            "spinning": str(options.get_session_config_entry(_SPINNING) == "1"),
-            "lingering": str(options.get_session_config_entry(_STOPS_SPINNING) == "0"),
-            "graph_optimization": self._optimization,
-        }
-
-    def _check_empty(self, name: str, array: Array) -> None:
-        """Refuse an empty input if the model has an operator that may end the process, or can't be read any more."""
-        if self._fatal is None:
-            self._fatal = True
-            with contextlib.suppress(HastenError, OSError), private(self._artifact) as copy:
-                self._fatal = _has_fatal(copy.path)
-        if self._fatal:
-            raise BeyondRange(
-                f"the input {name!r} has the shape {list(array.shape)}, and an empty Einsum, GRU or LSTM may end ONNX "
-                "Runtime's process: give at least one number along each axis"
-            )
-
-    def close(self) -> None:
-        """Free the runtime's session and its threads."""
-        self._session = None
-
-
-def _has_fatal(path: Path) -> bool:
-    """Whether an ONNX file has such an operator. Three letters alone are also somewhere among many weights."""
-    types = [bytes([_OF_TYPE, len(name)]) + name.encode() for name in _FATAL]
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return any(content.find(one) >= 0 for one in types)

@@ -23,6 +23,7 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import counted, listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.cache_keys import cache_key
 from hasten.engines.checked import operators, private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
@@ -253,7 +254,7 @@ class OpenVino(Engine):
         by = source_digest(Wholes)
         if by is None:
             return self._wholes(artifact)
-        key = compiled.key(self, artifact, target, f"whole numbers by {by}")
+        key = cache_key(compiled, self, artifact, target, f"whole numbers by {by}")
         with compiled.entry(key) as entry:
             if entry is not None:
                 compiled.passed_over()  # compiled graphs alone count as found
@@ -315,7 +316,7 @@ class OpenVino(Engine):
         is kept instead, and the model is compiled each time.
         """
         shapes = "settled" if request else "open"
-        key = compiled.key(self, artifact, target, f"{shapes}, watched by {rules()}")
+        key = cache_key(compiled, self, artifact, target, f"{shapes}, watched by {rules()}")
         with compiled.entry(key) as entry:
             in_vain = entry is not None and entry.content == _REFUSED
             if entry is not None and not in_vain:
@@ -541,7 +542,7 @@ class OpenVinoSession(Session):
         self._sizes = [(s.name, s.sizes) for s in artifact.request] if settled else []
         self._request, self._compile = artifact.request, compile_
         self._compiled = compiled
-        self._ranges = partial(Ranges, wholes, with_nan)
+        self._ranges = partial(Ranges, wholes.bounds if wholes is not None else None, with_nan)
         self._risks = risks
         self._first: _Request | None = self._requested(compiled)
         self._other: _Request | None = None

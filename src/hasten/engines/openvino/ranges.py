@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.missing_numbers import check_nan
 from hasten.errors import BeyondRange
-
-if TYPE_CHECKING:
-    from hasten.engines.openvino.wholes import Wholes
 
 
 class Bound(NamedTuple):
@@ -36,12 +34,15 @@ class Ranges:
     """Ranges of the numbers in a session's input buffers.
 
     Args:
-        wholes: Calculations with whole numbers in the session's graph; None if they aren't known.
+        bounds: Function that returns the bounds of whole-number inputs by name, from the number of elements of a
+            request's largest input; None if they aren't known.
         with_nan: Names of inputs that may have NaN, since the graph looks for it itself.
     """
 
-    def __init__(self, wholes: Wholes | None, with_nan: frozenset[str]) -> None:
-        self._wholes = wholes
+    def __init__(
+        self, bounds: Callable[[int], Mapping[str, Bound]] | None, with_nan: frozenset[str]
+    ) -> None:
+        self._bounds = bounds
         self._with_nan = with_nan
         self._buffers: dict[str, Array] = {}
         self._watched: list[tuple[str, Array, int]] = []
@@ -77,10 +78,10 @@ class Ranges:
             check_nan("OpenVINO", name, flat)
 
     def _bound(self, name: str) -> Bound:
-        if self._wholes is None:
+        if self._bounds is None:
             return _LONGEST
         elements = max(array.size for array in self._buffers.values())
-        return self._wholes.bounds(elements).get(name, _LONGEST)
+        return self._bounds(elements).get(name, _LONGEST)
 
     def _check_numbers(self, name: str, array: Array) -> None:
         if array.dtype == np.float64:

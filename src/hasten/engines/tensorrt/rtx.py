@@ -13,6 +13,7 @@ from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.engines.artifacts import answer_once
 from hasten.engines.base import Artifact, Session
+from hasten.engines.cache_keys import cache_key
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.cuda.capability import known_part
 from hasten.engines.cuda.pins import check_pins, pins_for
@@ -128,7 +129,7 @@ class TensorrtRtx(PlanEngine):
             return
         trt, here = self.toolkit(), check_pins(artifact, self.library, self.version())
         what = f"kernels for {here.part} and CUDA {here.driver}"
-        kept = KeptKernels(compiled, compiled.key(self, artifact, target, what))
+        kept = KeptKernels(compiled, cache_key(compiled, self, artifact, target, what))
         with answering(
             artifact, target, self.largest_batch, trt=trt, graph=self.cuda_graph, kept=kept
         ) as session:

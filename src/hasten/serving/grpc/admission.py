@@ -9,6 +9,8 @@ from hasten.serving.protocol.errors import Kind, ProtocolError
 
 _FULL = 0.9
 """Share of the allowed calls; once more are under way, those that wait for their clients are ended."""
+_ENDED = 64
+"""Largest number of slow clients' calls that are ended at once: each takes some time of the loop."""
 _QUIET_NS = 5_000_000_000
 """Time for which a call must have waited for its client to be ended while there are places left."""
 
@@ -122,15 +124,21 @@ class Admission:
                 call.drain(ProtocolError(Kind.UNAVAILABLE, why, 1.0))
                 return
 
-    def sweep(self, now_ns: int) -> None:
-        """End the calls of slow clients, and make room where nearly all places are taken."""
-        for call in [one for one in self._calls if one.overdue(now_ns)]:
+    def sweep(self, now_ns: int) -> bool:
+        """End calls of slow clients, and make room where nearly all places are taken.
+
+        Returns:
+            Whether there are more calls of slow clients, which are to be ended in a later turn of the loop.
+        """
+        overdue = [one for one in self._calls if one.overdue(now_ns)]
+        for call in overdue[:_ENDED]:
             self._end(
                 call,
                 Kind.SLOW,
                 "the request didn't arrive, or answers weren't read, within the time limit",
             )
         self._make_room(now_ns - _QUIET_NS)
+        return len(overdue) > _ENDED
 
     def drain(self, why: ProtocolError) -> None:
         """End the calls that wait for their clients, once what they asked is answered."""

@@ -454,6 +454,8 @@ class Stream:
         check: Function that raises ProtocolError where the stream's client may no longer ask, and that names it anew.
         clock_ns: Monotonic clock, in nanoseconds.
         together: Unsent answers of all streams.
+        left: Function called with the client's address and the stream's task where the stream is ended before its client
+            has read an answer.
 
     Attributes:
         client: Client that the call is counted under.
@@ -470,9 +472,10 @@ class Stream:
         check: Callable[[Stream], object],
         clock_ns: Callable[[], int],
         together: Together,
+        left: Callable[[str, asyncio.Task[Any]], object],
     ) -> None:
         self.waiting_ns: int | None = clock_ns()
-        self._check, self._together = check, together
+        self._check, self._together, self._left = check, together, left
         self._connection = str(context.peer())
         self.client, self.name = client_of(state, context), ""
         self._state, self._context, self._clock_ns = state, context, clock_ns
@@ -489,7 +492,7 @@ class Stream:
         self._beginning: asyncio.Task[None] | None = None
         """Task that begins what is held; None while nothing is."""
         self._why: ProtocolError | None = None
-        self._writing = False
+        self._writing = self._over = False
         self.payer = ""
         self._task = asyncio.current_task()
 
@@ -512,22 +515,11 @@ class Stream:
                 await self._changed.wait()
                 self._changed.clear()
                 await self._write()
-        except asyncio.CancelledError:
-            if self._why is None:  # the client is gone
-                raise
         finally:
             self._reading.cancel()
-            if self._beginning is not None:
-                self._beginning.cancel()
+            self._give_up()
             # A task keeps the frames of its error, and they keep this.
             self._reading = self._beginning = self._task = None
-            for writer in self._writers:
-                writer.cancel()
-            for inference in (*self._under_way, *(each for each, _ in self._answers)):
-                inference.end()
-            self._under_way.clear()
-            self._held.clear()
-            self._answers.clear()
             self._together.leave(self._connection, self)
             self._count_together(-self._ahead.size_bytes)
             self._ahead.size_bytes = 0
@@ -536,6 +528,20 @@ class Stream:
                 raise self._why
             finally:
                 self._why = None  # it keeps this frame
+
+    def _give_up(self) -> None:
+        """Drop all requests but that whose answer is being written."""
+        if self._beginning is not None:
+            self._beginning.cancel()
+        for writer in self._writers:
+            writer.cancel()
+        for inference in (*self._under_way, *(each for each, _ in self._answers)):
+            self._ahead.requests -= 1
+            self._count(inference, 0)
+            inference.end()
+        self._under_way.clear()
+        self._held.clear()
+        self._answers.clear()
 
     async def _write(self) -> None:
         """Send the answers that are there."""
@@ -572,10 +578,17 @@ class Stream:
             self._changed.set()  # a task that is cancelled before its first step doesn't do so itself
 
     def end(self, why: ProtocolError) -> None:
-        """End with an error, though the client may not have read all answers."""
+        """End with an error once the answer that is being written is read, if there is one, and write no further one.
+
+        The library keeps an answer until its client reads it, so it counts for the client as long, but no other stream of
+        the connection waits for that. Without the wait, the library can't send an error before the first answer is read.
+        """
         self.drain(why)
-        if self._writing and self._task is not None:
-            self._task.cancel()
+        if self._writing and self._task is not None and not self._over:
+            self._give_up()
+            self._together.count(self._connection, -self._ahead.size_bytes)
+            self._over = True
+            self._left(self._connection, self._task)
 
     async def _read(self) -> None:
         from grpc.aio import EOF
@@ -653,8 +666,8 @@ class Stream:
             try:
                 await self._let_in(room)
             except ProtocolError as failure:
-                self._refuse_held(without_frames(failure))
-                break
+                await self._refuse_held(without_frames(failure))
+                continue
             if self._ahead.size_bytes >= MOST_BYTES:
                 self._room.clear()
                 await self._room.wait()
@@ -666,9 +679,12 @@ class Stream:
         self._beginning = None
         self._room.set()
 
-    def _refuse_held(self, failure: ProtocolError) -> None:
-        while self._held:
-            inference = self._held.popleft()
+    async def _refuse_held(self, failure: ProtocolError) -> None:
+        """Refuse what is held by now, as far as a turn of the loop refuses requests, and the rest in later ones."""
+        refused = [*self._held]
+        self._held.clear()  # what is taken back meanwhile has just begun to wait
+        for inference in refused:
+            await self._together.refusing.take(self.client, 1)
             inference.refused(failure)
             self._answer(inference, failure)
 
@@ -730,8 +746,9 @@ class Stream:
         self._room.set()
 
     def _count_together(self, change: int) -> None:
-        """Count that much more, or less, of unsent answers for the connection and the client."""
-        self._together.count(self._connection, change)
+        """Count that much more, or less, of unsent answers for the client, and for the connection until the stream is ended."""
+        if not self._over:
+            self._together.count(self._connection, change)
         self._state.owed.count(self.payer, self._connection, LIBRARY_TIMES * change)
 
     async def _let_in(self, room: asyncio.Event) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from hasten.serving import owed_answers
+from hasten.serving.loop_budget import LoopBudget
 
 MOST_REQUESTS = 128
 """Largest number of requests of one stream that are processed at once; further ones aren't read yet."""
@@ -18,6 +19,8 @@ UNKNOWN_BYTES = 1 << 20
 """Size at which an answer counts while nothing tells it."""
 _SURPRISING_BYTES = MOST_BYTES // MOST_REQUESTS
 """Size up to which an answer may be larger than expected: a stream may have as many of them as requests."""
+_REFUSED = 64
+"""Largest number of held requests that a turn of the loop refuses, for all streams together."""
 _FORGETTING = 64
 """Part of the expected size that each smaller answer takes from it."""
 
@@ -81,10 +84,13 @@ class Together:
 
     Args:
         most: Size for one connection, in bytes, from which its streams begin no further request.
+
+    Attributes:
+        refusing: Number of held requests that each turn of the loop refuses.
     """
 
     def __init__(self, most: int = MOST_TOGETHER_BYTES) -> None:
-        self._most = most
+        self._most, self.refusing = most, LoopBudget(_REFUSED)
         self._sizes: dict[str, int] = {}
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._streams: dict[str, _Streams] = {}

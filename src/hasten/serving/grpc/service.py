@@ -35,13 +35,15 @@ from hasten.serving.grpc.reading_ahead import Together
 from hasten.serving.grpc.single import Single
 from hasten.serving.grpc.trial import check_that_it_answers
 from hasten.serving.grpc.unread import LIBRARY_TIMES, Unread
+from hasten.serving.models.answer_sizes import least_bytes
+from hasten.serving.models.served import ServedModel
 from hasten.serving.owed_answers import Holding
 from hasten.serving.protocol import messages
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.rights import Scope
 from hasten.serving.state import ServerState
 from hasten.serving.tls import Tls
-from hasten.serving.wire.grpc_messages import read_message
+from hasten.serving.wire.grpc_messages import never_answered, read_message
 
 log = logging.getLogger("hasten.serving")
 
@@ -67,6 +69,7 @@ _IDLE_MS = 60_000
 _SWEEP_S, _CROWDED_SWEEP_S = 1.0, 0.1
 _AT_ONCE_NS = 1_000_000_000
 """Time after which an answer counts as one that wasn't read at once."""
+_LIBRARY_LOG = "grpc._cython.cygrpc"
 _UNCOMPRESSED = 1
 """Bits of the compression algorithms that are enabled: only that of no compression."""
 _MISSING = "serving over gRPC needs grpcio and protobuf: pip install 'hasten[serve]'"
@@ -122,6 +125,7 @@ class GrpcServer:
         except ImportError as error:
             raise InputError(_MISSING) from error
         _check_place(host, port)
+        logging.getLogger(_LIBRARY_LOG).addFilter(_says_more)
         await check_that_it_answers()
         self._statuses = {kind: getattr(grpc.StatusCode, kind.grpc) for kind in Kind}
         # The library's own bound comes later than ours: a call counts there until its answer is read.
@@ -151,8 +155,12 @@ class GrpcServer:
         self._ending = Ending(taken, limits.connections, limits.send_ns, self._clock_ns)
         self._state.end_unread = self._end_unread
         self._state.begun_calls = self._begun_by
+        self._state.repository.warned = self._warning_of
         self._sweep()
         return taken
+
+    def _warning_of(self, model: ServedModel) -> str:
+        return never_answered(least_bytes(model), self._state.limits.grpc_answer_bytes)
 
     def _options(self) -> list[tuple[str, int]]:
         limits = self._state.limits
@@ -304,11 +312,16 @@ class GrpcServer:
         loop, now_ns = asyncio.get_running_loop(), self._clock_ns()
         hurries = self._ending.too_many
         self._sweeping = loop.call_later(_CROWDED_SWEEP_S if hurries else _SWEEP_S, self._sweep)
-        self._calls.sweep(now_ns)
+        self._end_slow()
         if self._looking is None and (self._sending.overdue(now_ns) or self._ending.crowded):
             unread = self._sending.peers(now_ns)
             busy = _places({*self._calls.peers, *self._sending.peers()}).values()
             self._looking = loop.create_task(self._look(_places(unread), {*busy}))
+
+    def _end_slow(self) -> None:
+        """End the calls of clients that are too slow, some in each turn of the loop."""
+        if self._calls.sweep(self._clock_ns()):
+            asyncio.get_running_loop().call_soon(self._end_slow)
 
     async def _look(self, unread: dict[str, Place], busy: set[Place]) -> None:
         try:
@@ -476,7 +489,8 @@ class GrpcServer:
 
         scope = SCOPES["ModelStreamInfer"]
         check = partial(self._check_again, context, scope)
-        stream = Stream(self._state, context, check, self._clock_ns, self._together)
+        left = self._sending.begin
+        stream = Stream(self._state, context, check, self._clock_ns, self._together, left)
         try:
             self._let_in(context, scope, stream)
             if self._state.draining:
@@ -484,7 +498,7 @@ class GrpcServer:
             self._enter(self._calls, stream, self._clock_ns())
             await stream.run()
         except InternalError:  # an answer can't be sent any more, since the client is gone
-            pass
+            raise asyncio.CancelledError from None  # else the library would try to send the status
         except ProtocolError as failure:
             self._refuse(context, failure)
         except Exception:
@@ -502,9 +516,9 @@ class _Sending:
         self._calls: dict[asyncio.Task[Any], tuple[str, int]] = {}
         """Task of each call -> its peer, and the time of its answer; the oldest first."""
 
-    def begin(self, peer: str) -> None:
-        """Note that a call is answered; its task ends once the client has read the answer."""
-        task = asyncio.current_task()
+    def begin(self, peer: str, task: asyncio.Task[Any] | None = None) -> None:
+        """Note that a call is answered, the present one by default; its task ends once the client has read the answer."""
+        task = task or asyncio.current_task()
         assert task is not None
         self._calls[task] = peer, self._clock_ns()
         task.add_done_callback(self._end)
@@ -532,6 +546,15 @@ def _places(peers: Iterable[str]) -> dict[str, Place]:
         with contextlib.suppress(ValueError):
             found[peer] = place_of(peer)
     return found
+
+
+def _says_more(record: logging.LogRecord) -> bool:
+    """Whether a record of the library says more than what any client can do to its own calls.
+
+    That is to go away before it has read its answer, and to send metadata that isn't UTF-8, which would be logged whole.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, UnicodeDecodeError) or 'Failed "execute_batch"' in str(error))
 
 
 def _check_place(host: str, port: int) -> None:

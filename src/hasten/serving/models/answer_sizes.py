@@ -69,6 +69,16 @@ def are_told(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> boo
     return dims <= named and all(spec.dtype != "object" for spec in outputs)
 
 
+def least_bytes(model: ServedModel) -> int | None:
+    """Return the size of all outputs of a model for the smallest request, in bytes; None if shapes don't tell it."""
+    if not are_told(model.inputs, model.outputs):
+        return None
+    return sum(
+        math.prod(dim for dim in spec.shape if isinstance(dim, int)) * np.dtype(spec.dtype).itemsize
+        for spec in model.outputs
+    )
+
+
 def _sizes(inputs: Sequence[TensorSpec], tensors: Tensors) -> dict[int | str, int]:
     """Return the sizes of a model's open dimensions in a request, by their names."""
     found: dict[int | str, int] = {}

@@ -32,7 +32,8 @@ class Lengths:
     a size, it may be as large as if only the longest of them had that size. Otherwise `together` bounds them besides.
 
     Attributes:
-        known: Axis -> largest size in the data that the bundle was made with, which may be made up.
+        known: Axis -> largest size in the data that the bundle was made with, which may be made up. The axis of rows
+            which run together is among them only where no other dimension is open.
         given: Largest size that the operator allows; None for the one that follows from the data.
         rows: Whether the first axis is that of rows which run together, however many.
         together: Rows that may run together by their size, from a count of the model's memory; None where the bundle
@@ -53,6 +54,7 @@ class Lengths:
         *,
         batched: bool,
         rows: bool,
+        alone: bool = False,
         given: int | None = None,
         together: RowsTogether | None = None,
     ) -> Lengths:
@@ -64,6 +66,7 @@ class Lengths:
             extents: Dimensions in which the samples of the data differ.
             batched: Whether the first axis is that of a batch, which the server cuts where it is large.
             rows: Whether the first axis is that of rows, which are no length either.
+            alone: Whether no input has an open dimension but that; then rows which run together are a length.
             given: Largest size that the operator allows; None for the one that follows from the data.
             together: Rows that may run together by their size; None where the bundle doesn't state their memory.
         """
@@ -75,6 +78,8 @@ class Lengths:
         for one in extents:
             if one.input == spec.name and one.axis in known:
                 known[one.axis] = one.most
+        if rows and not batched and alone:
+            known = {0: 1}
         return cls(known, given, rows and not batched, together if given is None else None)
 
     def refusal(self, name: str, shape: tuple[int, ...]) -> ProtocolError | None:
@@ -89,7 +94,9 @@ class Lengths:
             most = math.floor(min(usual, max(1, known) * self._most_times))
             if shape[axis] > most:
                 return self._error(
-                    f"input {name!r:.100}: dimension {axis} has at most {most:,} here",
+                    f"input {name!r:.100}: at most {counted(most, 'row')} can be run together here"
+                    if self.rows and axis == 0
+                    else f"input {name!r:.100}: dimension {axis} has at most {most:,} here",
                     f"{known:,}",
                     f"{shape[axis]:,}: the server's option --max-length allows more",
                     by_memory=most < usual,
@@ -110,7 +117,7 @@ class Lengths:
                 f"{_times(sizes)}: the server's option --max-length {self._enough(sizes)} allows it",
                 by_memory=True,
             )
-        return self._refusal_of_rows(name, shape) if self.rows else None
+        return self._refusal_of_rows(name, shape) if self.rows and 0 not in self.known else None
 
     def _refusal_of_rows(self, name: str, shape: tuple[int, ...]) -> ProtocolError | None:
         """Return the error for too many rows that run together; None if there aren't too many."""
@@ -118,14 +125,17 @@ class Lengths:
         wanted = math.prod(sizes)
         if not wanted:
             return None
-        usual = self._allowed**2 // wanted**2  # work may grow with a row's square
+        # Work may grow with a row's square, and a little with that of the number of rows.
+        usual = min(self._allowed**2 // wanted**2, max(_USUAL, self.given or 0))
         most = usual
         if self.together is not None:
-            most = min(usual, max(1, math.floor(self.together.rows(self.excess(shape)))))
+            most = min(usual, max(1, math.floor(self.together.rows(self._times(shape)))))
         if shape[0] <= most:
             return None
         grown = shape[0] * (wanted * max(1, *self.known.values())) ** 2
         enough = max(*sizes, math.isqrt(grown - 1) // self._product + 1)
+        if shape[0] > _USUAL:
+            enough = max(enough, shape[0])
         return self._error(
             f"input {name!r:.100}: at most {counted(most, 'row')} of {_times(sizes)} can be run together here",
             _times(self.known.values()),
@@ -147,6 +157,11 @@ class Lengths:
         return math.prod(
             [max(1, shape[axis] / max(1, known)) for axis, known in self.known.items()]
         )
+
+    def _times(self, shape: tuple[int, ...]) -> float:
+        """Return a shape's size as a multiple of that in the data; if no dimension is larger, the largest of the ratios."""
+        largest = max(shape[axis] / max(1, known) for axis, known in self.known.items())
+        return largest if largest <= 1 else self.excess(shape)
 
     @property
     def allowed_excess(self) -> float:

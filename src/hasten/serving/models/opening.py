@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -68,8 +68,8 @@ class ModelSettings:
         which: Model to serve: "winner", or "exact" after a crash of the winner.
         custom_ops: Libraries with the user's own operators.
         any_batch: Whether batches are formed in sizes that the certificate doesn't cover, too.
-        most_length: Largest size of a request's open dimensions other than the batch; None for the one that
-            follows from the data that the bundle was made with.
+        most_length: Largest size of a request's open dimensions other than the batch, or of the rows that run together
+            where no other is open; None for the one that follows from the data that the bundle was made with.
         most_sequences: Largest number of sequences whose states are kept at once; 0 to keep none.
         sequence_bytes: Largest size of the states of all models' sequences together, with the copies of steps;
             the largest such setting of any model counts.
@@ -122,6 +122,8 @@ class OpenBundle:
         standby: Exact model as a fallback; None if it answers itself, is left out or isn't wanted.
         latencies: Expected times of the batches.
         sizes: Batch sizes to use.
+        own_batch: Rows of the largest batch whose memory requests may take: of `sizes`, or larger if the batch curve
+            says so, since a start on a busy machine may warm up fewer sizes than another.
         most_rows: Largest number of rows in a request; those of other sizes are answered in parts.
         batched: Whether requests have an open batch axis.
         notes: Notes for the people who serve the bundle.
@@ -154,6 +156,7 @@ class OpenBundle:
     timed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     broken: bool = False
     most_rows: int = 1
+    own_batch: int = 1
     watch: Watch | None = None
     signed: str = "unsigned"
     agreed: str = ""
@@ -212,7 +215,8 @@ def open_bundle(
         folder = unpacked(path, settings.trusted)
         first = undo.enter_context(_quiet_load(folder, settings))
         manifest = first.manifest
-        curve = batch_curve(folder, manifest) if settings.which == "winner" else ()
+        stated = batch_curve(folder, manifest)
+        curve = stated if settings.which == "winner" else ()
         threads, count = _sharing(curve, settings.sessions, manifest.target.threads)
         most = max(manifest.target.threads, len(os.sched_getaffinity(0)))
         if count > most:
@@ -254,7 +258,8 @@ def open_bundle(
         if manifest.certified_early:
             opened.notes.append(manifest.why)
         most_rows = min(settings.most_rows, _largest(sessions[0]))
-        _warm_up(opened, shared, most_rows, pace or BackgroundPace())
+        quick = {point.batch for point in stated if point.p50_ns <= _SLOWEST_NS}
+        _warm_up(opened, shared, quick, most_rows, pace or BackgroundPace())
         undo.pop_all()
         return opened
 
@@ -350,10 +355,18 @@ def _largest(session: Loaded) -> int:
 def _warm_up(
     opened: OpenBundle,
     curve: Sequence[CurvePoint],
+    quick: Collection[int],
     most_rows: int,
     pace: BackgroundPace,
 ) -> None:
     """Run every batch shape on every session; find the sizes in which answers don't change.
+
+    Args:
+        opened: The bundle.
+        curve: Points of the batch curve that were measured with such sessions.
+        quick: Sizes of batches that took no longer than a start waits for, by all points of the curve.
+        most_rows: Largest batch to form.
+        pace: Runner of the requests.
 
     Raises:
         CandidateError: a request that the bundle keeps fails, so clients' requests will fail too.
@@ -377,26 +390,29 @@ def _warm_up(
         opened.latencies = Latencies({1: _GUESSED_NS}, guessed=True)
         return
     opened.timed = {name: array.shape for name, array in lone.items()}
-    sizes = [1]
+    sizes, own_batch = [1], 1
     beside = mates(opened.requests, opened.first.request, opened.first.numbers)
     within = opened.first.keeps_to
     if within is not None:
         known = {size: p50_ns for size, p50_ns in known.items() if size in within}
     if opened.batched and all(array.shape[:1] == (1,) for array in alone.values()):
         each_bytes = sum(array.nbytes for array in lone.values())
-        most_ns = pace.spent_ns + _BUDGET_NS
-        for size in SIZES[1:]:
-            if within is not None and size not in within:
-                continue
+        most_ns, enough = pace.spent_ns + _BUDGET_NS, False
+        usable = [size for size in SIZES[1:] if within is None or size in within]
+        for size in usable:
             expected_ns = size * times[sizes[-1]] / sizes[-1]
-            enough = expected_ns > _SLOWEST_NS or pace.spent_ns + 3 * expected_ns > most_ns
-            if size > most_rows or enough or size * each_bytes > MOST_BYTES:
+            if size > most_rows or size * each_bytes > MOST_BYTES:
                 break
+            if size in quick:
+                own_batch = size
+            enough |= expected_ns > _SLOWEST_NS or pace.spent_ns + 3 * expected_ns > most_ns
+            if enough:
+                continue
             batch = stacked([lone, *itertools.islice(beside, size - 1)])
             unlike = _unlike_alone(opened, batch, lone, alone, pace)
             if unlike:
                 opened.notes.append(f"served without batching: {unlike}")
-                sizes = [1]
+                sizes, own_batch = [1], 1
                 break
             if pace.patient and {1, size} <= known.keys():  # spare live requests the timing runs
                 for session in opened.sessions[1:]:
@@ -411,7 +427,7 @@ def _warm_up(
             opened.most_rows = max(sizes[-1], min(most_rows, MOST_BYTES // max(1, each_bytes)))
     elif opened.batched:
         opened.batched = False
-    opened.sizes = tuple(sizes)
+    opened.sizes, opened.own_batch = tuple(sizes), max(own_batch, sizes[-1])
     covered = opened.first.certified_batches
     if covered is not None and not set(sizes) <= set(covered):
         opened.notes.append(

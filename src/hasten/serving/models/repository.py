@@ -108,6 +108,7 @@ class Repository:
             crash, until its bundle was replaced.
         lost: Callback that is told that a device answers nothing more in this process.
         opening_begins: Callback that is called before a bundle is opened.
+        warned: Callback that is told each model that is ready to be served, and returns a warning to log, or "".
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Repository:
         self.forgiven: Callable[[Registered], None] = lambda one: None
         self.lost: Callable[[DeviceLost], None] = lambda error: None
         self.opening_begins: Callable[[], None] = lambda: None
+        self.warned: Callable[[ServedModel], str] = lambda model: ""
         self._versions: dict[str, dict[str, Registered]] = {}
         for one in registered:
             self._versions.setdefault(one.name, {})[one.version] = one
@@ -329,7 +331,7 @@ class Repository:
             if old is not None:
                 one.served.learn_from(old)
             one.state, one.reason = "READY", ""
-            for note in opened.notes:
+            for note in filter(None, (*opened.notes, self.warned(model))):
                 log.warning("%s", note, extra={"model": one.name, "version": one.version})
             if opened.agreed:
                 log.info("%s", opened.agreed, extra={"model": one.name, "version": one.version})

@@ -981,7 +981,7 @@ def _rows_together(opened: OpenBundle, most_length: int | None) -> RowsTogether 
     growth = opened.manifest.growth
     if most_length is not None or not growth:
         return None
-    return RowsTogether(growth, max(opened.sizes) if opened.batched else 1)
+    return RowsTogether(growth, opened.own_batch if opened.batched else 1)
 
 
 def _input_specs(
@@ -999,6 +999,7 @@ def _input_specs(
     lone = all(spec.shape[:1] == (1,) for spec in opened.first.request)
     alike = not any(one.axis == 0 for one in extents)
     rows = lone and alike and share_batch_axis(inputs, ())
+    alone = all(isinstance(size, int) for spec in inputs for size in spec.shape[1:])
     return [
         InputSpec(
             spec,
@@ -1009,6 +1010,7 @@ def _input_specs(
                 extents,
                 batched=batched,
                 rows=rows,
+                alone=alone,
                 given=most_length,
                 together=together,
             ),

@@ -1,14 +1,12 @@
-"""Where a stream comes from: what every source gives, and which one a name stands for."""
+"""Sources of streams: what each of them gives, and the names of their addresses for people."""
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 
 from hasten.core.tensors import Array
-from hasten.errors import InputError
 from hasten.serving.streams.frames import FrameClock
 from hasten.serving.streams.tally import Ended
 
@@ -22,8 +20,6 @@ _ADDRESS = re.compile(
 """Scheme, host, port and path of an address; no match where a password may reach past its host."""
 _VALUE = re.compile(r"=[^/&;]+")
 MOST_NOTES = 50
-PICTURES_PER_S = 30.0
-"""Rate at which a folder of pictures is played unless one is given."""
 
 
 class Source(ABC):
@@ -84,34 +80,3 @@ def shown(source: str) -> str:
         return f"{scheme}://..."
     start, host, port, path = found.groups()
     return f"{start}{host}{port}{_VALUE.sub('=...', path)}"
-
-
-def open_source(source: str | Path, fps: float | None, *, reconnect_s: float = 0.0) -> Source:
-    """Open a source.
-
-    Args:
-        source: A video file, a folder of pictures, a camera such as /dev/video0, or an address that
-            begins with rtsp://, rtsps://, udp:// or tcp://.
-        fps: Frames per second; by default the source's own, and 30 for a folder of pictures.
-        reconnect_s: Longest time to try to reach a camera or an address again after its last frame.
-
-    Raises:
-        InputError: there is no such source, or it has no pictures.
-    """
-    if fps is not None and not 0 < fps <= 1000:
-        raise InputError(f"the rate must be above 0 and at most 1000 frames a second: got {fps:g}")
-    text = str(source)
-    scheme = scheme_of(text)
-    if scheme and scheme not in LIVE_SCHEMES:
-        raise InputError(
-            f"the source {shown(text)} begins with {scheme}://: give a file, a folder, {CAMERA}0, or an "
-            f"address that begins with one of {', '.join(f'{one}://' for one in LIVE_SCHEMES)}"
-        )
-    if not scheme and Path(text).is_dir():
-        from hasten.serving.streams.pictures import Pictures
-
-        return Pictures(Path(text), fps or PICTURES_PER_S)
-    from hasten.serving.streams.video import Video
-
-    live = bool(scheme) or text.startswith(CAMERA)
-    return Video(text, fps, live=live, reconnect_s=reconnect_s)

@@ -18,8 +18,9 @@ import numpy as np
 from hasten.errors import InputError
 from hasten.serving.streams.files import Lines
 from hasten.serving.streams.frames import Frame, FrameClock, Slot
+from hasten.serving.streams.opening import open_source
 from hasten.serving.streams.overlay import Overlay
-from hasten.serving.streams.sources import Source, open_source, scheme_of
+from hasten.serving.streams.sources import Source, scheme_of
 from hasten.serving.streams.tally import Answer, Ended, Tally, Watched
 
 if TYPE_CHECKING:

@@ -356,14 +356,33 @@ def check_answer_size(size: int, most: int) -> None:
     """
     if size <= most:
         return
-    more = ""
-    if size < _MOST_BYTES:
-        more = f", or give the server the option --max-body {-(-size >> 20)}MiB"
     raise ProtocolError(
         Kind.TOO_LARGE,
         f"the outputs have {size:,} bytes, but those of an answer over gRPC have at most {most:,} "
-        f"here: ask for fewer rows or outputs at once, ask over HTTP{more}",
+        f"here: ask for fewer rows or outputs at once, ask over HTTP{_or_raise_the_bound(size)}",
     )
+
+
+def never_answered(size: int | None, most: int) -> str:
+    """Return a warning of a model for which every request for all outputs is refused over gRPC; "" for any other.
+
+    Args:
+        size: Size of all outputs for the smallest request, in bytes; None if it isn't known.
+        most: Largest size of the outputs of an answer.
+    """
+    if size is None or size <= most:
+        return ""
+    return (
+        f"over gRPC, requests for all outputs are refused: these have at least {size:,} bytes, but those of an answer "
+        f"at most {most:,}: ask for fewer outputs, ask over HTTP{_or_raise_the_bound(size)}"
+    )
+
+
+def _or_raise_the_bound(size: int) -> str:
+    """Return how a server can be allowed to answer so much; "" if no message can have it."""
+    if size >= _MOST_BYTES:
+        return ""
+    return f", or give the server the option --max-body {-(-size >> 20)}MiB"
 
 
 def _joined(pieces: Sequence[Any]) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.graph import Node, Value
+from hasten.engines.compiled.graph import Node
 from hasten.engines.compiled.nodes.choices import gathered
 from hasten.engines.compiled.nodes.movement import concatenated, taken
 from hasten.engines.compiled.nodes.products import dense
@@ -23,6 +23,7 @@ from hasten.engines.compiled.nodes.scores import (
     transformed,
 )
 from hasten.engines.compiled.operators.couplings import MOST_CLASSES, Couple
+from hasten.engines.compiled.values import Value
 
 _FLOATS = ("float32", "float64")
 _NUMBERS = (*_FLOATS, "int64", "int32")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.graph import Node, Value
+from hasten.engines.compiled.graph import Node
 from hasten.engines.compiled.nodes.choices import picked
 from hasten.engines.compiled.nodes.movement import padded
 from hasten.engines.compiled.nodes.products import dense
@@ -16,7 +16,8 @@ from hasten.engines.compiled.nodes.reductions import done, mapped
 from hasten.engines.compiled.operators.convolutions import Conv
 from hasten.engines.compiled.operators.programs import Step, number
 from hasten.engines.compiled.operators.reductions import Reduce
-from hasten.engines.compiled.plan import Access, contiguous, product
+from hasten.engines.compiled.tensors import Access, contiguous, product
+from hasten.engines.compiled.values import Value
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.graph import Node, Value, broadcast, scalar
-from hasten.engines.compiled.nodes.int8.values import byte_type
+from hasten.engines.compiled.graph import Node, broadcast, scalar
+from hasten.engines.compiled.nodes.int8.lower16 import byte_type
 from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.programs import Step
-from hasten.engines.compiled.plan import C_TYPES, product
+from hasten.engines.compiled.tensors import C_TYPES, product
+from hasten.engines.compiled.values import Value
 from hasten.errors import IntegrityError
 
 _SAME = {

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.graph import Node, Value, broadcast
+from hasten.engines.compiled.graph import Node, broadcast
 from hasten.engines.compiled.nodes.choices import gathered
 from hasten.engines.compiled.operators.programs import Step, number
-from hasten.engines.compiled.plan import Access, contiguous, product
+from hasten.engines.compiled.tensors import Access, contiguous, product
+from hasten.engines.compiled.values import Value
 
 _MOST_PARTS = 64
 """Largest number of copies that one node becomes."""

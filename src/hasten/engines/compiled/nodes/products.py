@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.graph import Node, Value, broadcast
+from hasten.engines.compiled.graph import Node, broadcast
 from hasten.engines.compiled.operators.dense import Dense
 from hasten.engines.compiled.operators.matrices import Product
 from hasten.engines.compiled.operators.programs import Step
-from hasten.engines.compiled.plan import Access, contiguous, product
+from hasten.engines.compiled.tensors import Access, contiguous, product
+from hasten.engines.compiled.values import Value
 
 
 def dense(node: Node, value: Value, weight: Array, bias: Array | None) -> Value:

@@ -9,10 +9,11 @@ from typing import Literal
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.graph import Graph, Node, Value
+from hasten.engines.compiled.graph import Graph, Node
 from hasten.engines.compiled.nodes.products import dense
 from hasten.engines.compiled.operators.recurrent import ACTIVATIONS, Recurrent
-from hasten.engines.compiled.plan import Access
+from hasten.engines.compiled.tensors import Access
+from hasten.engines.compiled.values import Value
 
 _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 _FUNCTIONS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from hasten.engines.compiled.graph import Node, Value, broadcast
+from hasten.engines.compiled.graph import Node, broadcast
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.operators.reductions import Reduce
-from hasten.engines.compiled.plan import Access, contiguous
+from hasten.engines.compiled.tensors import Access, contiguous
+from hasten.engines.compiled.values import Value
 
 _KINDS = {
     "ReduceSum": "sum",

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.graph import Node, Value
+from hasten.engines.compiled.graph import Node
 from hasten.engines.compiled.nodes.reductions import done, mapped, reduced
 from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.programs import Step
+from hasten.engines.compiled.values import Value
 
 _PROBIT = 0.147
 """Constant of Winitzki's approximation of the inverse error function, which ONNX Runtime uses."""

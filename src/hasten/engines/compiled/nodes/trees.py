@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.graph import Node, Value
+from hasten.engines.compiled.graph import Node
 from hasten.engines.compiled.nodes.scores import classified, scaled, transformed
 from hasten.engines.compiled.operators.forests import MOST_DEPTH, Forest
 from hasten.engines.compiled.operators.trees import Trees
+from hasten.engines.compiled.values import Value
 
 _MODES = (
     "BRANCH_LEQ",

@@ -9,7 +9,8 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.maps import place, seen
-from hasten.engines.compiled.plan import C_TYPES, Access, Operation, Plan, product
+from hasten.engines.compiled.plan import Operation, Plan
+from hasten.engines.compiled.tensors import C_TYPES, Access, product
 from hasten.errors import BeyondRange
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from hasten.core.tensors import Array
 from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.maps import Map, emit_program
 from hasten.engines.compiled.operators.programs import Step
-from hasten.engines.compiled.plan import C_TYPES, Operation, Plan, product
+from hasten.engines.compiled.plan import Operation, Plan
+from hasten.engines.compiled.tensors import C_TYPES, product
 from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from numpy.lib.stride_tricks import as_strided
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.programs import Step
-from hasten.engines.compiled.plan import C_TYPES, Access, Operation, Plan, product
+from hasten.engines.compiled.plan import Operation, Plan
+from hasten.engines.compiled.tensors import C_TYPES, Access, product
 from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:

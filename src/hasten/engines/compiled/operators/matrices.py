@@ -11,7 +11,8 @@ import numpy as np
 from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.maps import Map, emit_program, place
 from hasten.engines.compiled.operators.programs import Step
-from hasten.engines.compiled.plan import C_TYPES, Access, Operation, Plan, product
+from hasten.engines.compiled.plan import Operation, Plan
+from hasten.engines.compiled.tensors import C_TYPES, Access, product
 from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.plan import C_TYPES
+from hasten.engines.compiled.tensors import C_TYPES
 from hasten.errors import BeyondRange, IntegrityError
 
 MOST_STEPS = 400

@@ -12,7 +12,8 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.programs import Step
-from hasten.engines.compiled.plan import ALIGNMENT, C_TYPES, Access, Operation, Plan
+from hasten.engines.compiled.plan import Operation, Plan
+from hasten.engines.compiled.tensors import ALIGNMENT, C_TYPES, Access
 from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.maps import merged, place, seen
-from hasten.engines.compiled.plan import C_TYPES, Access, Operation, Plan, contiguous, product
+from hasten.engines.compiled.plan import Operation, Plan
+from hasten.engines.compiled.tensors import C_TYPES, Access, contiguous, product
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.writer import Writer

@@ -13,7 +13,8 @@ from hasten.core.tensors import Array
 from hasten.engines.compiled.operators import lanes, walks
 from hasten.engines.compiled.operators.forests import Forest
 from hasten.engines.compiled.operators.rankings import Splits
-from hasten.engines.compiled.plan import C_TYPES, Operation, Plan
+from hasten.engines.compiled.plan import Operation, Plan
+from hasten.engines.compiled.tensors import C_TYPES
 from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
@@ -112,8 +113,10 @@ class Trees(Operation):
         nodes = {name: writer.constant(name) for name in self._constants}
         features = nodes[self.features]
         forest = Forest.grow(features < 0)
-        splits = self._splits(writer.plan, nodes, np.flatnonzero(features >= 0))
-        starts, columns = self._columns(writer.plan, nodes, forest)
+        splits = self._splits(
+            writer.plan.tensor(self.input).size, nodes, np.flatnonzero(features >= 0)
+        )
+        starts, columns = self._columns(writer.plan.tensor(self.output).size, nodes, forest)
         steps = int((forest.depths + 1).sum())
         if steps > (_MOST_UNSAID if self.steps == _UNSAID else self.steps):
             self.refuse(f"{steps:,} steps through its trees, where the plan says {self.steps:,}")
@@ -123,12 +126,12 @@ class Trees(Operation):
             walks.emit(writer, kind, forest, splits)
         self._emit_sums(writer, kind, nodes[self.values], starts, columns)
 
-    def _splits(self, plan: Plan, nodes: dict[str, Array], inner: Array) -> Splits:
-        """Return the inner nodes, which were checked."""
+    def _splits(self, width: int, nodes: dict[str, Array], inner: Array) -> Splits:
+        """Return the inner nodes, which were checked for rows of some columns."""
         feature, members = nodes[self.features][inner], nodes[self.set_of][inner]
         bounds, numbers = nodes[self.bounds], nodes[self.sets]
-        if feature.max(initial=0) >= plan.tensor(self.input).size:
-            self.refuse(f"column {feature.max()} of a row of {plan.tensor(self.input).size}")
+        if feature.max(initial=0) >= width:
+            self.refuse(f"column {feature.max()} of a row of {width}")
         if members.max(initial=-1) >= len(bounds) - 1 or members.min(initial=-1) < -1:
             self.refuse("a set that doesn't exist")
         ends = np.concatenate([[0], bounds, [len(numbers)]])
@@ -144,8 +147,10 @@ class Trees(Operation):
             self.refuse("a threshold is NaN")
         return Splits(feature, threshold, nodes[self.nan_high][inner] != 0, members, sets)
 
-    def _columns(self, plan: Plan, nodes: dict[str, Array], forest: Forest) -> tuple[Array, Array]:
-        """Return where each column of values begins, and its tree and target, which were checked."""
+    def _columns(
+        self, targets: int, nodes: dict[str, Array], forest: Forest
+    ) -> tuple[Array, Array]:
+        """Return where each column of values begins, and its tree and one of the targets, which were checked."""
         columns = nodes[self.columns]
         if len(columns) % 2 or len(forest.starts) > MOST_TREES:
             self.refuse(f"{len(forest.starts):,} trees, {len(columns)} numbers of columns")
@@ -153,7 +158,7 @@ class Trees(Operation):
         tree, target = columns.T
         if tree.min() < 0 or tree.max() >= len(forest.starts):
             self.refuse("a column belongs to a tree that doesn't exist")
-        if target.min() < 0 or target.max() >= plan.tensor(self.output).size:
+        if target.min() < 0 or target.max() >= targets:
             self.refuse("a column belongs to a target that doesn't exist")
         if (np.diff(target) < 0).any():
             self.refuse("the columns aren't ordered by their target")

@@ -10,12 +10,13 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.engines.compiled.nodes.int8.curves import Sloped
 from hasten.engines.compiled.nodes.int8.sums import Products
-from hasten.engines.compiled.nodes.int8.values import Bytes
 from hasten.engines.compiled.operators.int8.numbers import Rounding
+from hasten.engines.compiled.values import Bytes
 from hasten.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.graph import Node, Value
+    from hasten.engines.compiled.graph import Node
+    from hasten.engines.compiled.values import Value
 
 
 def forms(node: Node, channels: int) -> tuple[Array, Array, bool] | None:

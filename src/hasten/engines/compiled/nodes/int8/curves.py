@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.graph import Value
+from hasten.engines.compiled.nodes.int8.pending import PendingNode, Sums
 from hasten.engines.compiled.nodes.int8.sums import Products
-from hasten.engines.compiled.nodes.int8.values import Bytes, Pending, Sums, codes_of
 from hasten.engines.compiled.operators.int8.numbers import Rounding
-from hasten.engines.compiled.operators.int8.words import Rounding16
-from hasten.engines.compiled.plan import product
+from hasten.engines.compiled.operators.int8.numbers16 import Rounding16
+from hasten.engines.compiled.tensors import product
+from hasten.engines.compiled.values import Bytes, Pending, Value, byte_codes
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.graph import Node
@@ -71,7 +71,7 @@ _CLOSER = 65
 
 
 @dataclass(frozen=True)
-class Curve(Pending):
+class Curve(PendingNode):
     """Function of each sum, such as hard-swish behind a convolution.
 
     Sums are rounded to bytes of the range beyond which the result's byte no longer changes, or are read
@@ -159,7 +159,7 @@ def grid(function: Callable[[Array], Array], scale: float, zero: int) -> tuple[f
 def _end(function: Callable[[Array], Array], places: Array, scale: float, zero: int) -> float:
     """Return the largest number up to which a function's byte is that of the first place."""
     for _ in range(3):
-        codes = codes_of(function(places.astype(np.float32)), zero, scale)
+        codes = byte_codes(function(places.astype(np.float32)), zero, scale)
         changed = np.flatnonzero(codes != codes[0])
         if not len(changed):
             return 0.0
@@ -187,7 +187,7 @@ def _sloped(node: Node) -> bool:
         return np.where(numbers < 0, numbers * slope, numbers).astype(np.float32)
 
     sloped = Sloped(
-        node, value.shape, root=sums, function=function if slope.size == 1 else None, slope=slope
+        value.shape, node, root=sums, function=function if slope.size == 1 else None, slope=slope
     )
     node.give(Value("", "float32", value.shape, value.batch, pending=sloped))
     return True
@@ -250,7 +250,7 @@ def _curved(node: Node) -> bool:
         return False
     value = next(iter(moving.values()))
     root = next(part[0] for part in parts.values() if part is not None)
-    curve = Curve(node, value.shape, root=root, function=function)
+    curve = Curve(value.shape, node, root=root, function=function)
     node.give(Value("", "float32", value.shape, value.batch, pending=curve))
     return True
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.graph import Node, Value
+from hasten.engines.compiled.graph import Node
 from hasten.engines.compiled.nodes.int8 import (
     channels,
     curves,
@@ -19,18 +19,13 @@ from hasten.engines.compiled.nodes.int8 import (
     transposed,
     views,
 )
-from hasten.engines.compiled.nodes.int8.values import (
-    Bytes,
-    Levels,
-    Pending,
-    byte_type,
-    codes_of,
-    ordered,
-    shifted,
-)
+from hasten.engines.compiled.nodes.int8.lower16 import byte_type
+from hasten.engines.compiled.nodes.int8.pending import PendingNode
 from hasten.engines.compiled.operators.int8.elementwise import Quantize
 from hasten.engines.compiled.operators.int8.numbers import Rounding
-from hasten.engines.compiled.plan import product
+from hasten.engines.compiled.operators.programs import Step
+from hasten.engines.compiled.tensors import contiguous, product
+from hasten.engines.compiled.values import Bytes, Draft, Levels, Pending, Value, byte_codes, ordered
 from hasten.errors import IntegrityError
 
 _MOVES = frozenset(
@@ -231,7 +226,7 @@ def _dequantize(node: Node) -> bool:
     if value.bytes is not None:
         made = value.bytes.read_as(zero, scale)
     elif value.constant is None:
-        tensor = shifted(node.graph, value) if signed else value.tensor
+        tensor = _shifted(node.graph, value) if signed else value.tensor
         made = Bytes.stored(tensor, False, zero, scale)
     else:
         return False
@@ -239,10 +234,23 @@ def _dequantize(node: Node) -> bool:
     return True
 
 
+def _shifted(graph: Draft, value: Value) -> str:
+    """Append the bytes of a tensor of int8, each 128 higher; return their tensor."""
+    made = graph.new("uint8", value.shape, None)
+    steps = [
+        Step("cast", (0,), "int32"),
+        Step("value", (), "int32", "128"),
+        Step("add", (1, 2), "int32"),
+        Step("cast", (3,), "uint8"),
+    ]
+    graph.map(steps, [(value, contiguous(value.shape), 0)], made)
+    return made.tensor
+
+
 def _cut(node: Node) -> bool:
     """Take bounds of sums that aren't rounded yet."""
     value = node.peek(0)
-    if value.pending is None:
+    if not isinstance(value.pending, PendingNode):
         return False
     bounds = [0.0, np.inf]
     if node.proto.op_type == "Clip":
@@ -343,7 +351,7 @@ def _pad(node: Node, lowering: Callable[[Node], None]) -> bool:
         fill = None if known is None else known.item()
     if value is None or fill is None:
         return False
-    code = int(codes_of(np.array([fill]), value.zero, value.scale)[0])
+    code = int(byte_codes(np.array([fill]), value.zero, value.scale)[0])
     if (
         value.table[code] != np.float32(fill)
         and node.attributes.get("mode", "constant") == "constant"

@@ -13,27 +13,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hasten.engines.compiled.graph import Value
 from hasten.engines.compiled.nodes.convolutions import two
 from hasten.engines.compiled.nodes.int8 import sums
 from hasten.engines.compiled.nodes.int8.curves import ONE_BY_ONE, Sloped
+from hasten.engines.compiled.nodes.int8.pending import PendingNode
 from hasten.engines.compiled.nodes.int8.transposed import Interleaved
-from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Pending, byte_type, ordered
-from hasten.engines.compiled.nodes.int8.values import codes_of as byte_codes
-from hasten.engines.compiled.nodes.int8.words import Words, codes_of
 from hasten.engines.compiled.operators.int8.conversions16 import Quantize16
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.numbers import Rounding
-from hasten.engines.compiled.operators.int8.words import (
-    LOWEST,
-    MOST_PRODUCT,
-    MOST_RATIO,
-    WORDS,
-    Add16,
-    Multiply16,
-    Rounding16,
+from hasten.engines.compiled.operators.int8.numbers16 import LOWEST, WORDS, Rounding16
+from hasten.engines.compiled.operators.int8.words import MOST_PRODUCT, MOST_RATIO, Add16, Multiply16
+from hasten.engines.compiled.tensors import product
+from hasten.engines.compiled.values import (
+    Bytes,
+    Levels,
+    Value,
+    Words,
+    byte_codes,
+    ordered,
+    word_codes,
 )
-from hasten.engines.compiled.plan import product
 from hasten.engines.layers import node_name
 from hasten.errors import IntegrityError
 
@@ -67,7 +66,7 @@ def quantize(node: Node) -> bool:
     made = None
     if value.words is not None:
         made = value.words.rounded(node.graph, value.shape, zero, scale)
-    elif value.pending is not None:
+    elif isinstance(value.pending, PendingNode):
         with suppress(IntegrityError):  # it is beyond what a sum's rounding takes
             made = _rounded(value.pending, zero, scale)
     elif (found := sums.stored(value)) is not None:
@@ -79,10 +78,20 @@ def quantize(node: Node) -> bool:
     return True
 
 
-def _rounded(pending: Pending, zero: int, scale: float) -> Words | None:
+def byte_type(node: Node) -> str:
+    """Return the type of bytes where a node that quantizes, or the other way, has no zero point."""
+    if node.proto.op_type == "DequantizeLinear":
+        return node.peek(0).dtype
+    import onnx
+
+    wanted = int(node.attributes.get("output_dtype", 0)) or onnx.TensorProto.UINT8
+    return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(wanted)))
+
+
+def _rounded(pending: PendingNode, zero: int, scale: float) -> Words | None:
     """Append operations that round sums to words of a scale; return None where there are none."""
     pending.node.graph.source = node_name(pending.node.proto)
-    low, high = (int(one) for one in codes_of(np.array([pending.low, pending.high]), zero, scale))
+    low, high = (int(one) for one in word_codes(np.array([pending.low, pending.high]), zero, scale))
     rounding = Rounding16(zero, low, high)
     if isinstance(pending, sums.Products | Sloped | Interleaved):
         return Words.stored(*pending.stored(scale, rounding), zero, scale)
@@ -159,7 +168,7 @@ def _one_by_one(node: Node) -> bool:
 
 
 @dataclass(frozen=True)
-class _OfWords(Pending):
+class _OfWords(PendingNode):
     """Sums, products or parts of words that nothing has rounded yet."""
 
     @abstractmethod
@@ -252,7 +261,7 @@ def _both(sign: int) -> Callable[[Node], bool]:
         else:
             names[1] = ordered(graph, names[1], values[1].last, shape, last)
         made = _Both(
-            *(node, shape), values=(values[0], values[1]), names=(names[0], names[1]),
+            *(shape, node), values=(values[0], values[1]), names=(names[0], names[1]),
             last=last, gate=gate, sign=sign,
         )  # fmt: skip
         node.give(Value("", "float32", shape, 0, pending=made))
@@ -292,7 +301,7 @@ def _concat(node: Node) -> bool:
     parts = tuple((value.words, value.shape) for value in given if value.words is not None)
     if len(parts) < len(given) or any(value.batch != 0 for value in given) or not shape:
         return False
-    pending = _Joined(node, shape, parts=parts, axis=axis)
+    pending = _Joined(shape, node, parts=parts, axis=axis)
     node.give(Value("", "float32", shape, 0, pending=pending))
     return True
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hasten.engines.compiled.graph import Value
+from hasten.engines.compiled.nodes.int8.pending import Sums
 from hasten.engines.compiled.nodes.int8.sums import stored
-from hasten.engines.compiled.nodes.int8.values import Bytes, Pending, Sums, ordered
 from hasten.engines.compiled.operators.int8.elementwise import Add8
 from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8
-from hasten.engines.compiled.plan import product
+from hasten.engines.compiled.tensors import product
+from hasten.engines.compiled.values import Bytes, Pending, Value, ordered
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.graph import Node
@@ -55,6 +55,6 @@ def add(node: Node) -> bool:
     other = stored(second)
     if first.pending is None or other is None or first.shape != second.shape:
         return False
-    made = Residual(node, first.shape, sums=first.pending, other=other)
+    made = Residual(first.shape, node, sums=first.pending, other=other)
     node.give(Value("", "float32", first.shape, 0, pending=made))
     return True

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.graph import Node, Value
+from hasten.engines.compiled.graph import Node
 from hasten.engines.compiled.nodes.convolutions import picture, two, window_of
-from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Sums, ordered
-from hasten.engines.compiled.nodes.int8.words import Words
-from hasten.engines.compiled.operators.int8.convolutions import MOST_LENGTH, MOST_SIZE, Conv8
+from hasten.engines.compiled.nodes.int8.pending import Sums
+from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.convolutions16 import Conv16
+from hasten.engines.compiled.operators.int8.definition import MOST_LENGTH, MOST_SIZE
 from hasten.engines.compiled.operators.int8.elementwise import Add8, Gate8, Multiply8, Table8
 from hasten.engines.compiled.operators.int8.numbers import (
     Gate,
@@ -23,10 +23,11 @@ from hasten.engines.compiled.operators.int8.numbers import (
     check_scales,
     check_slopes,
 )
+from hasten.engines.compiled.operators.int8.numbers16 import Rounding16
 from hasten.engines.compiled.operators.int8.pools import Pool8
-from hasten.engines.compiled.operators.int8.words import Rounding16
 from hasten.engines.compiled.operators.programs import Step
-from hasten.engines.compiled.plan import Access, product
+from hasten.engines.compiled.tensors import Access, product
+from hasten.engines.compiled.values import Bytes, Levels, Value, Words, ordered
 from hasten.engines.layers import node_name
 from hasten.errors import IntegrityError
 
@@ -342,7 +343,7 @@ def give_products(
         weight=graph.store(np.ascontiguousarray(weight)),
         bias=graph.store(numbers),
     )
-    pending = Products(node, shape, conv=conv, scale=unit, most=most, last=last)
+    pending = Products(shape, node, conv=conv, scale=unit, most=most, last=last)
     node.give(Value("", "float32", shape, 0, pending=pending))
     return True
 
@@ -368,7 +369,7 @@ def converted(node: Node, value: Bytes | Words, shape: tuple[int, ...]) -> Produ
     conv = replace(value.reading(bare), weight=graph.store(np.ones(channels, np.int8)))
     most = np.full(channels, 1 << 16)
     scale = np.full(channels, value.scale)
-    return Products(node, shape, conv=conv, scale=scale, most=most, last=value.last)
+    return Products(shape, node, conv=conv, scale=scale, most=most, last=value.last)
 
 
 def conv(node: Node) -> bool:
@@ -488,7 +489,7 @@ def _both(node: Node, sign: int) -> bool:
     else:
         return False
     pending = _Both(
-        *(node, shape), values=(values[0], values[1]), names=names, last=last, gate=gate, sign=sign
+        *(shape, node), values=(values[0], values[1]), names=names, last=last, gate=gate, sign=sign
     )
     node.give(Value("", "float32", shape, 0, pending=pending))
     return True
@@ -575,7 +576,7 @@ def global_average(node: Node) -> bool:
         return False
     shape = (*given.shape[:2], *(1 for _ in given.shape[2:]))
     pool = _pool(value, given, node.graph, two(given.shape[2:], 1))
-    pending = _Averages(node, shape, value=value, pool=pool)
+    pending = _Averages(shape, node, value=value, pool=pool)
     node.give(Value("", "float32", shape, 0, pending=pending))
     return True
 
@@ -652,7 +653,7 @@ def pool(node: Node) -> bool:
     )
     shape = (*given.shape[:2], *window.output)
     if not largest:
-        pending = _Averages(node, shape, value=value, pool=bare)
+        pending = _Averages(shape, node, value=value, pool=bare)
         node.give(Value("", "float32", shape, 0, pending=pending))
         return True
     _largest(node, value, bare, shape)
@@ -668,7 +669,7 @@ def concat(node: Node) -> bool:
     parts = tuple((value.bytes, value.shape) for value in given if value.bytes is not None)
     if any(one.scales is not None for one, _ in parts):
         return axis == 1 and _concat_by_channel(node, shape, parts)
-    pending = _Joined(node, shape, parts=parts, axis=axis)
+    pending = _Joined(shape, node, parts=parts, axis=axis)
     node.give(Value("", "float32", shape, 0, pending=pending))
     kinds = {(one.zero, one.scale) for one, _ in parts}
     if len(kinds) == 1 and all(one.tensor for one, _ in parts):
@@ -705,7 +706,7 @@ def _concat_by_channel(
         for one, given in parts
     ]
     counted = tuple((one.read_as(zero, 1.0), given) for one, given in parts)
-    tensor, last = _Joined(node, shape, parts=counted, axis=1).stored(1.0, Rounding(zero))
+    tensor, last = _Joined(shape, node, parts=counted, axis=1).stored(1.0, Rounding(zero))
     kept = replace(Bytes.stored(tensor, last, zero, 1.0), scales=np.concatenate(steps))
     node.give(Value("", "float32", shape, 0, bytes=kept))
     return True

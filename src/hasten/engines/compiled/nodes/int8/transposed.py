@@ -8,15 +8,16 @@ from itertools import product as pairs
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.graph import Node, Value
+from hasten.engines.compiled.graph import Node
 from hasten.engines.compiled.nodes.convolutions import picture, two
+from hasten.engines.compiled.nodes.int8.pending import Sums
 from hasten.engines.compiled.nodes.int8.sums import Products, bias_of, give_products, operand
-from hasten.engines.compiled.nodes.int8.values import Levels, Sums, ordered
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.numbers import Rounding
-from hasten.engines.compiled.operators.int8.words import Rounding16
+from hasten.engines.compiled.operators.int8.numbers16 import Rounding16
 from hasten.engines.compiled.operators.programs import Step
-from hasten.engines.compiled.plan import Access, product
+from hasten.engines.compiled.tensors import Access, product
+from hasten.engines.compiled.values import Levels, Value, ordered
 
 _MOST_PLACES = 16
 """Results for each input pixel: a copy is generated for each."""
@@ -132,7 +133,7 @@ def transposed(node: Node) -> bool:
     assert isinstance(found, Products)
     cut = (before[0] - first[0] * strides[0], before[1] - first[1] * strides[1])
     shape = (1, groups * each, *(high, wide)[-len(sizes) :])
-    pending = Interleaved(node, shape, products=found, strides=strides, cut=cut, groups=groups)
+    pending = Interleaved(shape, node, products=found, strides=strides, cut=cut, groups=groups)
     node.give(Value("", "float32", shape, 0, pending=pending))
     return True
 

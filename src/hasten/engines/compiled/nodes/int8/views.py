@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.graph import Node, Value
+from hasten.engines.compiled.graph import Node
+from hasten.engines.compiled.values import Value
 
 _CONSTANTS: Mapping[str, tuple[int, ...]] = {
     "Resize": (1, 2, 3),

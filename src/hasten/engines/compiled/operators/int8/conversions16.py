@@ -9,13 +9,8 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8.numbers import whole_steps
-from hasten.engines.compiled.operators.int8.words import (
-    HIGHEST,
-    LOWEST,
-    WORDS,
-    Rounding16,
-    include,
-)
+from hasten.engines.compiled.operators.int8.numbers16 import HIGHEST, LOWEST, WORDS, Rounding16
+from hasten.engines.compiled.operators.int8.words import include
 from hasten.engines.compiled.plan import Operation, Plan
 from hasten.engines.layers import Kind
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8 import dense, depthwise16
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
-from hasten.engines.compiled.operators.int8.words import HIGHEST, LOWEST, Rounding16, most_sums
+from hasten.engines.compiled.operators.int8.numbers16 import HIGHEST, LOWEST, Rounding16, most_sums
 from hasten.engines.compiled.plan import Operation, Plan
 from hasten.engines.layers import Kind
 

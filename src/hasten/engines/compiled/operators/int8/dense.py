@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.operators.int8 import amx, arm, short_sums, winograd
+from hasten.engines.compiled.operators.int8 import amx, arm, point_sums, short_sums, winograd
+from hasten.engines.compiled.operators.int8.definition import Convolution
 from hasten.engines.compiled.operators.int8.layouts import Block, Layout, whole
+from hasten.engines.compiled.operators.int8.quads import grouped
 from hasten.engines.compiled.operators.int8.tiles import End, Tile, packed_together
 from hasten.engines.compiled.operators.int8.words import include
-from hasten.engines.compiled.plan import ALIGNMENT, MOST_BYTES, product
+from hasten.engines.compiled.tensors import ALIGNMENT, MOST_BYTES, product
 from hasten.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.operators.int8.convolutions import Conv8
     from hasten.engines.compiled.writer import Writer
 
 _PIXELS = ({1: 6, 2: 6, 3: 4, 4: 3}, {1: 8, 2: 8, 3: 8, 4: 7})
@@ -65,7 +66,7 @@ class Table:
         return pointer
 
 
-def emit_rows(conv: Conv8, writer: Writer) -> bool:
+def emit_rows(conv: Convolution, writer: Writer) -> bool:
     """Write a pointwise convolution of all rows at once; return whether it is one."""
     if not conv.pointwise:
         return False
@@ -76,12 +77,12 @@ def emit_rows(conv: Conv8, writer: Writer) -> bool:
     return True
 
 
-def emit(conv: Conv8, writer: Writer) -> None:
+def emit(conv: Convolution, writer: Writer) -> None:
     """Write the convolution of one row."""
     _emit(_laid_out(conv, writer), writer, None)
 
 
-def _laid_out(conv: Conv8, writer: Writer) -> Layout:
+def _laid_out(conv: Convolution, writer: Writer) -> Layout:
     """Return the layout for the processor that a plan is written for, and for the convolution's weights."""
     layout = Layout.of(conv, writer)
     if layout.weights > MOST_BYTES:
@@ -90,7 +91,7 @@ def _laid_out(conv: Conv8, writer: Writer) -> Layout:
         return layout
     short = replace(layout, quads=True, short=())
     parts = list(_parts(short, writer))
-    quads = tuple(short_sums.grouped(part[g]) for g in range(short.groups) for part in parts)
+    quads = tuple(grouped(part[g]) for g in range(short.groups) for part in parts)
     return replace(short, short=quads) if short_sums.faster(quads, layout) else layout
 
 
@@ -211,7 +212,7 @@ def _rows(layout: Layout, writer: Writer, table: Table) -> str:
             weights = f"s + {layout.scratch[0]}"
         if layout.points:
             end, most = End.of(conv, layout.permutes), _tile_pixels(layout, block)
-            line = winograd.line(layout, block, end, most, writer)
+            line = point_sums.line(layout, block, end, most, writer)
             body.append(f"{line}(from, w, b, e, f, to, some, s + {layout.scratch[0]});")
         elif layout.rows:
             line = amx.line(layout, block, writer)
@@ -239,7 +240,7 @@ def _chunk(layout: Layout) -> list[str]:
     line = conv.channels[0] * (1 if layout.pointwise else conv.padded_size[1])
     first = f"row * {line * (1 if layout.pointwise else conv.strides[0])}"
     if layout.points:
-        return winograd.chunk(layout, first)
+        return point_sums.chunk(layout, first)
     if layout.direct:
         return [f"const u8 *z = x + {first} * {layout.item};"]
     if layout.pointwise:
@@ -331,11 +332,11 @@ def _tile_pixels(layout: Layout, block: Block) -> int:
     most = _ARM_PIXELS.get(layout.arm, _PIXELS[layout.wide == 64])[block.vectors]
     if layout.wide < 64:
         return most
-    pixels = winograd.count(layout) if layout.points else layout.chunk_pixels
+    pixels = layout.tiles if layout.points else layout.chunk_pixels
     return min(range(most, most - 3, -1), key=lambda one: -(-pixels // one) * one)
 
 
-def _end(conv: Conv8) -> Array:
+def _end(conv: Convolution) -> Array:
     """Return the numbers of C's `struct end`."""
     numbers = [0, 0, 255, 0, 0, 0, 0, 255]
     rounding = conv.rounding if conv.words is None else conv.words

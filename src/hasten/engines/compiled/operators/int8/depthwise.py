@@ -17,10 +17,10 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8.epilogue import ChannelSums, Epilogue, laned_channels
-from hasten.engines.compiled.plan import product
+from hasten.engines.compiled.tensors import product
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.operators.int8.convolutions import Conv8
+    from hasten.engines.compiled.operators.int8.definition import Convolution
     from hasten.engines.compiled.writer import Writer
 
 _MOST_TAPS = 64
@@ -44,7 +44,7 @@ _CROSSED_TILE = 4
 """Pixels of a row that are computed at once from braids in registers."""
 
 
-def supported(conv: Conv8) -> bool:
+def supported(conv: Convolution) -> bool:
     """Whether a convolution can be written so."""
     return conv.depthwise and product(conv.kernel) <= _MOST_TAPS and max(conv.kernel) <= 16
 
@@ -97,13 +97,13 @@ class Braids:
     offsets: tuple[int, ...]
 
     @classmethod
-    def of(cls, conv: Conv8, taps: int) -> Braids:
+    def of(cls, conv: Convolution, taps: int) -> Braids:
         """Choose the step for which a row of results needs the fewest braids."""
         steps = (taps, 2) if taps > 2 else (taps,)
         return min((cls._with(conv, taps, step) for step in steps), key=lambda one: one.cost)
 
     @classmethod
-    def _with(cls, conv: Conv8, taps: int, step: int) -> Braids:
+    def _with(cls, conv: Convolution, taps: int, step: int) -> Braids:
         period = step // np.gcd(step, conv.strides[0])
         places, offsets = [], set()
         for row in range(int(period)):
@@ -113,7 +113,7 @@ class Braids:
         return cls(taps, step, int(period), tuple(places), tuple(sorted(offsets)))
 
     @staticmethod
-    def _covering(conv: Conv8, taps: int, step: int, row: int) -> list[int]:
+    def _covering(conv: Convolution, taps: int, step: int, row: int) -> list[int]:
         """Return the braids in which a row of results finds all its taps."""
         found: list[int] = []
         for tap in range(conv.kernel[0]):
@@ -132,7 +132,7 @@ class Braids:
         """Braids that are kept at a time."""
         return max(self.places) + self.offsets[-1] + 1
 
-    def weights(self, conv: Conv8, weight: Array) -> Array:
+    def weights(self, conv: Convolution, weight: Array) -> Array:
         """Return weights of shape (period, braids, columns, channels, taps), 0 where a braid has no tap.
 
         Args:
@@ -166,7 +166,7 @@ class Depthwise:
     """
 
     writer: Writer
-    conv: Conv8
+    conv: Convolution
 
     @cached_property
     def braids(self) -> Braids:
@@ -626,7 +626,7 @@ class Depthwise:
                         writer.line(f"{name} = dotted_at_{wide}({name}, x, own + {places[tap]});")
 
 
-def emit(conv: Conv8, writer: Writer) -> None:
+def emit(conv: Convolution, writer: Writer) -> None:
     """Write a whole convolution: rows are shared out where there are many, else blocks of channels."""
     made = Depthwise(writer, conv)
     x, y = writer.read(conv.input), writer.write(conv.output)

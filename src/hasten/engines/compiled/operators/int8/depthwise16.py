@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.operators.int8.layouts import vector_bytes
+from hasten.engines.compiled.operators.int8.definition import Convolution
 from hasten.engines.compiled.operators.int8.words import include
-from hasten.engines.compiled.plan import ALIGNMENT, MOST_BYTES, product
+from hasten.engines.compiled.tensors import ALIGNMENT, MOST_BYTES, product
+from hasten.engines.compiled.writer import byte_widths
 from hasten.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.operators.int8.convolutions16 import Conv16
     from hasten.engines.compiled.writer import Writer
 
 _MOST_UNROLLED = 50
@@ -39,7 +39,7 @@ class _Layout:
         wide: Bytes of a vector.
     """
 
-    conv: Conv16
+    conv: Convolution
     wide: int
 
     @property
@@ -66,7 +66,7 @@ class _Layout:
     def direct(self) -> bool:
         """Whether the picture is read itself, for want of pads."""
         whole = self.conv.channels[0] % self.channels == 0
-        return self.conv.wide and whole and not any(self.conv.pads)
+        return self.conv.given_type == "int16" and whole and not any(self.conv.pads)
 
     @property
     def unrolled(self) -> bool:
@@ -109,12 +109,12 @@ class _Layout:
         return units.swapaxes(-3, -2).reshape(*padded.shape[:-1], self.blocks, self.channels)
 
 
-def emit(conv: Conv16, writer: Writer) -> None:
+def emit(conv: Convolution, writer: Writer) -> None:
     """Write the convolution of one row of a batch."""
     if 4 * product(conv.kernel) * conv.channels[0] > MOST_BYTES:
         raise IntegrityError(f"the plan asks for more than {MOST_BYTES / 1e6:,.0f} MB of tables")
     include(writer)
-    layout = _Layout(conv, vector_bytes(writer.isa))
+    layout = _Layout(conv, byte_widths(writer.isa)[0])
     name = _function(layout, writer)
     table = writer.table(_table(layout, writer))
     x, y = writer.read(conv.input), writer.write(conv.output)
@@ -147,8 +147,9 @@ def _copied(layout: _Layout, padded: str, x: str) -> str:
     conv, c = layout.conv, layout.conv.channels[0]
     step = conv.strides[0]
     taps = (conv.kernel[0] - 1) * conv.dilations[0] + 1
+    pad = "pad_words" if conv.given_type == "int16" else "pad_bytes"
     return (
-        f"{'pad_words' if conv.wide else 'pad_bytes'}({padded}, {x}, row * {step}, (rows - 1) * {step} + {taps}, "
+        f"{pad}({padded}, {x}, row * {step}, (rows - 1) * {step} + {taps}, "
         f"{conv.size[0]}, {conv.size[1] * c}, {conv.pads[1] * c}, {conv.pads[3] * c}, {conv.pads[0]}, {conv.zero});"
     )
 

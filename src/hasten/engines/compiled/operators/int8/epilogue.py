@@ -13,7 +13,7 @@ from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.operators.int8.convolutions import Conv8
+    from hasten.engines.compiled.operators.int8.definition import Convolution
     from hasten.engines.compiled.writer import Writer
 
 _SUMS = 4
@@ -68,7 +68,7 @@ class Epilogue:
     last: str = ""
 
     @classmethod
-    def of(cls, writer: Writer, conv: Conv8, wide: int) -> Epilogue:
+    def of(cls, writer: Writer, conv: Convolution, wide: int) -> Epilogue:
         """Return a convolution's, with pointers to the whole tensors, for vectors of some bytes."""
         names = {
             field: writer.read(name)

@@ -10,13 +10,13 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8 import winograd
+from hasten.engines.compiled.operators.int8.definition import Convolution
+from hasten.engines.compiled.operators.int8.quads import Quads
 from hasten.engines.compiled.operators.int8.tiles import Steps
-from hasten.engines.compiled.plan import ALIGNMENT, product
-from hasten.engines.compiled.writer import multiplies, spelled_dots
+from hasten.engines.compiled.tensors import ALIGNMENT, product
+from hasten.engines.compiled.writer import byte_widths, multiplies, spelled_dots
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.operators.int8.convolutions import Conv8
-    from hasten.engines.compiled.operators.int8.short_sums import Quads
     from hasten.engines.compiled.writer import Writer
 
 _CHUNK_PIXELS = 196
@@ -74,7 +74,7 @@ class Layout:
         short: Quads of each block, for sums of 16 bits of products of bytes; None without, see `short_sums`.
     """
 
-    conv: Conv8
+    conv: Convolution
     wide: int
     quads: bool
     permutes: bool
@@ -85,10 +85,10 @@ class Layout:
     short: tuple[Quads, ...] | None = None
 
     @classmethod
-    def of(cls, conv: Conv8, writer: Writer) -> Layout:
+    def of(cls, conv: Convolution, writer: Writer) -> Layout:
         """Return the layout for the processor that a plan is written for."""
         isa = writer.isa
-        wide = vector_bytes(isa)
+        wide = byte_widths(isa)[0]
         of_bytes = conv.given_type == "uint8"
         arm = multiplies(isa) if of_bytes else ""
         amx = of_bytes and wide == 64 and "amx_int8" in isa
@@ -316,6 +316,11 @@ class Layout:
         """Pixels of a chunk."""
         return self.chunk_rows * (1 if self.pointwise else self.conv.output_size[1])
 
+    @property
+    def tiles(self) -> int:
+        """Tiles of a chunk, where results are calculated at points."""
+        return self.chunk_rows // winograd.SIDE * winograd.tiles(self.conv.output_size[1])
+
     @cached_property
     def weights(self) -> int:
         """Weights as they are packed, with zeros."""
@@ -348,19 +353,15 @@ class Layout:
     def scratch(self) -> tuple[int, int]:
         """Bytes of memory for the widened chunk, and for a block's widened weights or AMX's sums."""
         chunk = 0 if self.direct else self.row_numbers(self.chunk_rows) * 2
-        if self.points:
-            chunk, sums = winograd.scratch(self)
-            return whole(chunk + ALIGNMENT), sums
         vectors = max(block.vectors for block in self.blocks)
+        if self.points:
+            given = (self.tiles, self.conv.channels[0], vectors, self.wide)
+            chunk, sums = winograd.scratch(*given)
+            return whole(chunk + ALIGNMENT), sums
         if self.rows:
             return whole(chunk + ALIGNMENT), 4 * _REGISTER_ROWS * vectors * self.wide
         block = vectors * self.steps.dots * self.wide
         return whole(chunk + ALIGNMENT), block if self.mode == "widened" else 0
-
-
-def vector_bytes(isa: tuple[str, ...]) -> int:
-    """Return the bytes of a processor's vectors."""
-    return 64 if "avx512bw" in isa else 32 if "avx2" in isa else 16
 
 
 def _evenly(dots: int) -> tuple[int, int]:

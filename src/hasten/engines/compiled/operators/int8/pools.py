@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.operators.int8.convolutions import MOST_LENGTH, MOST_SIZE
+from hasten.engines.compiled.operators.int8.definition import MOST_LENGTH, MOST_SIZE
 from hasten.engines.compiled.operators.int8.elementwise import shared_bytes
 from hasten.engines.compiled.operators.int8.numbers import Rounding, check_sums
-from hasten.engines.compiled.plan import Operation, Plan, product
+from hasten.engines.compiled.plan import Operation, Plan
+from hasten.engines.compiled.tensors import product
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.writer import Writer

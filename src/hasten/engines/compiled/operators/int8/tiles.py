@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.operators.int8.convolutions import Conv8
+    from hasten.engines.compiled.operators.int8.definition import Convolution
 
 _MOST_UNROLLED = 36
 """Largest number of dot products that are written one after the other without a loop."""
@@ -67,7 +67,7 @@ class End:
     table: bool
 
     @classmethod
-    def of(cls, conv: Conv8, permutes: bool) -> End:
+    def of(cls, conv: Convolution, permutes: bool) -> End:
         """Return that of a convolution.
 
         Args:
